@@ -1,0 +1,107 @@
+"""Input scaling and photometric distortions, on the device.
+
+Distortions follow Howard (2013), whom GoogLeNet cites: brightness, contrast and
+colour in random order, then AlexNet's lighting noise. `photometric_strength`
+scales them all: 1 for the Inception baseline, less for BN-x5 (Section 4.2.1,
+change 7: the amount is not stated).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Luma of an RGB triple (ITU-R 601), as in PIL, which Howard's factors refer to.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# AlexNet's principal components of ImageNet's RGB values in [0, 1]: standard
+# deviations along, and directions of, the three components (public AlexNet and
+# GoogLeNet code).
+LIGHTING_DEVIATIONS = np.array([0.2175, 0.0188, 0.0045], np.float32)
+LIGHTING_DIRECTIONS = np.array(
+  [
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.8140],
+    [-0.5836, -0.6948, 0.4203],
+  ],
+  np.float32,
+)
+
+
+def scale_image(
+  image: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Array:
+  """(image - mean) / std in float32; mean and std: one value or one a channel.
+
+  Args:
+    image: [..., C] with values in 0..255.
+    mean, std: of length 1 or C.
+
+  Returns:
+    float32 [..., C].
+  """
+  mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+  return (image.astype(jnp.float32) - mean) / std
+
+
+def _luma(image: Array) -> Array:
+  if image.shape[-1] == 1:
+    return image
+  return jnp.sum(image * LUMA, axis=-1, keepdims=True)
+
+
+def _adjust(image: Array, which: Array, factor: Array) -> Array:
+  """Blends `image` with black, its mean grey, or its greyscale: 0, 1, 2."""
+  luma = _luma(image)
+  reference = jnp.stack(
+    [
+      jnp.zeros_like(image),
+      jnp.broadcast_to(jnp.mean(luma), image.shape),
+      jnp.broadcast_to(luma, image.shape),
+    ]
+  )[which]
+  return jnp.clip(reference + factor * (image - reference), 0.0, 255.0)
+
+
+def _distort_one(image: Array, key: Array, strength: float) -> Array:
+  order_key, factor_key, light_key = jax.random.split(key, 3)
+  order = jax.random.permutation(order_key, 3)
+  factors = 1.0 + strength * jax.random.uniform(
+    factor_key, (3,), minval=-0.5, maxval=0.5
+  )
+  for which in range(3):
+    image = _adjust(image, order[which], factors[which])
+  if image.shape[-1] == 3:
+    alpha = 0.1 * strength * jax.random.normal(light_key, (3,))
+    light = LIGHTING_DIRECTIONS @ (alpha * LIGHTING_DEVIATIONS)
+    image = image + 255.0 * light
+  return image
+
+
+def photometric_distortion(
+  image: Array, example_index: Array, key: Array, photometric_strength: float
+) -> Array:
+  """Distorts brightness, contrast, colour and lighting, each example its own way.
+
+  Factors are uniform in 1 -/+ 0.5 * strength; brightness blends with black,
+  contrast with the mean grey, colour with the greyscale image. The noise on the
+  principal components is N(0, 0.1 * strength). Images of one channel get
+  brightness and contrast only.
+
+  Args:
+    image: [N, H, W, C] with values in 0..255.
+    example_index: int [N], keys the randomness.
+    key: of this step.
+    photometric_strength: 0 (unchanged) to 1.
+
+  Returns:
+    float32 [N, H, W, C], values about 0..255.
+  """
+  image = image.astype(jnp.float32)
+  if photometric_strength == 0.0:
+    return image
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
+  distort = partial(_distort_one, strength=photometric_strength)
+  return jax.vmap(distort)(image, keys)

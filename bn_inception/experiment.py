@@ -1,0 +1,221 @@
+"""From a config, a plain nested dict, to everything that a program needs.
+
+Each section of the config is the keyword arguments of one function, so that a
+misspelt key fails at start-up: `source` -> `make_source`, `data` ->
+`InputOptions`, `augment` -> `photometric_distortion`, `input_scaling` ->
+`scale_image`, `model` -> `Inception`, `optimizer` -> `make_optimizer`,
+`training` -> `TrainingOptions`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+
+from bn_inception import augment, inception, mesh, steps
+from bn_inception.errors import UserError
+from bn_inception.input_pipeline import (
+  InputOptions,
+  evaluation_batches,
+  to_devices,
+  training_batches,
+)
+from bn_inception.optimizer import Optimizer, make_optimizer
+from bn_inception.sources import Source, make_source
+from bn_inception.train_state import TrainState, create_train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+  """How long to train, and what to do on the way.
+
+  Attributes:
+    num_epochs: passes over the training split.
+    log_every_steps, eval_every_steps, checkpoint_every_steps: in updates.
+    keep_last_checkpoints, keep_best_checkpoints: see `open_checkpoints`.
+    target_accuracy: top-1 in percent, for the result "steps to target".
+  """
+
+  num_epochs: float
+  log_every_steps: int
+  eval_every_steps: int
+  checkpoint_every_steps: int
+  keep_last_checkpoints: int
+  keep_best_checkpoints: int
+  target_accuracy: float
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      lowest = 0 if field.name.startswith(('keep_best', 'target')) else 1e-9
+      if getattr(self, field.name) < lowest:
+        raise UserError(
+          f'training.{field.name} must be positive, got '
+          f'{getattr(self, field.name)}'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """A split, and the step that evaluates a network on it.
+
+  Attributes:
+    source: the split.
+    eval_step: (variables, batch) -> sums.
+    batches: () -> one pass over the split, on the devices.
+    abstract_state: shapes of the train state, for restoring checkpoints.
+    device_mesh: the devices.
+  """
+
+  source: Source
+  eval_step: Callable
+  batches: Callable[[], Iterator[dict]]
+  abstract_state: TrainState
+  device_mesh: jax.sharding.Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A training run, assembled.
+
+  Attributes:
+    options: see `TrainingOptions`.
+    batch_size: global batch.
+    num_steps: updates of the whole run.
+    steps_per_epoch: training examples / global batch.
+    optimizer: see `make_optimizer`.
+    create_state: () -> the initial state.
+    batches: (first step) -> the batches from there to the end.
+    train_step: (state, batch, rng) -> (state, metrics).
+    rng: key of augmentation and dropout.
+    evaluator: of the evaluation split.
+  """
+
+  options: TrainingOptions
+  batch_size: int
+  num_steps: int
+  steps_per_epoch: float
+  optimizer: Optimizer
+  create_state: Callable[[], TrainState]
+  batches: Callable[[int], Iterator[dict]]
+  train_step: Callable
+  rng: jax.Array
+  evaluator: Evaluator
+
+
+def make_evaluator(
+  config: dict, data_dir: str | None, device_mesh: jax.sharding.Mesh, split: str
+) -> Evaluator:
+  """Assembles the evaluation of one split.
+
+  Raises:
+    UserError: if the data are missing.
+  """
+  dataset = config['source']['dataset']
+  source = make_source(dataset, split, data_dir)
+  options = InputOptions(**config['data'])
+  model = _make_model(config, source)
+  scale = partial(augment.scale_image, **config['input_scaling'])
+  eval_step = steps.make_eval_step(device_mesh, model=model, prepare=scale)
+  # Padded and masked, so that any batch size can be cut into equal parts.
+  num_devices = device_mesh.devices.size
+  batch_size = -(-config['eval_batch_size'] // num_devices) * num_devices
+  shape = (options.image_size, options.image_size, source.num_channels)
+  # Shapes do not depend on the schedule, so that any epoch length will do.
+  optimizer = _make_optimizer(config, num_examples=len(source))
+  return Evaluator(
+    source=source,
+    eval_step=eval_step,
+    batches=lambda: to_devices(
+      evaluation_batches(source, options, batch_size),
+      mesh.split_batch(device_mesh),
+    ),
+    abstract_state=jax.eval_shape(
+      partial(create_train_state, model, optimizer, image_shape=shape),
+      jax.random.key(0),
+    ),
+    device_mesh=device_mesh,
+  )
+
+
+def make_experiment(config: dict, data_dir: str | None) -> Experiment:
+  """Assembles a training run on all devices.
+
+  Args:
+    config: the plain nested dict of configs/.
+    data_dir: where TFDS data sets are; None: TFDS's default.
+
+  Raises:
+    UserError: for data that are missing, or a batch that cannot be divided.
+  """
+  batch_size, seed = config['batch_size'], config['seed']
+  device_mesh = mesh.make_training_mesh(
+    jax.devices(), batch_size, config['norm_batch_size']
+  )
+  names = config['source']
+  source = make_source(names['dataset'], names['train_split'], data_dir)
+  evaluator = make_evaluator(
+    config, data_dir, device_mesh, names['eval_split']
+  )
+  options = TrainingOptions(**config['training'])
+  input_options = InputOptions(**config['data'])
+  optimizer = _make_optimizer(config, len(source))
+  model = _make_model(config, source)
+  shape = (
+    input_options.image_size, input_options.image_size, source.num_channels,
+  )  # fmt: skip
+  steps_per_epoch = len(source) / batch_size
+  num_steps = max(1, round(options.num_epochs * steps_per_epoch))
+  weights_key, steps_key = jax.random.split(jax.random.key(seed))
+  replicated = mesh.replicated(device_mesh)
+  # Placed as the step returns it; otherwise the second step compiles again.
+  create_state = jax.jit(
+    partial(create_train_state, model, optimizer, image_shape=shape),
+    out_shardings=replicated,
+  )
+  return Experiment(
+    options=options,
+    batch_size=batch_size,
+    num_steps=num_steps,
+    steps_per_epoch=steps_per_epoch,
+    optimizer=optimizer,
+    create_state=lambda: create_state(weights_key),
+    batches=lambda first_step: to_devices(
+      training_batches(
+        source, input_options, batch_size, seed, first_step, num_steps
+      ),
+      mesh.split_batch(device_mesh),
+    ),
+    train_step=steps.make_train_step(
+      device_mesh,
+      model=model.clone(train=True, axis_name=mesh.MEMBER),
+      optimizer=optimizer,
+      prepare=_training_input(config),
+    ),
+    rng=jax.device_put(steps_key, replicated),
+    evaluator=evaluator,
+  )
+
+
+def _make_model(config: dict, source: Source) -> inception.Inception:
+  return inception.Inception(
+    num_classes=len(source.class_names),
+    norm_batch_size=config['norm_batch_size'],
+    **config['model'],
+  )
+
+
+def _make_optimizer(config: dict, num_examples: int) -> Optimizer:
+  batch_size = config['batch_size']
+  return make_optimizer(
+    steps_per_epoch=num_examples / batch_size,
+    batch_size=batch_size,
+    **config['optimizer'],
+  )
+
+
+def _training_input(config: dict) -> Callable:
+  """(image, index, key) -> the network's input: distorted, then scaled."""
+  distort = partial(augment.photometric_distortion, **config['augment'])
+  scale = partial(augment.scale_image, **config['input_scaling'])
+  return lambda image, index, key: scale(distort(image, index, key))

@@ -1,0 +1,238 @@
+"""BN-Inception: the network of the paper's Figure 5, as a table and a loop."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bn_inception import batch_norm, layers
+from bn_inception.errors import UserError
+
+Array = jax.Array
+
+
+class Row(NamedTuple):
+  """One Inception module of Figure 5: the widths of its four branches.
+
+  A width of 0 means that the branch has no such convolution; without a
+  projection the pooled input is passed through.
+  """
+
+  name: str
+  conv1x1: int
+  reduce3x3: int
+  conv3x3: int
+  reduce_double3x3: int
+  double3x3: int
+  pool: str
+  projection: int
+  stride: int
+
+
+# 4c and 4d: the figure prints projections of 128, which would give 608 feature
+# maps where it prints 576; 96 agrees with the printed outputs, and is a field
+# of the model (`pool_projection_4cd`).
+FIGURE_5 = (
+  #   name 1x1 3x3red 3x3 dblred dbl3x3 pool proj stride     output at 224x224
+  Row('3a',  64,  64,  64,  64,  96, 'avg',  32, 1),  #  28 x 28 x  256
+  Row('3b',  64,  64,  96,  64,  96, 'avg',  64, 1),  #  28 x 28 x  320
+  Row('3c',   0, 128, 160,  64,  96, 'max',   0, 2),  #  14 x 14 x  576
+  Row('4a', 224,  64,  96,  96, 128, 'avg', 128, 1),  #  14 x 14 x  576
+  Row('4b', 192,  96, 128,  96, 128, 'avg', 128, 1),  #  14 x 14 x  576
+  Row('4c', 160, 128, 160, 128, 160, 'avg',  96, 1),  #  14 x 14 x  576
+  Row('4d',  96, 128, 192, 160, 192, 'avg',  96, 1),  #  14 x 14 x  576
+  Row('4e',   0, 128, 192, 192, 256, 'max',   0, 2),  #   7 x  7 x 1024
+  Row('5a', 352, 192, 320, 160, 224, 'avg', 128, 1),  #   7 x  7 x 1024
+  Row('5b', 352, 192, 320, 192, 224, 'max', 128, 1),  #   7 x  7 x 1024
+)  # fmt: skip
+
+NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
+STEMS = ('separable', 'dense', 'small')
+
+
+def pool3x3(x: Array, kind: str, stride: int) -> Array:
+  """3x3 'max' or 'avg' pooling, SAME; padding does not enter the averages."""
+  window, strides = (3, 3), (stride, stride)
+  if kind == 'max':
+    return nn.max_pool(x, window, strides, 'SAME')
+  return nn.avg_pool(x, window, strides, 'SAME', count_include_pad=False)
+
+
+class InceptionModule(nn.Module):
+  """Four branches on one input, concatenated: 1x1 | 3x3 | double 3x3 | pool.
+
+  Attributes:
+    row: the widths, already scaled.
+    unit: makes a `ConvUnit`: unit(features, kernel size, strides=, name=).
+  """
+
+  row: Row
+  unit: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), sum of widths]."""
+    row, unit = self.row, self.unit
+    branches = []
+    if row.conv1x1:
+      branches.append(unit(row.conv1x1, 1, name='conv1x1')(x))
+
+    y = unit(row.reduce3x3, 1, name='reduce3x3')(x)
+    y = unit(row.conv3x3, 3, strides=row.stride, name='conv3x3')(y)
+    branches.append(y)
+
+    y = unit(row.reduce_double3x3, 1, name='reduce_double3x3')(x)
+    y = unit(row.double3x3, 3, name='double3x3_a')(y)
+    y = unit(row.double3x3, 3, strides=row.stride, name='double3x3_b')(y)
+    branches.append(y)
+
+    y = pool3x3(x, row.pool, row.stride)
+    if row.projection:
+      y = unit(row.projection, 1, name='projection')(y)
+    branches.append(y)
+    return jnp.concatenate(branches, axis=-1)
+
+
+class Inception(nn.Module):
+  """The paper's networks: Inception, BN-Inception and everything between.
+
+  Parameters are float32 under names that follow Figure 5:
+  `inception_3a/conv3x3/conv/kernel`, `inception_3a/conv3x3/norm/scale`, ...
+
+  Attributes:
+    num_classes: outputs of the final linear layer.
+    train: use mini-batch statistics and dropout.
+    stem: 'separable' (the paper's 7x7, depth multiplier 8), 'dense' (a plain
+      7x7), or 'small' (a 3x3 and no pooling, for images of up to 64x64).
+    stem_stride: stride of the first convolution.
+    width: multiplies every number of feature maps.
+    pool_projection_4cd: see FIGURE_5; 96, or 128 as printed.
+    use_batch_norm: normalise the input of every nonlinearity; otherwise
+      convolutions have biases.
+    use_lrn: local response normalisation after pool 1 and before pool 2.
+    nonlinearity: 'relu' or 'sigmoid'.
+    dropout_rate: before the linear layer.
+    norm_batch_size, axis_name, statistics_decay, epsilon: see `BatchNorm`.
+    dtype: of the computation ('float32', 'bfloat16'); logits are float32.
+    remat: recompute each module in the backward pass instead of keeping its
+      activations.
+    rows: the modules; shorter tables make small networks for tests.
+  """
+
+  num_classes: int
+  train: bool = False
+  stem: str = 'separable'
+  stem_stride: int = 2
+  width: float = 1.0
+  pool_projection_4cd: int = 96
+  use_batch_norm: bool = True
+  use_lrn: bool = False
+  nonlinearity: str = 'relu'
+  dropout_rate: float = 0.0
+  norm_batch_size: int = 0
+  axis_name: Any = None
+  statistics_decay: float = 0.9997
+  epsilon: float = 1e-3
+  dtype: str = 'float32'
+  remat: bool = False
+  rows: tuple[Row, ...] = FIGURE_5
+
+  def __post_init__(self):
+    for name, valid in (
+      ('stem', STEMS),
+      ('nonlinearity', tuple(NONLINEARITIES)),
+      ('dtype', ('float32', 'bfloat16')),
+    ):
+      if getattr(self, name) not in valid:
+        raise UserError(
+          f"model.{name} '{getattr(self, name)}' is unknown: use one of "
+          f'{", ".join(valid)}'
+        )
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, image: Array, example_index: Array) -> Array:
+    """Logits of a batch of scaled images.
+
+    Args:
+      image: [N, H, W, C], floating.
+      example_index: int [N], the examples' positions in their source: keys
+        the dropout masks.
+
+    Returns:
+      Logits, float32 [N, num_classes].
+    """
+    unit = self._make_unit()
+    module = nn.remat(InceptionModule) if self.remat else InceptionModule
+    x = self._stem(image.astype(self.dtype), unit)
+    for row in self.rows:
+      row = self._scaled(row)
+      x = module(row, unit, name=f'inception_{row.name}')(x)
+      self.sow('intermediates', f'inception_{row.name}', x)
+    x = jnp.mean(x, axis=(1, 2))  # the 7x7 average pool
+    x = layers.Dropout(self.dropout_rate, self.train)(x, example_index)
+    x = nn.Dense(
+      self.num_classes,
+      dtype=self.dtype,
+      kernel_init=layers.lecun_truncated_normal,
+      name='logits',
+    )(x)
+    return x.astype(jnp.float32)
+
+  def _make_unit(self):
+    norm = None
+    if self.use_batch_norm:
+      norm = partial(
+        batch_norm.BatchNorm,
+        train=self.train,
+        norm_batch_size=self.norm_batch_size,
+        axis_name=self.axis_name,
+        statistics_decay=self.statistics_decay,
+        epsilon=self.epsilon,
+      )
+    return partial(
+      layers.ConvUnit,
+      nonlinearity=NONLINEARITIES[self.nonlinearity],
+      norm=norm,
+      dtype=self.dtype,
+    )
+
+  def _num_features(self, full_width: int) -> int:
+    return max(1, round(full_width * self.width)) if full_width else 0
+
+  def _scaled(self, row: Row) -> Row:
+    if row.name in ('4c', '4d'):
+      row = row._replace(projection=self.pool_projection_4cd)
+    widths = {
+      name: self._num_features(value)
+      for name, value in row._asdict().items()
+      if name not in ('name', 'pool', 'stride')
+    }
+    return row._replace(**widths)
+
+  def _stem(self, x: Array, unit) -> Array:
+    """The rows of Figure 5 before the first Inception module."""
+    conv1 = partial(unit, strides=self.stem_stride, name='conv1')
+    num_features = self._num_features(64)
+    if self.stem == 'separable':
+      x = conv1(num_features, 7, depth_multiplier=8)(x)
+    elif self.stem == 'dense':
+      x = conv1(num_features, 7)(x)
+    else:
+      x = conv1(num_features, 3)(x)
+    has_pools = self.stem != 'small'
+    self.sow('intermediates', 'conv1', x)
+    if has_pools:
+      x = pool3x3(x, 'max', 2)
+    if self.use_lrn:
+      x = layers.local_response_normalization(x)
+    x = unit(num_features, 1, name='conv2_reduce')(x)
+    x = unit(self._num_features(192), 3, name='conv2')(x)
+    self.sow('intermediates', 'conv2', x)
+    if self.use_lrn:
+      x = layers.local_response_normalization(x)
+    if has_pools:
+      x = pool3x3(x, 'max', 2)
+    return x

@@ -1,0 +1,176 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard events, progress.
+
+Every line of metrics.jsonl has a `kind` ('train' or 'eval') and a `step`, the
+updates done so far.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+def read_metrics(workdir: str) -> list[dict]:
+  """The records of a run's metrics.jsonl; [] if there is none.
+
+  A last line that a killed process left unfinished is passed over.
+  """
+  path = os.path.join(workdir, METRICS_FILE)
+  if not os.path.exists(path):
+    return []
+  with open(path) as file:
+    lines = file.read().split('\n')
+  # What follows the last newline is empty, or was cut short.
+  return [json.loads(line) for line in lines[:-1]]
+
+
+class Logbook:
+  """Writes metrics of a run; a context manager.
+
+  Args:
+    workdir: the run directory.
+    first_step: the run goes on from here; records of later steps, written
+      after the checkpoint that is resumed, are dropped, as they come again.
+  """
+
+  def __init__(self, workdir: str, first_step: int):
+    kept = [r for r in read_metrics(workdir) if r['step'] <= first_step]
+    path = os.path.join(workdir, METRICS_FILE)
+    with open(path + '.tmp', 'w') as file:
+      file.writelines(json.dumps(record) + '\n' for record in kept)
+    os.replace(path + '.tmp', path)
+    self._file = open(path, 'a')
+    self._events = SummaryWriter(
+      os.path.join(workdir, 'tb'), purge_step=first_step + 1
+    )
+    self.records = kept
+
+  def write(self, kind: str, step: int, **values: float) -> None:
+    """Records numbers of a step; a non-finite one becomes null."""
+    for name, value in values.items():
+      self._events.add_scalar(f'{kind}/{name}', value, step)
+    record = {'kind': kind, 'step': step}
+    for name, value in values.items():
+      record[name] = value if math.isfinite(value) else None
+    self.records.append(record)
+    self._file.write(json.dumps(record) + '\n')
+    self._file.flush()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._file.close()
+    self._events.close()
+
+
+class ProgressDisplay:
+  """A live line on a terminal; plain lines elsewhere. A context manager.
+
+  Args:
+    first_step, last_step: where the run starts and ends.
+    steps_per_epoch: training examples / global batch.
+    seconds_between_lines: of plain output.
+  """
+
+  def __init__(
+    self,
+    first_step: int,
+    last_step: int,
+    steps_per_epoch: float,
+    seconds_between_lines: float = 5.0,
+  ):
+    self._last_step, self._steps_per_epoch = last_step, steps_per_epoch
+    self._pause, self._last_line = seconds_between_lines, -math.inf
+    console = Console(file=sys.stdout)
+    self._live = None
+    if console.is_terminal:
+      self._live = Progress(
+        BarColumn(20), TextColumn('{task.description}'), console=console
+      )
+      self._task = self._live.add_task(
+        'compiling', total=last_step, completed=first_step
+      )
+
+  def update(
+    self, step: int, loss: float, top1: float, images_per_second: float,
+    seconds_left: float,
+  ) -> None:  # fmt: skip
+    """Shows where training is."""
+    text = (
+      f'step {step}/{self._last_step}  '
+      f'epoch {step / self._steps_per_epoch:.2f}  loss {loss:.4f}  '
+      f'accuracy {top1:.2f} %  {images_per_second:.0f} images/s  '
+      f'{format_seconds(seconds_left)} left'
+    )
+    now = time.monotonic()
+    if self._live:
+      self._live.update(self._task, completed=step, description=text)
+    elif now - self._last_line >= self._pause or step == self._last_step:
+      self._last_line = now
+      print(text, flush=True)
+
+  def message(self, text: str) -> None:
+    """A line that stays."""
+    if self._live:
+      self._live.console.print(text, highlight=False, markup=False)
+    else:
+      print(text, flush=True)
+
+  def __enter__(self):
+    if self._live:
+      self._live.start()
+    return self
+
+  def __exit__(self, *exception):
+    if self._live:
+      self._live.stop()
+
+
+def format_seconds(seconds: float) -> str:
+  """'1:02:03' or '2:03'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'
+
+
+def draw_learning_curve(records: list[dict], path: str, title: str) -> None:
+  """A picture of training loss and evaluation accuracy against steps.
+
+  Args:
+    records: of `read_metrics`.
+    path: of the PNG file.
+    title: above the picture.
+  """
+  import matplotlib
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot
+
+  def series(kind: str, name: str):
+    chosen = [r for r in records if r['kind'] == kind and r[name] is not None]
+    return [r['step'] for r in chosen], [r[name] for r in chosen]
+
+  figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+  left.plot(*series('train', 'loss'), linewidth=1, label='training')
+  left.plot(*series('eval', 'loss'), marker='.', label='evaluation')
+  left.set(xlabel='steps', ylabel='cross-entropy', yscale='log')
+  right.plot(*series('train', 'top1'), linewidth=1, label='training')
+  right.plot(*series('eval', 'top1'), marker='.', label='evaluation')
+  right.set(xlabel='steps', ylabel='top-1 accuracy (%)')
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.suptitle(title)
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)

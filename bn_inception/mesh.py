@@ -1,0 +1,83 @@
+"""The device mesh: always the axes ('group', 'member').
+
+The devices of one group share batch statistics; the sizes of the axes follow
+from the number of devices and from `norm_batch_size`. Batches are split over
+both axes, everything else is replicated.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bn_inception.errors import UserError
+
+GROUP, MEMBER = AXES = ('group', 'member')
+
+
+def _divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def make_training_mesh(
+  devices: Sequence[jax.Device], batch_size: int, norm_batch_size: int
+) -> Mesh:
+  """A mesh whose groups hold `norm_batch_size` examples each, or divide evenly.
+
+  Args:
+    devices: all devices of all processes.
+    batch_size: global batch.
+    norm_batch_size: examples that share statistics; 0 = the global batch.
+
+  Returns:
+    Mesh with axes ('group', 'member'): 'member' has several devices exactly
+    when a normalisation batch is larger than a device's part.
+
+  Raises:
+    UserError: if the batch cannot be divided over the devices, or not into
+      normalisation batches; names the sizes that work.
+  """
+  num_devices = len(devices)
+  local, remainder = divmod(batch_size, num_devices)
+  if remainder or batch_size < 1:
+    raise UserError(
+      f'batch_size {batch_size} cannot be divided over {num_devices} devices: '
+      f'use a multiple of {num_devices}, such as '
+      f'--config.batch_size={max(1, round(batch_size / num_devices)) * num_devices}'
+    )
+  possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
+  if norm_batch_size == 0:
+    members = num_devices
+  elif norm_batch_size in possible:
+    members = max(1, norm_batch_size // local)
+  else:
+    raise UserError(
+      f'norm_batch_size {norm_batch_size} does not fit {local} examples on each '
+      f'of {num_devices} devices: use 0 (the whole batch) or one of '
+      f'{sorted({n for n in possible if n > 1})}'
+    )
+  return _make_mesh(devices, members)
+
+
+def make_evaluation_mesh(devices: Sequence[jax.Device]) -> Mesh:
+  """A mesh of all devices in one group, for steps without batch statistics."""
+  return _make_mesh(devices, len(devices))
+
+
+def _make_mesh(devices: Sequence[jax.Device], members: int) -> Mesh:
+  return Mesh(
+    np.asarray(devices).reshape(-1, members),
+    AXES,
+    axis_types=(AxisType.Auto, AxisType.Auto),
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: Mesh) -> NamedSharding:
+  """The leading axis is divided over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))

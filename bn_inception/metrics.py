@@ -1,0 +1,63 @@
+"""Sums and counts over examples: never means of means.
+
+A metric is accumulated as a sum over examples and divided once, at the end, by
+the count; so every example weighs the same whatever the batches were.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+def classification_sums(
+  logits: Array, label: Array, mask: Array
+) -> dict[str, Array]:
+  """Cross-entropy and correct predictions, summed over the unmasked examples.
+
+  The rank of the label is the number of classes before it in the order of
+  descending logits, equal ones by index (as in `lax.top_k`). A row with a
+  non-finite logit counts as wrong.
+
+  Args:
+    logits: float32 [N, classes].
+    label: int32 [N].
+    mask: bool [N]; False for padding.
+
+  Returns:
+    float32 scalars `loss_sum`, and int32 scalars `top1_count`, `top5_count`,
+    `count`.
+  """
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
+  classes = jnp.arange(logits.shape[-1])
+  before = (logits > of_label) | (
+    (logits == of_label) & (classes < label[:, None])
+  )
+  rank = jnp.sum(before, axis=-1)
+  valid = mask & jnp.all(jnp.isfinite(logits), axis=-1)
+  return {
+    'loss_sum': jnp.sum(jnp.where(mask, loss, 0.0)),
+    'top1_count': jnp.sum(valid & (rank < 1), dtype=jnp.int32),
+    'top5_count': jnp.sum(valid & (rank < 5), dtype=jnp.int32),
+    'count': jnp.sum(mask, dtype=jnp.int32),
+  }
+
+
+def add_sums(batches: list[dict]) -> dict[str, float]:
+  """Adds up host-side sums of many batches, in float64."""
+  return {
+    name: sum(float(batch[name]) for batch in batches)
+    for name in ('loss_sum', 'top1_count', 'top5_count', 'count')
+  }
+
+
+def averages(sums: dict) -> dict[str, float]:
+  """Mean loss, and top-1 and top-5 accuracy in percent, of summed counts."""
+  count = sums['count']
+  return {
+    'loss': sums['loss_sum'] / count,
+    'top1': 100.0 * sums['top1_count'] / count,
+    'top5': 100.0 * sums['top5_count'] / count,
+  }

@@ -1,0 +1,156 @@
+"""The folder of a run: lock, config, manifest, result.
+
+A run directory holds config.json, manifest.json, metrics.jsonl, tb/,
+checkpoints/, result.json and learning_curve.png. Giving the same command again
+resumes the run; another config is refused with the keys that differ.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+
+import jax
+
+from bn_inception.errors import UserError
+
+CONFIG_FILE, RESULT_FILE = 'config.json', 'result.json'
+
+# Running longer, logging or saving at other times, or reading with other
+# workers is the same experiment.
+FREE_TO_CHANGE = frozenset(
+  {
+    'name',
+    'eval_batch_size',
+    'data.num_workers',
+    'data.prefetch',
+    'training.num_epochs',
+    'training.log_every_steps',
+    'training.eval_every_steps',
+    'training.checkpoint_every_steps',
+    'training.keep_last_checkpoints',
+    'training.keep_best_checkpoints',
+    'training.target_accuracy',
+  }
+)
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain',
+  'tensorflow-datasets', 'opencv-python-headless',
+)  # fmt: skip
+
+
+def flatten(config: dict, prefix: str = '') -> dict[str, object]:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def differences(old: dict, new: dict) -> list[str]:
+  """Lines 'key: old -> new' for what differs and is not `FREE_TO_CHANGE`."""
+  old, new = flatten(old), flatten(new)
+  return [
+    f'{key}: {old.get(key, "absent")} -> {new.get(key, "absent")}'
+    for key in sorted(old.keys() | new.keys())
+    if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
+  ]
+
+
+def write_json(path: str, value: dict) -> None:
+  """Writes the whole file or nothing of it."""
+  with open(path + '.tmp', 'w') as file:
+    json.dump(value, file, indent=2, allow_nan=False)
+    file.write('\n')
+  os.replace(path + '.tmp', path)
+
+
+def read_json(path: str) -> dict:
+  """The contents of a JSON file.
+
+  Raises:
+    UserError: if it is absent or damaged.
+  """
+  try:
+    with open(path) as file:
+      return json.load(file)
+  except FileNotFoundError as error:
+    raise UserError(f'{path} does not exist') from error
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path} is damaged ({error}): restore or remove it') from error
+
+
+@contextlib.contextmanager
+def open_run(workdir: str, config: dict) -> Iterator[None]:
+  """Locks a run directory for this config, making or checking it.
+
+  Args:
+    workdir: made if absent.
+    config: plain and JSON-serialisable.
+
+  Raises:
+    UserError: if another process trains here, if the folder holds a run with
+      another config, or if it cannot be written.
+  """
+  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    lock = open(os.path.join(workdir, '.lock'), 'w')
+  except OSError as error:
+    raise UserError(
+      f'workdir {workdir} cannot be written ({error.strerror}): give another '
+      '--workdir'
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f'another process is training in {workdir}: wait for it, or give '
+        'another --workdir'
+      ) from error
+    path = os.path.join(workdir, CONFIG_FILE)
+    if os.path.exists(path):
+      changed = differences(read_json(path), config)
+      if changed:
+        raise UserError(
+          f'{workdir} holds a run with another config ({"; ".join(changed)}): '
+          'give another --workdir, or the config of that run'
+        )
+    write_json(path, config)
+    write_json(os.path.join(workdir, 'manifest.json'), manifest())
+    yield
+
+
+def manifest() -> dict:
+  """Versions, commit and devices of this process."""
+  return {
+    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'commit': _commit(),
+    'devices': [device.device_kind for device in jax.devices()],
+    'process_count': jax.process_count(),
+  }
+
+
+def _commit() -> str | None:
+  """The commit of this code, with '+' for uncommitted changes; None outside git."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  command = ['git', '-C', root, 'describe', '--always', '--abbrev=40']
+  command += ['--dirty=+', '--exclude=*']
+  try:
+    return subprocess.check_output(
+      command, text=True, stderr=subprocess.DEVNULL
+    ).strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None  # no git, or not a clone

@@ -1,0 +1,267 @@
+"""The training loop."""
+
+import json
+import os
+import time
+
+import jax
+
+from bn_inception import checkpoint, logbook, mesh, metrics, run_directory
+from bn_inception.evaluation import evaluate, statistics_name
+from bn_inception.experiment import Experiment, make_experiment
+from bn_inception.optimizer import effective_learning_rate
+from bn_inception.train_state import TrainState, count_parameters
+
+PAPER_BATCH_SIZE = 32
+
+
+def train_and_evaluate(
+  config: dict, workdir: str, data_dir: str | None = None
+) -> dict:
+  """Trains a network, or goes on training it, and writes its result.
+
+  Args:
+    config: the plain nested dict of configs/.
+    workdir: the run directory; a run in it with the same config is resumed.
+    data_dir: where TFDS data sets are; None: TFDS's default.
+
+  Returns:
+    What result.json holds: see `_result`.
+
+  Raises:
+    UserError: for whatever the caller can mend; nothing is lost.
+  """
+  config = json.loads(json.dumps(config))
+  experiment = make_experiment(config, data_dir)
+  with run_directory.open_run(workdir, config):
+    directory = os.path.join(workdir, 'checkpoints')
+    state = _create_or_restore(experiment, directory)
+    _print_summary(config, experiment, state)
+    options = experiment.options
+    with (
+      checkpoint.open_checkpoints(
+        directory, options.keep_last_checkpoints, options.keep_best_checkpoints
+      ) as checkpoints,
+      logbook.Logbook(workdir, int(state.step)) as book,
+      logbook.ProgressDisplay(
+        int(state.step), experiment.num_steps, experiment.steps_per_epoch
+      ) as display,
+    ):
+      run = _Run(config, experiment, checkpoints, book, display)
+      run.train(state)
+    result = _result(config, experiment, book.records)
+    run_directory.write_json(
+      os.path.join(workdir, run_directory.RESULT_FILE), result
+    )
+    logbook.draw_learning_curve(
+      book.records, os.path.join(workdir, 'learning_curve.png'), config['name']
+    )
+    _print_result(result, workdir)
+    return result
+
+
+def _create_or_restore(experiment: Experiment, directory: str) -> TrainState:
+  has_checkpoint = os.path.isdir(directory) and any(
+    name.isdecimal() for name in os.listdir(directory)
+  )
+  if not has_checkpoint:
+    return experiment.create_state()
+  path = checkpoint.find(directory)
+  print(f'resuming from {path}')
+  return checkpoint.restore(
+    path,
+    experiment.evaluator.abstract_state,
+    mesh.replicated(experiment.evaluator.device_mesh),
+  )
+
+
+class _Run:
+  """The loop and its clock. "Step" means updates done."""
+
+  def __init__(self, config, experiment, checkpoints, book, display):
+    self.config, self.experiment = config, experiment
+    self.checkpoints, self.book, self.display = checkpoints, book, display
+    done = book.records[-1]['seconds'] if book.records else 0.0
+    self.start_time = time.monotonic() - done
+
+  @property
+  def seconds(self) -> float:
+    return time.monotonic() - self.start_time
+
+  def train(self, state: TrainState) -> None:
+    """Trains to the last step, or to the first that is not finite."""
+    experiment, options = self.experiment, self.experiment.options
+    step = int(state.step)
+    if step >= experiment.num_steps:
+      return
+    pending, logged_step = [], step
+    interval_start = None  # the first interval would measure compilation
+    for batch in experiment.batches(step):
+      state, step_metrics = experiment.train_step(state, batch, experiment.rng)
+      pending.append(step_metrics)
+      step += 1
+      is_last = step == experiment.num_steps
+      is_eval = step % options.eval_every_steps == 0 or is_last
+      is_save = step % options.checkpoint_every_steps == 0 or is_last
+      if not (is_eval or is_save or step % options.log_every_steps == 0):
+        continue
+      # Fetching waits for the devices; until here the host only ran ahead.
+      fetched, pending = jax.device_get(pending), []
+      now = time.monotonic()
+      rate = None
+      if interval_start is not None:
+        rate = (
+          (step - logged_step) * experiment.batch_size / (now - interval_start)
+        )
+      self._log(step, fetched, rate)
+      if fetched[-1]['first_nonfinite_step'] >= 0:
+        return
+      top1 = self._evaluate(step, state) if is_eval else None
+      if is_save:
+        description = _description(self.config, experiment)
+        checkpoint.save(self.checkpoints, state, description, top1)
+      interval_start, logged_step = time.monotonic(), step
+
+  def _log(self, step: int, fetched: list[dict], rate: float | None) -> None:
+    averages = metrics.averages(metrics.add_sums(fetched))
+    latest = fetched[-1]
+    bad_step = int(latest['first_nonfinite_step'])
+    self.book.write(
+      'train',
+      step,
+      **averages,
+      learning_rate=float(latest['learning_rate']),
+      gradient_norm=float(latest['gradient_norm']),
+      first_nonfinite_step=bad_step,
+      seconds=self.seconds,
+      **({} if rate is None else {'images_per_second': rate}),
+    )
+    if bad_step >= 0:
+      self.display.message(
+        f'diverged: loss or gradient was not finite at step {bad_step}'
+      )
+      return
+    if rate is not None:
+      left = (self.experiment.num_steps - step) * self.experiment.batch_size
+      self.display.update(
+        step, averages['loss'], averages['top1'], rate, left / rate
+      )
+
+  def _evaluate(self, step: int, state: TrainState) -> float:
+    evaluator = self.experiment.evaluator
+    values = evaluate(
+      evaluator.eval_step,
+      state.evaluation_variables,
+      evaluator.batches(),
+      len(evaluator.source),
+    )
+    self.book.write('eval', step, **values, seconds=self.seconds)
+    self.display.message(
+      f'evaluation at step {step}: top-1 {values["top1"]:.2f} %, top-5 '
+      f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
+      f'({values["examples"]} examples)'
+    )
+    return values['top1']
+
+
+def _description(config: dict, experiment: Experiment) -> dict:
+  """What is stored with a checkpoint, enough to evaluate it anywhere."""
+  return {
+    'config': config,
+    'num_classes': len(experiment.evaluator.source.class_names),
+  }
+
+
+def _print_summary(config: dict, experiment: Experiment, state) -> None:
+  optimizer, model = config['optimizer'], config['model']
+  batch_size, num_steps = config['batch_size'], experiment.num_steps
+  rate = effective_learning_rate(
+    optimizer['learning_rate'], batch_size, optimizer['learning_rate_per_32']
+  )
+  rule = 'per 32 examples' if optimizer['learning_rate_per_32'] else 'as given'
+  norm = 'none'
+  if model['use_batch_norm']:
+    norm = f'{config["norm_batch_size"] or batch_size} examples share statistics'
+  device = jax.devices()[0].device_kind
+  lines = {
+    'run': config['name'],
+    'devices': f'{jax.device_count()} x {device}',
+    'batch': f'{batch_size} examples',
+    'normalisation': norm,
+    'learning rate': (
+      f'{rate:g} ({optimizer["learning_rate"]:g} {rule}), '
+      f'x {optimizer["decay_factor"]:g} every '
+      f'{optimizer["decay_epochs"]:.3g} epochs, '
+      f'momentum {optimizer["momentum"]:g}'
+    ),
+    'L2': f'{optimizer["weight_decay"]:g} on kernels',
+    'steps': (
+      f'{num_steps} = {num_steps / experiment.steps_per_epoch:g} epochs '
+      f'= {num_steps * batch_size / PAPER_BATCH_SIZE:g} steps of the paper '
+      f'({PAPER_BATCH_SIZE} examples each)'
+    ),
+    'parameters': f'{count_parameters(state.params):,}',
+  }
+  for name, value in lines.items():
+    print(f'{name:14} {value}')
+
+
+def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
+  """The outcome of a run, from its records.
+
+  Returns:
+    `top1` and `top5` are of the last evaluation, in percent; `max_top1` is the
+    best of all evaluations; `steps_to_target` the step of the first one at or
+    above the target, None if there was none; `images_per_second` the median
+    over the logged intervals.
+  """
+  train = [r for r in records if r['kind'] == 'train']
+  evals = [r for r in records if r['kind'] == 'eval']
+  step = records[-1]['step']
+  examples = step * experiment.batch_size
+  bad_step = train[-1]['first_nonfinite_step']
+  target = experiment.options.target_accuracy
+  reached = [r['step'] for r in evals if r['top1'] >= target]
+  rates = sorted(
+    r['images_per_second'] for r in train if r.get('images_per_second')
+  )
+  last = evals[-1] if evals else {}
+  return {
+    'name': config['name'],
+    'config': config,
+    'steps': step,
+    'epochs': step / experiment.steps_per_epoch,
+    'examples': examples,
+    'paper_steps': examples / PAPER_BATCH_SIZE,
+    'eval_split': config['source']['eval_split'],
+    'eval_examples': last.get('examples'),
+    'top1': last.get('top1'),
+    'top5': last.get('top5'),
+    'loss': last.get('loss'),
+    'max_top1': max((r['top1'] for r in evals), default=None),
+    'statistics': statistics_name(config),
+    'target_accuracy': target,
+    'steps_to_target': reached[0] if reached else None,
+    'diverged': bad_step >= 0,
+    'first_nonfinite_step': bad_step if bad_step >= 0 else None,
+    'images_per_second': rates[len(rates) // 2] if rates else None,
+    'wall_seconds': records[-1]['seconds'],
+  }
+
+
+def _print_result(result: dict, workdir: str) -> None:
+  if result['diverged']:
+    print(
+      f'result: diverged at step {result["first_nonfinite_step"]} '
+      f'(written to {workdir}/{run_directory.RESULT_FILE})'
+    )
+    return
+  reached = result['steps_to_target']
+  target = f'{result["target_accuracy"]:g} %'
+  print(
+    f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
+    f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
+    f'{f"reached at step {reached}" if reached else "not reached"}; '
+    f'{logbook.format_seconds(result["wall_seconds"])} in all; written to '
+    f'{workdir}/{run_directory.RESULT_FILE}'
+  )

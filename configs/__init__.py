@@ -1,0 +1,1 @@
+"""Experiments as data: see paper.py for the tables, compose.py for the rule."""

@@ -1,0 +1,14 @@
+r"""Add-one-in ablation: BN-Baseline with some of the seven changes.
+
+  python train.py --config=configs/bn_baseline_with.py:remove_dropout
+  python train.py \
+    --config=configs/bn_baseline_with.py:shuffle_more_thoroughly,fashion_mnist
+
+The names are those of CHANGES in paper.py. Paper: none of these was published.
+"""
+
+from configs import compose
+
+
+def get_config(changes_and_task: str = ''):
+  return compose.with_changes('bn_baseline', changes_and_task)

@@ -1,0 +1,76 @@
+"""Puts the tables of paper.py together: task, network, changes, command line."""
+
+from collections.abc import Iterable
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import paper
+
+# Raised for a misspelt name: absl reports it as a bad flag value, in one line.
+BadValue = flags.IllegalFlagValueError
+
+
+def preset(network: str, task: str) -> ConfigDict:
+  """The config of a network of Figure 3 on a task."""
+  changes = _lookup('network', paper.NETWORKS, network).changes
+  return _compose(network, task, changes, name=network)
+
+
+def without(network: str, argument: str) -> ConfigDict:
+  """A network less some of its changes: 'remove_dropout,...[,task]'."""
+  names, task = _split(argument)
+  included = _lookup('network', paper.NETWORKS, network).changes
+  kept = {name: included[name] for name in included if name not in names}
+  return _compose(network, task, kept, '-'.join([f'{network}_without', *names]))
+
+
+def with_changes(network: str, argument: str) -> ConfigDict:
+  """A network plus some changes: 'remove_dropout,...[,task]'."""
+  names, task = _split(argument)
+  changes = {name: paper.CHANGES[name] for name in names}
+  return _compose(network, task, changes, '-'.join([f'{network}_with', *names]))
+
+
+def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:
+  values = dict(paper.BASE)
+  updates: Iterable[dict] = (
+    _lookup('task', paper.TASKS, task),
+    paper.NETWORKS[network].values,
+    *changes.values(),
+  )
+  for update in updates:
+    for key, value in update.items():
+      is_relative = isinstance(value, paper.Times)
+      values[key] = values[key] * value.factor if is_relative else value
+      if key not in paper.BASE:
+        raise KeyError(f'{key} is in no table of paper.BASE')
+  config = ConfigDict({'name': f'{name}-{task}'})
+  for key, value in values.items():
+    section, _, leaf = key.rpartition('.')
+    if section and section not in config:
+      config[section] = ConfigDict()
+    (config[section] if section else config)[leaf] = value
+  return config.lock()
+
+
+def _split(argument: str) -> tuple[list[str], str]:
+  """'change,change,task' -> ([change, change], task); the task may be absent."""
+  names = argument.split(',')
+  task = names.pop() if names[-1] in paper.TASKS else 'imagenet'
+  for name in names:
+    if name not in paper.CHANGES:
+      raise BadValue(
+        f"unknown change or task '{name}': the changes are "
+        f'{", ".join(paper.CHANGES)}; the tasks, which come last, are '
+        f'{", ".join(paper.TASKS)}'
+      )
+  if not names:
+    raise BadValue(f'name a change: one of {", ".join(paper.CHANGES)}')
+  return names, task
+
+
+def _lookup(kind: str, table: dict, name: str):
+  if name not in table:
+    raise BadValue(f"unknown {kind} '{name}': use one of {', '.join(table)}")
+  return table[name]

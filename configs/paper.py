@@ -1,0 +1,143 @@
+"""The paper's experiments as tables: BASE, TASKS, CHANGES and NETWORKS.
+
+Data only; `compose.py` puts them together: the base and the task give plain
+Inception's recipe, the network and its changes act on it. `Times(f)` multiplies
+what the task gave; anything else replaces it. Where the paper states no value,
+a comment says whose it is.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Times(NamedTuple):
+  """A value relative to the task's."""
+
+  factor: float
+
+
+class Network(NamedTuple):
+  """What a network sets itself, and the acceleration changes it includes."""
+
+  values: dict[str, Any]
+  changes: dict[str, dict[str, Any]]
+
+
+# The Inception baseline of Section 4.2, as far as it is the same for all tasks.
+BASE = {
+  'seed': 0,
+  'batch_size': 32,
+  'eval_batch_size': 200,
+  'norm_batch_size': 32,  # Section 4.2: mini-batch 32; 0 = the global batch
+  'source.dataset': '',
+  'source.train_split': 'train',
+  'source.eval_split': 'test',
+  'data.image_size': 224,
+  'data.shuffle': 'shards',  # change 6 is the alternative
+  'data.num_shards': 1,
+  'data.train_crop': 'whole',
+  'data.eval_crop': 'whole',
+  'data.mirror': False,
+  'data.num_workers': 0,
+  'data.prefetch': 4,
+  'augment.photometric_strength': 1.0,  # Howard 2013, whom GoogLeNet follows
+  'input_scaling.mean': (127.5,),  # to [-1, 1]: TF-Slim's Inception
+  'input_scaling.std': (127.5,),
+  'model.stem': 'separable',
+  'model.stem_stride': 2,
+  'model.width': 1.0,
+  'model.pool_projection_4cd': 96,  # Figure 5's output sizes; it prints 128
+  'model.use_batch_norm': False,
+  'model.use_lrn': True,
+  'model.nonlinearity': 'relu',
+  'model.dropout_rate': 0.4,  # GoogLeNet, and Section 4.2.3
+  'model.epsilon': 1e-3,  # TF-Slim's Inception v2; others use 1e-5
+  'model.statistics_decay': 0.9997,  # TF-Slim's Inception v2; monitoring only
+  'model.dtype': 'float32',
+  'model.remat': False,
+  'optimizer.learning_rate': 0.0015,  # Section 4.2.2
+  'optimizer.learning_rate_per_32': False,
+  'optimizer.momentum': 0.9,  # GoogLeNet; the paper says "with momentum"
+  'optimizer.nesterov': False,
+  'optimizer.weight_decay': 2e-4,  # public GoogLeNet (BVLC Caffe)
+  'optimizer.decay_factor': 0.96,  # GoogLeNet: -4 % every 8 epochs
+  'optimizer.decay_epochs': 8.0,
+  'optimizer.average_decay': 0.0,  # GoogLeNet averaged; the paper is silent
+  'training.num_epochs': 150.0,  # BN-x30's 6e6 steps of 32 images
+  'training.log_every_steps': 100,
+  'training.eval_every_steps': 20_000,
+  'training.checkpoint_every_steps': 20_000,
+  'training.keep_last_checkpoints': 2,
+  'training.keep_best_checkpoints': 1,
+  'training.target_accuracy': 72.2,  # Figure 3: what Inception reached
+}
+
+# The small tasks squeeze the 150 epochs of the schedule into their own.
+TASKS = {
+  'imagenet': {
+    'source.dataset': 'imagenet2012',
+    'source.eval_split': 'validation',
+    'data.num_shards': 1024,  # as TFDS prepares it
+    'data.train_crop': 'area',  # GoogLeNet: 8-100 % of the image
+    'data.eval_crop': 'centre',  # TF-Slim: the middle 87.5 %
+    'data.mirror': True,
+    'data.num_workers': 8,
+  },
+  'fashion_mnist': {
+    'source.dataset': 'fashion_mnist',
+    'data.image_size': 28,
+    'data.num_shards': 64,
+    'data.mirror': True,
+    'eval_batch_size': 500,
+    'model.stem': 'small',
+    'model.width': 0.125,
+    'optimizer.decay_epochs': 8.0 * 8 / 150,
+    'training.num_epochs': 8.0,
+    'training.log_every_steps': 25,
+    'training.eval_every_steps': 625,
+    'training.checkpoint_every_steps': 625,
+    'training.target_accuracy': 89.0,
+  },
+  'digits': {
+    'source.dataset': 'digits',
+    'data.image_size': 8,
+    'data.num_shards': 16,
+    'eval_batch_size': 180,
+    'model.stem': 'small',
+    'model.stem_stride': 1,
+    'model.width': 0.125,
+    'optimizer.decay_epochs': 8.0 * 30 / 150,
+    'training.num_epochs': 30.0,
+    'training.log_every_steps': 25,
+    'training.eval_every_steps': 225,
+    'training.checkpoint_every_steps': 225,
+    'training.target_accuracy': 97.0,
+  },
+}
+
+# Section 4.2.1, in the paper's order and words.
+CHANGES = {
+  'increase_learning_rate': {'optimizer.learning_rate': Times(5)},
+  'remove_dropout': {'model.dropout_rate': 0.0},
+  'reduce_weight_decay': {'optimizer.weight_decay': Times(1 / 5)},
+  'accelerate_learning_rate_decay': {'optimizer.decay_epochs': Times(1 / 6)},
+  'remove_local_response_norm': {'model.use_lrn': False},
+  'shuffle_more_thoroughly': {'data.shuffle': 'within_shards'},
+  # The paper says fewer distortions, not how much fewer: half is ours.
+  'reduce_photometric_distortions': {'augment.photometric_strength': 0.5},
+}
+
+_BATCH_NORM = {'model.use_batch_norm': True}
+_SIGMOID = {'model.nonlinearity': 'sigmoid'}
+_FASTER = {'optimizer.learning_rate': Times(5)}
+_X30 = {'increase_learning_rate': {'optimizer.learning_rate': Times(30)}}
+
+# Section 4.2.2 and Figure 3, then the two that it reports as failures.
+NETWORKS = {
+  'inception': Network({}, {}),
+  'bn_baseline': Network(_BATCH_NORM, {}),
+  'bn_x5': Network(_BATCH_NORM, CHANGES),
+  'bn_x30': Network(_BATCH_NORM, CHANGES | _X30),
+  'bn_x5_sigmoid': Network(_BATCH_NORM | _SIGMOID, CHANGES),
+  'inception_x5': Network(_FASTER, {}),
+  'inception_sigmoid': Network(_SIGMOID, {}),
+}

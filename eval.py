@@ -1,0 +1,77 @@
+"""Evaluates a checkpoint: top-1 and top-5 accuracy, as a table and as JSON."""
+
+import os
+
+from absl import flags
+
+from bn_inception import command_line, evaluation
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  'runs/digits',
+  'Folder of a run, as given to train.py. Example: --workdir=runs/digits',
+)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint',
+  None,
+  'Folder of one checkpoint, instead of --workdir. '
+  'Example: --checkpoint=runs/digits/checkpoints/450',
+)
+_STEP = flags.DEFINE_integer(
+  'step',
+  None,
+  'Step of the checkpoint in --workdir; default: the newest. Example: --step=450',
+)
+_DATASET = flags.DEFINE_string(
+  'dataset',
+  None,
+  'Data set to evaluate on; default: that of the training run. '
+  'Example: --dataset=fashion_mnist',
+)
+_SPLIT = flags.DEFINE_string(
+  'split',
+  None,
+  "Split to evaluate on; default: the run's evaluation split. "
+  'Example: --split=train',
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size',
+  None,
+  "Examples at a time; default: the run's. The result does not depend on it. "
+  'Example: --batch_size=64',
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir',
+  None,
+  'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
+  '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
+)
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir, '
+  'or beside the checkpoint. Example: --output=digits.json',
+)
+
+
+def main() -> None:
+  path = _CHECKPOINT.value or evaluation.find_checkpoint(
+    _WORKDIR.value, _STEP.value
+  )
+  result = evaluation.evaluate_checkpoint(
+    path,
+    dataset=_DATASET.value,
+    split=_SPLIT.value,
+    batch_size=_BATCH_SIZE.value,
+    data_dir=_DATA_DIR.value,
+  )
+  evaluation.print_table(result)
+  folder = os.path.dirname(os.path.abspath(path))
+  if _CHECKPOINT.value is None:
+    folder = _WORKDIR.value
+  name = f'evaluation_{result["split"]}_{result["step"]}.json'
+  evaluation.write_result(result, _OUTPUT.value or os.path.join(folder, name))
+
+
+if __name__ == '__main__':
+  command_line.run(main)
