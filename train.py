@@ -3,26 +3,27 @@
 Without flags: BN-x5 on the digits that ship with scikit-learn, in two minutes.
 """
 
+import os
+
 from absl import flags
 from ml_collections import config_flags
 
 from bn_inception import command_line, training
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
-DEFAULT_WORKDIR = 'runs/digits'
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
-  DEFAULT_CONFIG,
+  None,
   'What to train, as FILE:TASK, where the task is imagenet, fashion_mnist or '
-  'digits: --config=configs/bn_x30.py:imagenet. Any value can be overridden: '
-  '--config.optimizer.learning_rate=0.01',
+  f'digits; default: {DEFAULT_CONFIG}. Any value can be overridden. Example: '
+  '--config=configs/bn_x30.py:imagenet --config.optimizer.learning_rate=0.01',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
   'Folder of the run; the same command again resumes it. Default: runs/ and '
-  'the name of the config. Example: --workdir=runs/my_first_run',
+  'the name of the config, or runs/digits. Example: --workdir=runs/first',
 )
 _DATA_DIR = flags.DEFINE_string(
   'data_dir',
@@ -34,12 +35,10 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main() -> None:
   config = _CONFIG.value.to_dict()
-  workdir = _WORKDIR.value
-  if workdir is None:
-    is_default = flags.FLAGS['config'].using_default_value
-    workdir = DEFAULT_WORKDIR if is_default else f'runs/{config["name"]}'
+  name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']
+  workdir = _WORKDIR.value or os.path.join('runs', name)
   training.train_and_evaluate(config, workdir, _DATA_DIR.value)
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, DEFAULT_CONFIG)

@@ -1,58 +1,83 @@
 """Running a program: flags, and errors of the user in one line."""
 
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from bn_inception.errors import UserError
 
 EXIT_USER_ERROR = 2
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], default_config: str | None = None) -> None:
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0, or 2 for what the user can mend; a defect keeps its traceback.
+
+  Args:
+    main: reads its flags itself.
+    default_config: value of --config where it is not given. (A default of the
+      flag itself would be loaded, and fail, before this function is called.)
   """
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  arguments = list(sys.argv)
+  is_given = any(re.match('--?config(=|$)', a) for a in arguments)
+  if default_config is not None and not is_given:
+    arguments.insert(1, f'--config={default_config}')
 
-  def guarded(arguments: list[str]) -> None:
-    if len(arguments) > 1:
-      _stop(f"'{arguments[1]}' is not a flag: flags begin with --; see --help")
+  def guarded(remaining: list[str]) -> None:
+    if len(remaining) > 1:
+      _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
       main()
     except UserError as error:
       _stop(str(error))
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, arguments, _parse)
 
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    return app.parse_flags_with_usage(arguments)
-  except AttributeError as error:  # ml_collections: an override of no such key
+    remaining = flags.FLAGS(arguments)
+    if 'config' in flags.FLAGS:
+      flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
+    return remaining
+  except flags.Error as error:
+    _stop(f'{error}; see --help')
+  except (AttributeError, KeyError) as error:  # an override of no such key
     _stop(_explain_unknown_key(arguments) or str(error))
-  except OSError as error:  # ml_collections: no such config file
+  except OSError as error:  # no such config file
     _stop(' '.join(str(error).split()))
 
 
 def _explain_unknown_key(arguments: list[str]) -> str | None:
   """'--config.optimizer.rate=1' -> the keys that `optimizer` has."""
-  for argument in arguments:
-    path = argument.lstrip('-').partition('=')[0].split('.')
-    if path[0] != 'config':
+  sys.argv = sys.argv[:1]  # where ml_collections finds the overrides
+  only_config = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=only_config)
+  for argument, following in itertools.pairwise([*arguments, '']):
+    name = argument.lstrip('-').partition('=')[0]
+    if name == 'config':
+      only_config(
+        ['', argument] if '=' in argument else ['', argument, following]
+      )
+    if not name.startswith('config.'):
       continue
-    section = flags.FLAGS['config'].value
-    for depth, key in enumerate(path[1:], 1):
-      if not hasattr(section, 'keys') or key not in section:
-        known = ', '.join(sorted(section)) if hasattr(section, 'keys') else ''
-        place = '.'.join(path[:depth])
-        return f"{place} has no key '{key}': it has {known or 'no keys'}"
-      section = section[key]
+    section = only_config['config'].value
+    place = 'config'
+    for key in name.split('.')[1:]:
+      if not isinstance(section, ConfigDict):
+        return f"{place} is a value and has no key '{key}'"
+      if key not in section:
+        return f"{place} has no key '{key}': it has {', '.join(section)}"
+      section, place = section[key], f'{place}.{key}'
   return None
 
 

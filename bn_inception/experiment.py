@@ -154,9 +154,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   )
   names = config['source']
   source = make_source(names['dataset'], names['train_split'], data_dir)
-  evaluator = make_evaluator(
-    config, data_dir, device_mesh, names['eval_split']
-  )
+  evaluator = make_evaluator(config, data_dir, device_mesh, names['eval_split'])
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
   optimizer = _make_optimizer(config, len(source))

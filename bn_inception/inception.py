@@ -170,7 +170,6 @@ class Inception(nn.Module):
     for row in self.rows:
       row = self._scaled(row)
       x = module(row, unit, name=f'inception_{row.name}')(x)
-      self.sow('intermediates', f'inception_{row.name}', x)
     x = jnp.mean(x, axis=(1, 2))  # the 7x7 average pool
     x = layers.Dropout(self.dropout_rate, self.train)(x, example_index)
     x = nn.Dense(
@@ -223,14 +222,12 @@ class Inception(nn.Module):
     else:
       x = conv1(num_features, 3)(x)
     has_pools = self.stem != 'small'
-    self.sow('intermediates', 'conv1', x)
     if has_pools:
       x = pool3x3(x, 'max', 2)
     if self.use_lrn:
       x = layers.local_response_normalization(x)
     x = unit(num_features, 1, name='conv2_reduce')(x)
     x = unit(self._num_features(192), 3, name='conv2')(x)
-    self.sow('intermediates', 'conv2', x)
     if self.use_lrn:
       x = layers.local_response_normalization(x)
     if has_pools:

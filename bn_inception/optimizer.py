@@ -84,7 +84,9 @@ def make_optimizer(
   Returns:
     An `Optimizer`.
   """
-  rate = effective_learning_rate(learning_rate, batch_size, learning_rate_per_32)
+  rate = effective_learning_rate(
+    learning_rate, batch_size, learning_rate_per_32
+  )
   schedule = decay_schedule(rate, decay_factor, decay_epochs, steps_per_epoch)
   transform = optax.chain(
     optax.add_decayed_weights(weight_decay, mask=kernel_mask),

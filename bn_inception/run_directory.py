@@ -85,7 +85,9 @@ def read_json(path: str) -> dict:
   except FileNotFoundError as error:
     raise UserError(f'{path} does not exist') from error
   except json.JSONDecodeError as error:
-    raise UserError(f'{path} is damaged ({error}): restore or remove it') from error
+    raise UserError(
+      f'{path} is damaged ({error}): restore or remove it'
+    ) from error
 
 
 @contextlib.contextmanager
@@ -100,7 +102,9 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
     UserError: if another process trains here, if the folder holds a run with
       another config, or if it cannot be written.
   """
-  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  config = json.loads(
+    json.dumps(config)
+  )  # as it will be read: tuples are lists
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, '.lock'), 'w')

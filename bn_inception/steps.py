@@ -24,7 +24,9 @@ def average_over_devices(tree):
     return tree
   return jax.tree.map(
     lambda x: (
-      jax.lax.pmean(x, mesh.AXES) if jnp.issubdtype(x.dtype, jnp.floating) else x
+      jax.lax.pmean(x, mesh.AXES)
+      if jnp.issubdtype(x.dtype, jnp.floating)
+      else x
     ),
     tree,
   )
@@ -75,7 +77,7 @@ def train_step(
   # own loss (through collectives: of the sum of losses); the mean is right.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
   sums = jax.lax.psum(sums, mesh.AXES)
-  gradient_norm = optax.global_norm(gradients)
+  gradient_norm = optax.tree.norm(gradients)
   is_finite = jnp.isfinite(sums['loss_sum']) & jnp.isfinite(gradient_norm)
   first_bad = (~is_finite) & (state.first_nonfinite_step < 0)
 

@@ -181,7 +181,9 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   rule = 'per 32 examples' if optimizer['learning_rate_per_32'] else 'as given'
   norm = 'none'
   if model['use_batch_norm']:
-    norm = f'{config["norm_batch_size"] or batch_size} examples share statistics'
+    norm = (
+      f'{config["norm_batch_size"] or batch_size} examples share statistics'
+    )
   device = jax.devices()[0].device_kind
   lines = {
     'run': config['name'],

@@ -1,0 +1,46 @@
+"""Eight CPU devices for all tests, and small stand-ins for slow things."""
+
+import functools
+import tempfile
+
+import absl.flags
+import jax
+import pytest
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+# Tests that build the same program compile it once.
+jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+absl.flags.FLAGS(['pytest'])  # Grain's worker processes read absl's flags
+
+from bn_inception import inception  # noqa: E402
+from configs import compose  # noqa: E402
+
+FEW_ROWS = (inception.FIGURE_5[0], inception.FIGURE_5[2])
+
+
+@pytest.fixture(autouse=True, scope='session')
+def eight_devices():
+  assert jax.device_count() == 8
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+  """Networks of two modules instead of ten: the same code, compiled sooner."""
+  small = functools.partial(inception.Inception, rows=FEW_ROWS)
+  monkeypatch.setattr(inception, 'Inception', small)
+
+
+@pytest.fixture
+def digits_config():
+  """The digits preset, for a run of six steps of 16 examples."""
+  config = compose.preset('bn_x5', 'digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 16
+  config['training'].update(
+    num_epochs=6 * 16 / 1442,
+    log_every_steps=2,
+    eval_every_steps=3,
+    checkpoint_every_steps=3,
+  )
+  return config

@@ -1,0 +1,256 @@
+"""Batch normalization against float64 NumPy and the paper's equations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from bn_inception import batch_norm, mesh
+from bn_inception.batch_norm import BatchNorm, BatchStats
+
+EPSILON = 1e-3
+AXES = (0, 1, 2)
+
+
+@pytest.fixture
+def x():
+  rng = np.random.default_rng(0)
+  return (3.0 + 2.0 * rng.normal(size=(16, 3, 4, 5))).astype(np.float32)
+
+
+@pytest.fixture
+def scale_bias():
+  rng = np.random.default_rng(1)
+  return rng.normal(size=5).astype(np.float32), rng.normal(size=5)
+
+
+def reference_forward(x, scale, bias, epsilon=EPSILON):
+  """Algorithm 1 in float64."""
+  x = np.float64(x)
+  mean, var = x.mean(AXES), x.var(AXES)
+  normalised = (x - mean) / np.sqrt(var + epsilon)
+  return scale * normalised + bias, mean, var
+
+
+def reference_backward(x, scale, dy, epsilon=EPSILON):
+  """The gradients as Section 3 prints them, before simplification."""
+  x = np.float64(x)
+  m = x.size // x.shape[-1]
+  mean, var = x.mean(AXES), x.var(AXES)
+  d_normalised = dy * scale
+  d_var = (d_normalised * (x - mean) * -0.5 * (var + epsilon) ** -1.5).sum(AXES)
+  d_mean = (d_normalised * -1 / np.sqrt(var + epsilon)).sum(AXES)
+  d_mean += d_var * (-2 * (x - mean)).sum(AXES) / m
+  dx = d_normalised / np.sqrt(var + epsilon)
+  dx += d_var * 2 * (x - mean) / m + d_mean / m
+  normalised = (x - mean) / np.sqrt(var + epsilon)
+  return dx, (dy * normalised).sum(AXES), dy.sum(AXES)
+
+
+def apply_layer(x, scale, bias, **fields):
+  """y and the updated batch_stats of a layer with fresh statistics."""
+  layer = BatchNorm(train=True, epsilon=EPSILON, **fields)
+  variables = {
+    'params': {'scale': jnp.float32(scale), 'bias': jnp.float32(bias)},
+    'batch_stats': {
+      'mean': jnp.zeros(x.shape[-1]),
+      'var': jnp.ones(x.shape[-1]),
+      'num_updates': jnp.int32(0),
+    },
+  }
+  return layer.apply(variables, x, mutable=['batch_stats'])
+
+
+def test_forward_equals_algorithm_1(x, scale_bias):
+  y, _ = apply_layer(x, *scale_bias)
+  expected, _, _ = reference_forward(x, *scale_bias)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_equals_printed_equations_and_finite_differences(
+  x, scale_bias
+):
+  scale, bias = scale_bias
+  dy = np.random.default_rng(2).normal(size=x.shape)
+
+  def loss(x, scale, bias):
+    return jnp.sum(apply_layer(x, scale, bias)[0] * dy)
+
+  gradients = jax.grad(loss, (0, 1, 2))(
+    x, jnp.float32(scale), jnp.float32(bias)
+  )
+  printed = reference_backward(x, scale, dy)
+  for ours, paper in zip(gradients, printed, strict=True):
+    np.testing.assert_allclose(ours, paper, rtol=1e-5, atol=2e-5)
+
+  def reference_loss(x):
+    return np.sum(reference_forward(x, scale, bias)[0] * dy)
+
+  step = 1e-5
+  for position in [(0, 0, 0, 0), (7, 2, 3, 4), (15, 1, 1, 2)]:
+    delta = np.zeros(x.shape)
+    delta[position] = step
+    slope = reference_loss(x + delta) - reference_loss(x - delta)
+    np.testing.assert_allclose(
+      gradients[0][position], slope / (2 * step), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_moving_averages_hold_unbiased_variance_with_warm_up(x, scale_bias):
+  layer = BatchNorm(train=True, statistics_decay=0.2)
+  variables = layer.init(jax.random.key(0), x)
+  np.testing.assert_array_equal(variables['batch_stats']['mean'], np.zeros(5))
+  mean, var = np.zeros(5), np.ones(5)
+  m = 16 * 3 * 4
+  for t in range(4):
+    _, updates = layer.apply(variables, x + t, mutable=['batch_stats'])
+    variables = {**variables, **updates}
+    decay = min(0.2, (1 + t) / (10 + t))
+    batch = np.float64(x + t)
+    mean = decay * mean + (1 - decay) * batch.mean(AXES)
+    var = decay * var + (1 - decay) * batch.var(AXES) * m / (m - 1)
+  stats = variables['batch_stats']
+  np.testing.assert_allclose(stats['mean'], mean, rtol=1e-5)
+  np.testing.assert_allclose(stats['var'], var, rtol=1e-5)
+  assert stats['num_updates'] == 4
+
+
+def test_evaluation_uses_and_keeps_the_moving_averages(x, scale_bias):
+  stats = {
+    'mean': jnp.full(5, 2.0),
+    'var': jnp.full(5, 3.0),
+    'num_updates': jnp.int32(9),
+  }
+  scale, bias = (jnp.float32(v) for v in scale_bias)
+  variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}
+  layer = BatchNorm(train=False, epsilon=EPSILON)
+  y, updates = layer.apply(variables, x, mutable=['batch_stats'])
+  expected = (np.float64(x) - 2) / np.sqrt(3 + EPSILON) * scale + bias
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], stats)
+  # An example's output does not depend on its batch mates.
+  np.testing.assert_array_equal(layer.apply(variables, x[3:5]), y[3:5])
+
+
+def test_unbiased_variance_of_four_numbers():
+  stats = batch_norm.batch_statistics(
+    jnp.array([[1.0], [2.0], [3.0], [4.0]]), (0,)
+  )
+  assert stats.var[0] == 1.25
+  np.testing.assert_allclose(
+    batch_norm.unbiased(stats, 4).var, 5 / 3, rtol=1e-6
+  )
+  with pytest.raises(ValueError, match='at least 2 values'):
+    batch_norm.unbiased(stats, 1)
+
+
+@pytest.mark.parametrize('ratio', [10, 1000])
+def test_variance_keeps_its_digits_far_from_zero(ratio):
+  rng = np.random.default_rng(3)
+  x = (ratio + rng.normal(size=(64, 8, 8, 4))).astype(np.float32)
+  stats = batch_norm.batch_statistics(x, AXES)
+  np.testing.assert_allclose(stats.var, np.float64(x).var(AXES), rtol=1e-5)
+  np.testing.assert_allclose(stats.mean, np.float64(x).mean(AXES), rtol=1e-6)
+
+
+def test_bfloat16_input_has_float32_statistics(x, scale_bias):
+  rounded = jnp.asarray(x, jnp.bfloat16)
+  y, updates = apply_layer(rounded, *scale_bias)
+  exact, exact_updates = apply_layer(rounded.astype(jnp.float32), *scale_bias)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+  stats, exact_stats = updates['batch_stats'], exact_updates['batch_stats']
+  assert stats['mean'].dtype == stats['var'].dtype == jnp.float32
+  jax.tree.map(np.testing.assert_array_equal, stats, exact_stats)
+
+
+@pytest.mark.parametrize('group_size', [2, 4, 16])
+def test_groups_are_normalised_by_themselves(x, scale_bias, group_size):
+  y, updates = apply_layer(x, *scale_bias, norm_batch_size=group_size)
+  groups = np.split(x, 16 // group_size)
+  expected = [reference_forward(group, *scale_bias) for group in groups]
+  np.testing.assert_allclose(
+    y, np.concatenate([e[0] for e in expected]), rtol=1e-5, atol=1e-5
+  )
+  m = group_size * 3 * 4
+  var = np.mean([e[2] for e in expected], 0) * m / (m - 1)
+  np.testing.assert_allclose(
+    updates['batch_stats']['var'], 0.1 * 1.0 + 0.9 * var, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('group_size', [3, 32])
+def test_group_size_that_does_not_fit_is_refused(x, scale_bias, group_size):
+  with pytest.raises(
+    ValueError, match=f'norm_batch_size {group_size} does not'
+  ):
+    apply_layer(x, *scale_bias, norm_batch_size=group_size)
+
+
+@pytest.mark.parametrize('norm_batch_size', [0, 2, 4, 8, 16])
+@pytest.mark.parametrize('num_devices', [2, 8])
+def test_result_does_not_depend_on_the_number_of_devices(
+  x, scale_bias, num_devices, norm_batch_size
+):
+  expected, expected_updates = apply_layer(
+    x, *scale_bias, norm_batch_size=norm_batch_size
+  )
+  devices = mesh.make_training_mesh(
+    jax.devices()[:num_devices], 16, norm_batch_size
+  )
+
+  def per_device(x):
+    y, updates = apply_layer(
+      x, *scale_bias, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
+    )
+    updates['batch_stats'].pop('num_updates')
+    return y, jax.lax.pmean(updates, mesh.AXES)
+
+  y, updates = jax.jit(
+    jax.shard_map(
+      per_device,
+      mesh=devices,
+      in_specs=P(mesh.AXES),
+      out_specs=(P(mesh.AXES), P()),
+      check_vma=False,
+    )
+  )(x)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  for name, value in updates['batch_stats'].items():
+    np.testing.assert_allclose(
+      value, expected_updates['batch_stats'][name], rtol=1e-5
+    )
+
+
+def test_scale_and_bias_are_optional(x):
+  layer = BatchNorm(
+    train=True, use_scale=False, use_bias=False, epsilon=EPSILON
+  )
+  variables = layer.init(jax.random.key(0), x)
+  assert 'params' not in variables
+  y, _ = layer.apply(variables, x, mutable=['batch_stats'])
+  expected, _, var = reference_forward(x, 1.0, 0.0)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  # Section 3: sum of x_hat = 0; mean of x_hat^2 = var / (var + epsilon).
+  np.testing.assert_allclose(np.mean(y, AXES), 0.0, atol=1e-6)
+  np.testing.assert_allclose(
+    np.mean(np.square(y), AXES), var / (var + EPSILON), rtol=1e-5
+  )
+
+
+def test_moving_average_formula():
+  new = batch_norm.update_moving_average(
+    BatchStats(jnp.array([1.0]), jnp.array([2.0])),
+    BatchStats(jnp.array([5.0]), jnp.array([10.0])),
+    0.75,
+  )
+  assert (new.mean[0], new.var[0]) == (2.0, 4.0)
+  decays = partial(batch_norm.warmed_up_decay, 0.9)
+  np.testing.assert_allclose(
+    [decays(jnp.int32(t)) for t in (0, 1, 8, 80, 10_000)],
+    [1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9],
+    rtol=1e-6,
+  )

@@ -1,0 +1,180 @@
+"""train.py and eval.py as a user runs them: real processes, real digits."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bn_inception import checkpoint, mesh
+from bn_inception.experiment import make_evaluator
+from bn_inception.logbook import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRAIN = [sys.executable, 'train.py']
+EVAL = [sys.executable, 'eval.py']
+SHORT = [
+  '--config.training.num_epochs=4',  # 180 steps
+  '--config.training.log_every_steps=15',
+  '--config.training.eval_every_steps=90',
+  '--config.training.checkpoint_every_steps=45',
+]
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """One device, and compiled programs shared by the processes of a test."""
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+def final_state(workdir):
+  path = checkpoint.find(str(workdir / 'checkpoints'))
+  config = checkpoint.read_description(path)['config']
+  devices = mesh.make_evaluation_mesh(jax.devices()[:1])
+  evaluator = make_evaluator(config, None, devices, 'test')
+  return checkpoint.restore(
+    path, evaluator.abstract_state, mesh.replicated(devices)
+  )
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+
+  def run(command):
+    return subprocess.run(
+      command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+  done = run([*TRAIN, *SHORT, f'--workdir={whole}'])
+  assert done.returncode == 0, done.stderr
+  process = subprocess.Popen(
+    [*TRAIN, *SHORT, f'--workdir={killed}'],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+  )
+  # After a checkpoint was finished and before the next one.
+  while not (
+    (killed / 'checkpoints' / '45').exists()
+    and max(r['step'] for r in read_metrics(str(killed))) >= 60
+  ):
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (killed / 'result.json').exists()
+  again = run([*TRAIN, *SHORT, f'--workdir={killed}'])
+  assert again.returncode == 0, again.stderr
+  assert 'resuming from' in again.stdout
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(whole), final_state(killed)
+  )
+  results = [
+    json.loads((workdir / 'result.json').read_text())
+    for workdir in (whole, killed)
+  ]
+  assert results[0]['top1'] == results[1]['top1'] > 80.0
+  assert results[0]['loss'] == results[1]['loss']
+
+  # The second program, on the same run.
+  evaluated = run([*EVAL, f'--workdir={whole}'])
+  assert evaluated.returncode == 0, evaluated.stderr
+  values = json.loads((whole / 'evaluation_test_180.json').read_text())
+  assert values['top1'] == results[0]['top1'] and values['examples'] == 355
+  assert f'top-1       {values["top1"]:.2f} %' in evaluated.stdout
+  by_path = run([*EVAL, f'--checkpoint={whole}/checkpoints/180'])
+  assert by_path.returncode == 0, by_path.stderr
+  refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
+  assert refused.returncode == 2
+  assert 'holds a run with another config (seed: 0 -> 1)' in refused.stderr
+
+
+@pytest.mark.parametrize(
+  'command, message',
+  [
+    (
+      [*TRAIN, '--config=configs/bn_x5.py:mnst'],
+      "unknown task 'mnst': use one of imagenet, fashion_mnist, digits",
+    ),
+    (
+      [*TRAIN, '--config=configs/bn_x5_without.py:remove_dropot,digits'],
+      "unknown change or task 'remove_dropot': the changes are increase_lea",
+    ),
+    (
+      [*TRAIN, '--config.optimizer.learning_rat=1'],
+      "config.optimizer has no key 'learning_rat': it has average_decay, dec",
+    ),
+    (
+      [*TRAIN, '--config', 'configs/bn_x5.py:digits', '--config.nrm=1'],
+      "config has no key 'nrm': it has augment, batch_size, data, eval",
+    ),
+    (
+      [*TRAIN, '--config.seed.x=1'],
+      "config.seed is a value and has no key 'x'",
+    ),
+    (
+      [*TRAIN, '--config=configs/none.py'],
+      "No such file or directory: 'configs/none.py'",
+    ),
+    ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
+    ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
+    ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
+    (
+      [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/data'],
+      'imagenet2012 is not prepared in tests/data: point --data_dir at a prepa',
+    ),
+    (
+      [*TRAIN, '--config=configs/bn_x5.py:fashion_mnist', '--data_dir=/no'],
+      'data_dir /no does not exist',
+    ),
+    (
+      [*EVAL, '--workdir=/no/run'],
+      'workdir /no/run does not exist: train first',
+    ),
+    ([*EVAL, '--checkpoint=tests'], 'tests is not a checkpoint: give a folder'),
+  ],
+)
+def test_bad_input_gets_one_line(tmp_path, environment, command, message):
+  if command[1] == 'train.py':
+    command = [*command, f'--workdir={tmp_path}/run']
+  if command[2] == 'digits':
+    command = command[:3]
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: ')
+  assert message in lines[0]
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('program', [TRAIN, EVAL])
+def test_help_explains_every_flag_with_an_example(environment, program):
+  done = subprocess.run(
+    [*program, '--help'],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  text = ' '.join(done.stdout.split())
+  own_flags = text.partition(f'{program[1]}:')[2].split(' --')
+  names = ('workdir', 'data_dir', 'config', 'checkpoint', 'split', 'step')
+  described = [
+    part for part in own_flags if part.split(':')[0].strip('-') in names
+  ]
+  assert len(described) == {'train.py': 3, 'eval.py': 5}[program[1]]
+  assert text.count('Example: --') == {'train.py': 3, 'eval.py': 8}[program[1]]

@@ -1,0 +1,126 @@
+"""The tables and their composition, against the paper's numbers."""
+
+import importlib
+import pathlib
+
+import pytest
+from absl import flags
+
+from bn_inception.run_directory import flatten
+from configs import compose, paper
+
+IMAGENET_RATES = {  # Section 4.2.2
+  'inception': 0.0015,
+  'bn_baseline': 0.0015,
+  'bn_x5': 0.0075,
+  'bn_x30': 0.045,
+  'bn_x5_sigmoid': 0.0075,
+  'inception_x5': 0.0075,
+  'inception_sigmoid': 0.0015,
+}
+
+
+def preset(network, task):
+  return flatten(compose.preset(network, task).to_dict())
+
+
+@pytest.mark.parametrize('network', paper.NETWORKS)
+def test_every_network_has_a_preset_file_of_at_most_15_lines(network):
+  module = importlib.import_module(f'configs.{network}')
+  for task in paper.TASKS:
+    assert module.get_config(task) == compose.preset(network, task)
+  assert module.get_config() == compose.preset(network, 'imagenet')
+  assert f'--config=configs/{network}.py' in module.__doc__
+  assert 'Paper: ' in module.__doc__
+  code = pathlib.Path(module.__file__).read_text().splitlines()
+  assert len(code) <= 15
+
+
+@pytest.mark.parametrize('network, rate', IMAGENET_RATES.items())
+def test_learning_rates_of_the_paper(network, rate):
+  config = preset(network, 'imagenet')
+  assert config['optimizer.learning_rate'] == pytest.approx(rate, rel=1e-12)
+
+
+def test_bn_x5_is_inception_with_bn_and_the_seven_changes():
+  before, after = preset('inception', 'imagenet'), preset('bn_x5', 'imagenet')
+  changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+  del changed['name']
+  assert changed == {
+    'model.use_batch_norm': (False, True),
+    'optimizer.learning_rate': (0.0015, pytest.approx(0.0075)),
+    'model.dropout_rate': (0.4, 0.0),
+    'optimizer.weight_decay': (2e-4, pytest.approx(4e-5)),
+    'optimizer.decay_epochs': (8.0, pytest.approx(8 / 6)),
+    'model.use_lrn': (True, False),
+    'data.shuffle': ('shards', 'within_shards'),
+    'augment.photometric_strength': (1.0, 0.5),
+  }
+  assert len(paper.CHANGES) == 7
+  baseline = preset('bn_baseline', 'imagenet')
+  assert {k for k in before if before[k] != baseline[k]} == {
+    'name',
+    'model.use_batch_norm',
+  }
+
+
+@pytest.mark.parametrize('task', paper.TASKS)
+@pytest.mark.parametrize('change', paper.CHANGES)
+def test_ablations_undo_and_add_exactly_one_change(change, task):
+  keys = set(paper.CHANGES[change]) | {'name'}
+  full, base = preset('bn_x5', task), preset('bn_baseline', task)
+  without = flatten(compose.without('bn_x5', f'{change},{task}').to_dict())
+  added = flatten(
+    compose.with_changes('bn_baseline', f'{change},{task}').to_dict()
+  )
+  assert {k for k in full if full[k] != without[k]} == keys
+  assert {k for k in base if base[k] != added[k]} == keys
+  for key in paper.CHANGES[change]:
+    assert without[key] == base[key] and added[key] == full[key]
+
+
+def test_several_changes_and_their_name():
+  argument = 'remove_dropout,reduce_weight_decay,digits'
+  config = compose.without('bn_x5', argument)
+  assert config.name == (
+    'bn_x5_without-remove_dropout-reduce_weight_decay-digits'
+  )
+  assert config.model.dropout_rate == 0.4
+  assert config.optimizer.weight_decay == 2e-4
+  assert compose.without('bn_x5', 'remove_dropout').source.dataset == (
+    'imagenet2012'
+  )
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (
+      lambda: compose.preset('bn_x5', 'mnst'),
+      "unknown task 'mnst': use one of i",
+    ),
+    (
+      lambda: compose.preset('bnx5', 'digits'),
+      "unknown network 'bnx5': use one",
+    ),
+    (lambda: compose.without('bn_x5', 'remove_dropot'), "task 'remove_dropot'"),
+    (
+      lambda: compose.without('bn_x5', 'remove_dropout,mnst'),
+      "task 'mnst': the",
+    ),
+    (
+      lambda: compose.without('bn_x5', 'digits'),
+      'name a change: one of increase',
+    ),
+    (lambda: compose.with_changes('bn_baseline', ''), "change or task ''"),
+  ],
+)
+def test_misspelt_names_list_the_valid_ones(make, message):
+  with pytest.raises(flags.IllegalFlagValueError, match=message):
+    make()
+
+
+def test_configs_are_locked():
+  config = compose.preset('bn_x5', 'digits')
+  with pytest.raises(AttributeError):
+    config.optimizer.learning_rat = 1.0

@@ -1,0 +1,62 @@
+"""Assembly: sections are keyword arguments; the full network takes a step."""
+
+import jax
+import numpy as np
+import pytest
+
+from bn_inception.errors import UserError
+from bn_inception.experiment import make_experiment
+from bn_inception.train_state import count_parameters
+from configs import compose
+
+
+@pytest.mark.parametrize(
+  'section',
+  ['data', 'augment', 'input_scaling', 'model', 'optimizer', 'training'],
+)
+def test_a_misspelt_key_fails_at_start_up(digits_config, section):
+  digits_config[section]['learning_rat'] = 1.0
+  with pytest.raises(TypeError, match='learning_rat'):
+    experiment = make_experiment(digits_config, None)
+    # Functions that run inside the step are checked when it is traced.
+    batch = next(iter(experiment.batches(0)))
+    jax.eval_shape(
+      experiment.train_step, experiment.evaluator.abstract_state, batch,
+      experiment.rng,
+    )  # fmt: skip
+
+
+def test_steps_follow_from_epochs(digits_config):
+  digits_config['training']['num_epochs'] = 2.5
+  experiment = make_experiment(digits_config, None)
+  assert experiment.steps_per_epoch == 1442 / 16
+  assert experiment.num_steps == round(2.5 * 1442 / 16)
+
+
+def test_numbers_that_make_no_sense_are_refused(digits_config):
+  digits_config['training']['log_every_steps'] = 0
+  with pytest.raises(
+    UserError, match='training.log_every_steps must be positi'
+  ):
+    make_experiment(digits_config, None)
+
+
+@pytest.mark.slow
+def test_the_full_network_takes_a_step_at_224(capsys):
+  config = compose.preset('bn_x30', 'imagenet').to_dict()
+  config['source']['dataset'] = 'synthetic'
+  config['batch_size'] = config['norm_batch_size'] = 8
+  config['data'].update(num_shards=16, num_workers=0)
+  experiment = make_experiment(config, None)
+  state = experiment.create_state()
+  assert count_parameters(state.params) == 11_188_288
+  before = np.asarray(state.params['conv1']['depthwise']['kernel'])
+  batch = next(iter(experiment.batches(0)))
+  assert batch['image'].shape == (8, 224, 224, 3)
+  state, metrics = experiment.train_step(state, batch, experiment.rng)
+  assert state.step == 1 and state.first_nonfinite_step == -1
+  # Untrained: about the loss of a uniform guess, log 1000 = 6.9.
+  assert 6.0 < metrics['loss_sum'] / 8 < 9.5
+  assert 0.1 < metrics['gradient_norm'] < 100
+  after = np.asarray(state.params['conv1']['depthwise']['kernel'])
+  assert np.abs(after - before).max() > 0

@@ -1,0 +1,214 @@
+"""The network against Figure 5: shapes, parameter counts, options."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FEW_ROWS
+
+from bn_inception import inception
+from bn_inception.errors import UserError
+from bn_inception.inception import FIGURE_5, Inception
+from bn_inception.train_state import count_parameters
+
+
+def shapes_of(model, size, num_channels=3):
+  """Output shape of every row, and the parameters' shapes."""
+  image = jax.ShapeDtypeStruct((2, size, size, num_channels), jnp.float32)
+  index = jax.ShapeDtypeStruct((2,), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image, index)
+  logits, captured = jax.eval_shape(
+    partial(model.apply, capture_intermediates=True), variables, image, index
+  )
+  rows = {
+    name: values['__call__'][0].shape[1:]
+    for name, values in captured['intermediates'].items()
+    if name in ('conv1', 'conv2') or name.startswith('inception_')
+  }
+  return rows, logits.shape, variables['params']
+
+
+@pytest.mark.parametrize(
+  'stem, pool_projection_4cd, num_parameters',
+  [
+    ('separable', 96, 11_188_288),
+    ('dense', 96, 11_194_984),
+    ('separable', 128, 11_278_528),
+    ('dense', 128, 11_285_224),
+  ],
+)
+def test_parameter_counts_of_the_imagenet_networks(
+  stem, pool_projection_4cd, num_parameters
+):
+  model = Inception(1000, stem=stem, pool_projection_4cd=pool_projection_4cd)
+  params = shapes_of(model, 224)[2]
+  assert count_parameters(params) == num_parameters
+
+
+def test_output_shapes_are_those_of_figure_5():
+  rows, logits, _ = shapes_of(Inception(1000), 224)
+  # As printed, except that 3c and 4e are printed before their stride.
+  assert rows == {
+    'conv1': (112, 112, 64),
+    'conv2': (56, 56, 192),
+    'inception_3a': (28, 28, 256),
+    'inception_3b': (28, 28, 320),
+    'inception_3c': (14, 14, 576),
+    'inception_4a': (14, 14, 576),
+    'inception_4b': (14, 14, 576),
+    'inception_4c': (14, 14, 576),
+    'inception_4d': (14, 14, 576),
+    'inception_4e': (7, 7, 1024),
+    'inception_5a': (7, 7, 1024),
+    'inception_5b': (7, 7, 1024),
+  }
+  assert logits == (2, 1000)
+
+
+def test_printed_projection_of_128_gives_608_feature_maps():
+  rows, _, _ = shapes_of(Inception(1000, pool_projection_4cd=128), 224)
+  assert rows['inception_4c'] == rows['inception_4d'] == (14, 14, 608)
+  assert rows['inception_4e'] == (7, 7, 1056)
+
+
+@pytest.mark.parametrize(
+  'size, stem_stride, expected', [(28, 1, (28, 14, 7)), (8, 1, (8, 4, 2))]
+)
+def test_small_stem_runs_the_modules_on_small_images(
+  size, stem_stride, expected
+):
+  model = Inception(10, stem='small', stem_stride=stem_stride, width=0.125)
+  rows, logits, _ = shapes_of(model, size, 1)
+  sizes = [rows[f'inception_{name}'][0] for name in ('3a', '4a', '5b')]
+  assert tuple(sizes) == expected
+  assert rows['inception_5b'][-1] == 1024 // 8
+  assert logits == (2, 10)
+
+
+def test_biases_where_there_is_no_normalisation():
+  _, _, params = shapes_of(Inception(1000, use_batch_norm=False), 224)
+  names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
+  assert names == {'kernel', 'bias'}
+  normalised = shapes_of(Inception(1000), 224)[2]
+  # One bias instead of scale and bias for 9,952 feature maps.
+  assert count_parameters(normalised) - count_parameters(params) == 9_952
+
+
+def test_branches_are_concatenated_in_the_order_of_figure_5():
+  rows = (FIGURE_5[0],)
+  x = np.random.default_rng(0).normal(size=(2, 6, 6, 1)).astype(np.float32)
+  index = jnp.arange(2)
+  model = Inception(10, stem='small', stem_stride=1, width=0.125, rows=rows)
+  variables = model.init(jax.random.key(0), x, index)
+
+  def output_without(branch):
+    variables_now = jax.tree.map(jnp.copy, variables)
+    norm = variables_now['params']['inception_3a'][branch]['norm']
+    norm['scale'] = norm['scale'] * 0
+    _, captured = model.apply(
+      variables_now, x, index, capture_intermediates=True
+    )
+    return captured['intermediates']['inception_3a']['__call__'][0]
+
+  edges = {  # widths 64, 64, 96, 32 of row 3a, divided by 8
+    'conv1x1': (0, 8),
+    'conv3x3': (8, 16),
+    'double3x3_b': (16, 28),
+    'projection': (28, 32),
+  }
+  for branch, (start, stop) in edges.items():
+    output = output_without(branch)
+    zero = np.all(output == 0, axis=(0, 1, 2))
+    assert zero[start:stop].all(), branch
+    assert not zero[:start].all() or not zero[stop:].all(), branch
+
+
+def test_average_pooling_leaves_padding_out():
+  ones = jnp.ones((1, 4, 4, 1))
+  np.testing.assert_array_equal(inception.pool3x3(ones, 'avg', 1), ones)
+  x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  pooled = inception.pool3x3(x, 'max', 2)
+  np.testing.assert_array_equal(pooled[0, ..., 0], [[10, 11], [14, 15]])
+
+
+@pytest.mark.parametrize(
+  'field', [{'use_lrn': True}, {'nonlinearity': 'sigmoid'}, {'stem_stride': 2}]
+)
+def test_options_change_the_function(field):
+  x = 20 * np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+  model = Inception(10, stem='small', stem_stride=1, width=0.125, rows=FEW_ROWS)
+  variables = model.init(jax.random.key(0), x, jnp.arange(2))
+  plain = model.apply(variables, x, jnp.arange(2))
+  other = model.clone(**field).apply(variables, x, jnp.arange(2))
+  assert np.abs(plain - other).max() > 1e-5
+
+
+def test_remat_changes_nothing_but_memory():
+  x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+  plain = Inception(
+    10, train=True, stem='small', stem_stride=1, width=0.125, rows=FEW_ROWS
+  )
+  remat = plain.clone(remat=True)
+  variables = plain.init(jax.random.key(0), x, jnp.arange(4))
+
+  @partial(jax.jit, static_argnums=0)
+  def gradient(model, params):
+    def loss(params):
+      logits, updates = model.apply(
+        {**variables, 'params': params},
+        x,
+        jnp.arange(4),
+        mutable=['batch_stats'],
+      )
+      return jnp.sum(jnp.square(logits)), updates
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  results = [gradient(model, variables['params']) for model in (plain, remat)]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5),
+    *results,
+  )
+  counts = {
+    int(leaf)
+    for path, leaf in jax.tree.leaves_with_path(results[1][1])
+    if path[-1].key == 'num_updates'
+  }
+  assert counts == {1}  # recomputing does not update the statistics twice
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
+  x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+  model = Inception(
+    10,
+    stem='small',
+    stem_stride=1,
+    width=0.125,
+    dtype='bfloat16',
+    rows=FEW_ROWS[:1],
+  )
+  variables = model.init(jax.random.key(0), x, jnp.arange(2))
+  floats = {
+    leaf.dtype
+    for leaf in jax.tree.leaves(variables)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  assert floats == {jnp.dtype('float32')}
+  logits, captured = model.apply(
+    variables, x, jnp.arange(2), capture_intermediates=True
+  )
+  module_output = captured['intermediates']['inception_3a']['__call__'][0]
+  assert module_output.dtype == jnp.bfloat16
+  assert logits.dtype == jnp.float32
+  exact = model.clone(dtype='float32').apply(variables, x, jnp.arange(2))
+  np.testing.assert_allclose(logits, exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+  'field', [{'stem': 'tiny'}, {'nonlinearity': 'tanh'}, {'dtype': 'float8'}]
+)
+def test_unknown_options_are_refused(field):
+  with pytest.raises(UserError, match='is unknown: use one of'):
+    Inception(10, **field)

@@ -1,0 +1,103 @@
+"""Building blocks against NumPy."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bn_inception import layers
+from bn_inception.batch_norm import BatchNorm
+
+
+def test_local_response_normalization_equals_its_formula():
+  rng = np.random.default_rng(0)
+  x = (10 * rng.normal(size=(2, 3, 3, 7))).astype(np.float32)
+  y = layers.local_response_normalization(x, alpha=0.5, k=2.0)
+  for c in range(7):
+    near = np.float64(x)[..., max(0, c - 2) : c + 3]
+    expected = x[..., c] / (2 + 0.5 / 5 * np.square(near).sum(-1)) ** 0.75
+    np.testing.assert_allclose(y[..., c], expected, rtol=1e-5)
+
+
+def test_dropout_masks_follow_the_example():
+  x = jnp.ones((64, 100))
+  layer = layers.Dropout(0.4, train=True)
+  rngs = {'dropout': jax.random.key(0)}
+  index = jnp.arange(64)
+  y = layer.apply({}, x, index, rngs=rngs)
+  # The same examples, in another order and number, get the same masks.
+  some = jnp.array([40, 3, 17])
+  np.testing.assert_array_equal(
+    layer.apply({}, x[some], some, rngs=rngs), y[some]
+  )
+  np.testing.assert_allclose(np.unique(y), [0, 1 / 0.6], rtol=1e-6)
+  assert abs(np.mean(y == 0) - 0.4) < 0.02  # 3 std of 6,400 draws
+  assert len(np.unique(np.asarray(y), axis=0)) == 64
+  other = layer.apply({}, x, index, rngs={'dropout': jax.random.key(1)})
+  assert np.mean((other == 0) == (y == 0)) < 0.6
+
+
+def test_dropout_does_nothing_in_evaluation_or_at_rate_zero():
+  x, index = jnp.ones((2, 3)), jnp.arange(2)
+  for layer in (
+    layers.Dropout(0.4, train=False),
+    layers.Dropout(0.0, train=True),
+  ):
+    np.testing.assert_array_equal(layer.apply({}, x, index), x)
+
+
+def test_truncated_normal_is_linens_distribution():
+  shape = (3, 3, 64, 96)
+  ours = layers.he_truncated_normal(jax.random.key(0), shape)
+  linen = nn.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
+  theirs = linen(jax.random.key(0), shape)
+  np.testing.assert_allclose(np.std(ours), np.sqrt(2 / (9 * 64)), rtol=0.01)
+  np.testing.assert_allclose(
+    np.abs(ours).max(), np.abs(theirs).max(), rtol=1e-3
+  )
+  quantiles = np.linspace(0.05, 0.95, 10)
+  np.testing.assert_allclose(
+    np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=1e-3
+  )
+
+
+def test_conv_unit_has_a_bias_only_without_normalisation():
+  x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
+  unit = partial(layers.ConvUnit, 8, 3, nn.relu)
+  normalised = unit(norm=partial(BatchNorm, train=True))
+  params = normalised.init(jax.random.key(0), x)['params']
+  assert set(params['conv']) == {'kernel'}
+  assert set(params['norm']) == {'scale', 'bias'}
+  params = unit(norm=None).init(jax.random.key(0), x)['params']
+  assert set(params) == {'conv'} and set(params['conv']) == {'kernel', 'bias'}
+
+
+def test_conv_unit_normalises_before_the_nonlinearity():
+  x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
+  norm = partial(BatchNorm, train=True, epsilon=0.0)
+  unit = layers.ConvUnit(8, 3, lambda z: z, norm)
+  variables = unit.init(jax.random.key(0), x)
+  z, _ = unit.apply(variables, x, mutable=['batch_stats'])
+  np.testing.assert_allclose(np.mean(z, (0, 1, 2)), 0, atol=1e-6)
+  np.testing.assert_allclose(np.var(z, (0, 1, 2)), 1, rtol=1e-5)
+  y, _ = unit.clone(nonlinearity=nn.sigmoid).apply(
+    variables, x, mutable=['batch_stats']
+  )
+  np.testing.assert_allclose(y, 1 / (1 + np.exp(-z)), rtol=1e-5)
+
+
+def test_separable_convolution_is_depthwise_then_1x1():
+  x = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
+  unit = layers.ConvUnit(5, 1, lambda z: z, None, depth_multiplier=8)
+  params = unit.init(jax.random.key(0), x)['params']
+  depthwise, pointwise = params['depthwise']['kernel'], params['conv']['kernel']
+  assert depthwise.shape == (1, 1, 1, 24) and pointwise.shape == (1, 1, 24, 5)
+  maps = np.repeat(x, 8, axis=-1) * depthwise[0, 0, 0]
+  np.testing.assert_allclose(
+    unit.apply({'params': params}, x),
+    maps @ pointwise[0, 0],
+    rtol=1e-4,
+    atol=1e-5,
+  )

@@ -1,0 +1,73 @@
+"""What a run writes down."""
+
+import json
+
+import pytest
+
+from bn_inception import logbook
+
+
+def test_records_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
+  workdir = str(tmp_path)
+  with logbook.Logbook(workdir, 0) as book:
+    for step in (10, 20, 30):
+      book.write('train', step, loss=1.0 / step)
+    book.write('eval', 20, top1=float('nan'))
+  assert [r['step'] for r in logbook.read_metrics(workdir)] == [10, 20, 30, 20]
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"kind": "train", "st')  # a killed process
+  with logbook.Logbook(workdir, 20) as book:
+    assert [r['step'] for r in book.records] == [10, 20, 20]
+    book.write('train', 30, loss=0.5)
+  records = logbook.read_metrics(workdir)
+  assert records[-1] == {'kind': 'train', 'step': 30, 'loss': 0.5}
+  assert records[2] == {'kind': 'eval', 'step': 20, 'top1': None}
+  assert len(records) == 4
+  for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():
+    json.loads(line, parse_constant=pytest.fail)
+
+
+def test_tensorboard_events_are_written(tmp_path):
+  with logbook.Logbook(str(tmp_path), 0) as book:
+    book.write('train', 1, loss=2.5)
+  events = list((tmp_path / 'tb').iterdir())
+  assert len(events) == 1 and b'train/loss' in events[0].read_bytes()
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+  with logbook.ProgressDisplay(
+    0, 100, 50.0, seconds_between_lines=0
+  ) as display:
+    display.update(75, 0.5, 91.25, 1234.5, 3725.0)
+    display.message('evaluation')
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [
+    'step 75/100  epoch 1.50  loss 0.5000  accuracy 91.25 %  1234 images/s  '
+    '1:02:05 left',
+    'evaluation',
+  ]
+
+
+def test_live_display_on_a_terminal(capsys, monkeypatch):
+  monkeypatch.setenv('FORCE_COLOR', '1')
+  monkeypatch.setenv('COLUMNS', '120')
+  with logbook.ProgressDisplay(0, 100, 50.0) as display:
+    display.update(75, 0.5, 91.25, 1234.5, 65.0)
+    display.message('evaluation of [all]')
+  output = capsys.readouterr().out
+  assert 'step 75/100' in output and '1:05 left' in output
+  assert 'evaluation of [all]' in output
+
+
+def test_learning_curve_is_a_picture_of_the_records(tmp_path):
+  records = [
+    {'kind': kind, 'step': step, 'loss': 1 / step, 'top1': 50.0}
+    for kind in ('train', 'eval')
+    for step in range(1, 5)
+  ]
+  path = tmp_path / 'curve.png'
+  logbook.draw_learning_curve(records, str(path), 'a run')
+  assert path.read_bytes().startswith(b'\x89PNG')
+  empty = tmp_path / 'empty.png'
+  logbook.draw_learning_curve([], str(empty), 'a run')
+  assert path.stat().st_size > empty.stat().st_size + 1000

@@ -1,0 +1,63 @@
+"""Updates and schedule against closed forms in float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bn_inception import optimizer
+
+RECIPE = {
+  'learning_rate': 0.1,
+  'learning_rate_per_32': False,
+  'momentum': 0.9,
+  'nesterov': False,
+  'weight_decay': 0.01,
+  'decay_factor': 0.5,
+  'decay_epochs': 1.5,
+  'average_decay': 0.0,
+}
+
+
+def test_updates_equal_the_classical_form():
+  made = optimizer.make_optimizer(steps_per_epoch=2, batch_size=32, **RECIPE)
+  params = {
+    'conv': {'kernel': jnp.array([2.0]), 'bias': jnp.array([1.0])},
+    'norm': {'scale': jnp.array([1.5])},
+  }
+  gradients = {
+    'conv': {'kernel': jnp.array([0.3]), 'bias': jnp.array([0.2])},
+    'norm': {'scale': jnp.array([-0.1])},
+  }
+  state = made.transform.init(params)
+  kernel, bias, scale = 2.0, 1.0, 1.5
+  v_kernel = v_bias = v_scale = 0.0
+  for step in range(8):
+    updates, state = made.transform.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    rate = 0.1 * 0.5 ** (step // 3)
+    v_kernel = 0.9 * v_kernel - rate * (0.3 + 0.01 * kernel)
+    v_bias = 0.9 * v_bias - rate * 0.2
+    v_scale = 0.9 * v_scale - rate * -0.1
+    kernel, bias, scale = kernel + v_kernel, bias + v_bias, scale + v_scale
+    np.testing.assert_allclose(params['conv']['kernel'], kernel, rtol=1e-5)
+    np.testing.assert_allclose(params['conv']['bias'], bias, rtol=1e-5)
+    np.testing.assert_allclose(params['norm']['scale'], scale, rtol=1e-5)
+
+
+def test_schedule_is_a_staircase_with_fractions_of_epochs():
+  # 0.96 every 8 / 6 epochs of ImageNet at batch 32: every 53,382 steps.
+  schedule = optimizer.decay_schedule(0.0075, 0.96, 8 / 6, 1_281_167 / 32)
+  for step in (0, 53_381, 53_383, 106_763, 106_765, 2_100_000):
+    stairs = int(step / (8 / 6 * 1_281_167 / 32))
+    np.testing.assert_allclose(
+      schedule(jnp.int32(step)), 0.0075 * 0.96**stairs, rtol=1e-5
+    )
+  np.testing.assert_allclose(schedule(jnp.int32(53_383)), 0.0072, rtol=1e-6)
+
+
+@pytest.mark.parametrize('per_32, expected', [(False, 0.1), (True, 0.8)])
+def test_rate_follows_the_batch_only_when_asked(per_32, expected):
+  recipe = RECIPE | {'learning_rate_per_32': per_32}
+  made = optimizer.make_optimizer(steps_per_epoch=2, batch_size=256, **recipe)
+  np.testing.assert_allclose(made.learning_rate_fn(0), expected, rtol=1e-6)

@@ -1,0 +1,81 @@
+"""Lock, config and result of a run's folder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bn_inception import run_directory
+from bn_inception.errors import UserError
+
+CONFIG = {
+  'name': 'a',
+  'seed': 0,
+  'model': {'width': 1.0, 'mean': (1.0,)},
+  'training': {'num_epochs': 2.0},
+}
+
+
+def changed(**updates):
+  config = json.loads(json.dumps(CONFIG))
+  for key, value in updates.items():
+    section, _, leaf = key.rpartition('__')
+    (config[section] if section else config)[leaf] = value
+  return config
+
+
+def test_the_same_config_may_resume_and_run_longer(tmp_path):
+  workdir = str(tmp_path / 'run')
+  for config in CONFIG, CONFIG, changed(training__num_epochs=5.0, name='b'):
+    with run_directory.open_run(workdir, config):
+      pass
+  saved = run_directory.read_json(f'{workdir}/config.json')
+  assert saved['training'] == {'num_epochs': 5.0}
+  manifest = run_directory.read_json(f'{workdir}/manifest.json')
+  assert manifest['packages']['jax'] and len(manifest['devices']) == 8
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path):
+  with run_directory.open_run(str(tmp_path), CONFIG):
+    pass
+  other = changed(seed=1, model__width=0.5)
+  message = r'another config \(model.width: 1.0 -> 0.5; seed: 0 -> 1\)'
+  with pytest.raises(UserError, match=message):
+    with run_directory.open_run(str(tmp_path), other):
+      pass
+  assert run_directory.read_json(f'{tmp_path}/config.json')['seed'] == 0
+
+
+def test_a_second_process_is_refused(tmp_path):
+  program = (
+    'import sys; from bn_inception.run_directory import open_run\n'
+    'with open_run(sys.argv[1], {}): pass'
+  )
+  command = [sys.executable, '-c', program, str(tmp_path)]
+  with run_directory.open_run(str(tmp_path), {}):
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode != 0
+    assert 'another process is training in' in second.stderr
+  assert subprocess.run(command).returncode == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='file/run cannot be written'):
+    with run_directory.open_run(str(tmp_path / 'file' / 'run'), CONFIG):
+      pass
+
+
+def test_damaged_files_are_named(tmp_path):
+  with pytest.raises(UserError, match='x.json does not exist'):
+    run_directory.read_json(str(tmp_path / 'x.json'))
+  (tmp_path / 'x.json').write_text('{"a": ')
+  with pytest.raises(UserError, match='x.json is damaged'):
+    run_directory.read_json(str(tmp_path / 'x.json'))
+
+
+def test_results_are_strict_json(tmp_path):
+  with pytest.raises(ValueError, match='not JSON compliant'):
+    run_directory.write_json(str(tmp_path / 'x.json'), {'loss': float('nan')})
+  assert not (tmp_path / 'x.json').exists()

@@ -1,0 +1,184 @@
+"""The train step: eight devices do what one does, and the metrics are right."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import FEW_ROWS
+
+from bn_inception import augment, mesh, steps
+from bn_inception.inception import Inception
+from bn_inception.optimizer import make_optimizer
+from bn_inception.train_state import create_train_state
+
+# Relative to the largest value of each array: float32 sums in another order,
+# through five normalised layers.
+TOLERANCE = 2e-4
+BATCH_SIZE = 16
+RATE, MOMENTUM = 0.1, 0.9
+
+
+def make_model(**fields):
+  return Inception(
+    10, stem='small', stem_stride=1, width=0.125, rows=FEW_ROWS[1:],
+    dropout_rate=0.4, **fields,
+  )  # fmt: skip
+
+
+def make_sgd(**fields):
+  recipe = {'average_decay': 0.0} | fields
+  return make_optimizer(
+    steps_per_epoch=100, batch_size=BATCH_SIZE, learning_rate=RATE,
+    learning_rate_per_32=False, momentum=MOMENTUM, nesterov=False,
+    weight_decay=0.0, decay_factor=0.96, decay_epochs=1.0, **recipe,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  return {
+    'image': rng.integers(0, 256, (BATCH_SIZE, 8, 8, 1)).astype(np.uint8),
+    'label': rng.integers(0, 10, BATCH_SIZE).astype(np.int32),
+    'mask': np.ones(BATCH_SIZE, bool),
+    'index': rng.permutation(1000)[:BATCH_SIZE].astype(np.int32),
+  }
+
+
+def scale(image):
+  return augment.scale_image(image, (127.5,), (127.5,))
+
+
+def prepare(image, index, key):
+  return scale(augment.photometric_distortion(image, index, key, 0.5))
+
+
+@functools.cache
+def initial_state(**optimizer_fields):
+  return jax.jit(
+    functools.partial(
+      create_train_state, make_model(), make_sgd(**optimizer_fields),
+      image_shape=(8, 8, 1),
+    )
+  )(jax.random.key(0))  # fmt: skip
+
+
+def run_steps(batch, num_devices, norm_batch_size, num_steps=1, **fields):
+  devices = mesh.make_training_mesh(
+    jax.devices()[:num_devices], BATCH_SIZE, norm_batch_size
+  )
+  step = steps.make_train_step(
+    devices,
+    model=make_model(
+      train=True, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
+    ),
+    optimizer=make_sgd(**fields),
+    prepare=prepare,
+  )
+  replicated = mesh.replicated(devices)
+  # A copy: the step donates its state.
+  state = jax.device_put(
+    jax.tree.map(jnp.copy, initial_state(**fields)), replicated
+  )
+  rng = jax.device_put(jax.random.key(7), replicated)
+  placed = jax.device_put(batch, mesh.split_batch(devices))
+  for _ in range(num_steps):
+    state, metrics = step(state, placed, rng)
+  return jax.device_get((state, metrics))
+
+
+def assert_close(ours, theirs):
+  def check(path, a, b):
+    scale = np.abs(b).max() if np.size(b) else 0.0
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=TOLERANCE * scale + 1e-7,
+      err_msg=jax.tree_util.keystr(path),
+    )  # fmt: skip
+
+  jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+@pytest.mark.parametrize('norm_batch_size', [0, 2, 8])
+def test_eight_devices_take_the_step_of_one(batch, norm_batch_size):
+  state, metrics = run_steps(batch, 1, norm_batch_size)
+  many_state, many_metrics = run_steps(batch, 8, norm_batch_size)
+  # The velocity after one step is -rate * gradient: this compares gradients.
+  velocity = jax.tree.leaves(state.opt_state)
+  assert max(np.abs(v).max() for v in velocity) > 1e-3
+  assert_close(many_state, state)
+  assert_close(many_metrics, metrics)
+
+
+def test_gradient_is_that_of_the_mean_loss(batch):
+  state, metrics = run_steps(batch, 1, 0)
+  initial = initial_state()
+  # Dropout and distortion as the step draws them.
+  key = jax.random.fold_in(jax.random.key(7), 0)
+  prepare_key, dropout_key = jax.random.split(key)
+  image = prepare(batch['image'], batch['index'], prepare_key)
+
+  def mean_loss(params):
+    logits, _ = make_model(train=True).apply(
+      {'params': params, 'batch_stats': initial.batch_stats},
+      image,
+      batch['index'],
+      mutable=['batch_stats'],
+      rngs={'dropout': dropout_key},
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch['label']
+    )
+    return jnp.mean(losses)
+
+  loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(initial.params)
+  np.testing.assert_allclose(metrics['loss_sum'] / BATCH_SIZE, loss, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics['gradient_norm'], optax.tree.norm(gradient), rtol=1e-3
+  )
+  updated = jax.tree.map(lambda p, g: p - RATE * g, initial.params, gradient)
+  assert_close(state.params, jax.device_get(updated))
+  np.testing.assert_allclose(metrics['learning_rate'], RATE, rtol=1e-6)
+  assert metrics['count'] == BATCH_SIZE and state.step == 1
+
+
+def test_polyak_average_follows_the_parameters(batch):
+  after_one, _ = run_steps(batch, 1, 0, num_steps=1, average_decay=0.999)
+  after_two, _ = run_steps(batch, 1, 0, num_steps=2, average_decay=0.999)
+  decay = (1 + 1) / (10 + 1)  # warmed up, at the second update
+  expected = jax.tree.map(
+    lambda average, new: decay * average + (1 - decay) * new,
+    after_one.average_params,
+    after_two.params,
+  )
+  assert_close(after_two.average_params, expected)
+  assert after_two.evaluation_variables['params'] is after_two.average_params
+
+
+def test_first_nonfinite_step_is_remembered(batch):
+  bad = {**batch, 'image': batch['image'].astype(np.float32)}
+  bad['image'][3] = np.inf
+  state, metrics = run_steps(bad, 1, 0, num_steps=3)
+  assert state.first_nonfinite_step == metrics['first_nonfinite_step'] == 1
+  state, _ = run_steps(batch, 1, 0, num_steps=2)
+  assert state.first_nonfinite_step == -1
+
+
+def test_evaluation_counts_are_the_same_on_eight_devices(batch):
+  masked = {**batch, 'mask': np.arange(BATCH_SIZE) < 11}
+  variables = initial_state().evaluation_variables
+  sums = []
+  for num_devices in (1, 8):
+    devices = mesh.make_evaluation_mesh(jax.devices()[:num_devices])
+    step = steps.make_eval_step(devices, model=make_model(), prepare=scale)
+    placed = jax.device_put(masked, mesh.split_batch(devices))
+    here = jax.device_put(variables, mesh.replicated(devices))
+    sums.append(jax.device_get(step(here, placed)))
+  assert sums[0]['count'] == 11
+  for name in 'top1_count', 'top5_count', 'count':
+    assert sums[0][name] == sums[1][name]
+  np.testing.assert_allclose(
+    sums[0]['loss_sum'], sums[1]['loss_sum'], rtol=1e-5
+  )

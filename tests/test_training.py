@@ -1,0 +1,132 @@
+"""The training loop on real digits, with two modules and eight devices."""
+
+import copy
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from bn_inception import checkpoint, logbook, mesh, training
+from bn_inception.errors import UserError
+from bn_inception.experiment import make_experiment
+
+pytestmark = pytest.mark.usefixtures('few_rows')
+
+
+def final_state(workdir, config):
+  evaluator = make_experiment(config, None).evaluator
+  path = checkpoint.find(os.path.join(workdir, 'checkpoints'))
+  return checkpoint.restore(
+    path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
+  )
+
+
+def with_epochs(config, num_steps):
+  config = copy.deepcopy(config)
+  config['training']['num_epochs'] = num_steps * 16 / 1442
+  return config
+
+
+def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
+  workdir = str(tmp_path / 'run')
+  result = training.train_and_evaluate(digits_config, workdir)
+  assert sorted(os.listdir(workdir)) == [
+    '.lock', 'checkpoints', 'config.json', 'learning_curve.png',
+    'manifest.json', 'metrics.jsonl', 'result.json', 'tb',
+  ]  # fmt: skip
+  with open(f'{workdir}/result.json') as file:
+    assert json.load(file) == result
+  assert result['config'] == json.loads(json.dumps(digits_config))
+  assert result['steps'] == 6 and result['examples'] == 96
+  assert result['epochs'] == 96 / 1442 and result['paper_steps'] == 3
+  assert result['eval_examples'] == 355
+  assert result['statistics'] == 'moving averages'
+  assert result['diverged'] is False and result['steps_to_target'] is None
+  assert result['wall_seconds'] > 0 and result['images_per_second'] > 0
+  records = logbook.read_metrics(workdir)
+  evals = [r for r in records if r['kind'] == 'eval']
+  assert [r['step'] for r in evals] == [3, 6]
+  assert result['top1'] == evals[-1]['top1']
+  assert result['max_top1'] == max(r['top1'] for r in evals)
+  train = [r for r in records if r['kind'] == 'train']
+  assert [r['step'] for r in train] == [2, 3, 4, 6]
+  rates = [r['learning_rate'] for r in train]
+  np.testing.assert_allclose(rates, 0.0075, rtol=1e-6)
+  output = capsys.readouterr().out
+  for line in (
+    'devices        8 x cpu',
+    'batch          16 examples',
+    'normalisation  16 examples share statistics',
+    'learning rate  0.0075 (0.0075 as given), x 0.96 every 0.267 epochs, mom',
+    'L2             4e-05 on kernels',
+    'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
+    'evaluation at step 6: top-1',
+  ):
+    assert line in output
+  assert list(final_state(workdir, digits_config).step[None]) == [6]
+
+  # The same command again: nothing left to do, nothing lost.
+  again = training.train_and_evaluate(digits_config, workdir)
+  assert again == result
+
+
+def test_a_resumed_run_is_bit_identical(tmp_path, digits_config):
+  whole, resumed = str(tmp_path / 'whole'), str(tmp_path / 'resumed')
+  training.train_and_evaluate(digits_config, whole)
+  training.train_and_evaluate(with_epochs(digits_config, 4), resumed)
+  training.train_and_evaluate(digits_config, resumed)
+  states = [final_state(path, digits_config) for path in (whole, resumed)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  # A run of four steps logs its last; else the records are the same.
+  keys = ('kind', 'step', 'loss', 'top1')
+  records = [
+    {tuple(r[key] for key in keys) for r in logbook.read_metrics(path)
+     if r['kind'] == 'eval'}
+    for path in (whole, resumed)
+  ]  # fmt: skip
+  assert records[0] <= records[1]
+
+
+def test_divergence_is_a_result(tmp_path, digits_config, capsys):
+  config = digits_config
+  config['optimizer']['learning_rate'] = 1e30
+  config['model']['use_batch_norm'] = False
+  config['training'].update(checkpoint_every_steps=1, log_every_steps=1)
+  workdir = str(tmp_path / 'run')
+  result = training.train_and_evaluate(config, workdir)
+  assert result['diverged'] is True
+  assert result['first_nonfinite_step'] == result['steps'] == 2
+  assert result['top1'] is None and result['statistics'] == 'none'
+  assert 'diverged: loss or gradient was not finite at step 2' in (
+    capsys.readouterr().out
+  )
+  # The last checkpoint is the last finite state.
+  state = final_state(workdir, config)
+  assert state.step == 1
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_target_is_reached_at_the_first_evaluation_above_it(
+  tmp_path, digits_config
+):
+  digits_config['training']['target_accuracy'] = 0.0
+  result = training.train_and_evaluate(digits_config, str(tmp_path / 'run'))
+  assert result['steps_to_target'] == 3
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, digits_config):
+  training.train_and_evaluate(with_epochs(digits_config, 1), str(tmp_path))
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  digits_config['optimizer']['momentum'] = 0.5
+  with pytest.raises(UserError, match='optimizer.momentum: 0.9 -> 0.5'):
+    training.train_and_evaluate(digits_config, str(tmp_path))
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+def test_a_batch_that_does_not_divide_leaves_no_folder(tmp_path, digits_config):
+  digits_config['batch_size'] = 20
+  with pytest.raises(UserError, match='batch_size 20 cannot be divided over 8'):
+    training.train_and_evaluate(digits_config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
