@@ -1,5 +1,6 @@
 """Sources: what they hold, and what they say when something is missing."""
 
+import pathlib
 import pickle
 import re
 
@@ -10,7 +11,7 @@ from bn_inception.errors import UserError
 from bn_inception.input_pipeline import decode_image
 from bn_inception.sources import make_source
 
-TFDS_DIR = 'tests/data/tfds'
+TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
 
 
 def test_digits_are_split_into_fixed_stratified_parts():
