@@ -145,7 +145,8 @@ def _restore(path: str, items: dict[str, Any]):
     reason = re.sub(r'\s+', ' ', str(error))[:300]
     raise UserError(
       f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}): '
-      'give another one, with --step or --checkpoint'
+      'evaluate another one with --step or --checkpoint; to train on, move it '
+      'away, and the run resumes from the one before'
     ) from error
   finally:
     handler.close()

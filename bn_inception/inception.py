@@ -150,6 +150,13 @@ class Inception(nn.Module):
           f"model.{name} '{getattr(self, name)}' is unknown: use one of "
           f'{", ".join(valid)}'
         )
+    if not 0.0 <= self.dropout_rate < 1.0:
+      raise UserError(
+        f'model.dropout_rate must be at least 0 and below 1, got '
+        f'{self.dropout_rate}'
+      )
+    if self.width <= 0.0:
+      raise UserError(f'model.width must be positive, got {self.width}')
     super().__post_init__()
 
   @nn.compact

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
+from bn_inception.errors import UserError
+
 METRICS_FILE = 'metrics.jsonl'
 
 
@@ -21,6 +23,9 @@ def read_metrics(workdir: str) -> list[dict]:
   """The records of a run's metrics.jsonl; [] if there is none.
 
   A last line that a killed process left unfinished is passed over.
+
+  Raises:
+    UserError: if another line is damaged.
   """
   path = os.path.join(workdir, METRICS_FILE)
   if not os.path.exists(path):
@@ -28,7 +33,12 @@ def read_metrics(workdir: str) -> list[dict]:
   with open(path) as file:
     lines = file.read().split('\n')
   # What follows the last newline is empty, or was cut short.
-  return [json.loads(line) for line in lines[:-1]]
+  try:
+    return [json.loads(line) for line in lines[:-1]]
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f'{path} is damaged ({error}): restore it, or give another --workdir'
+    ) from error
 
 
 class Logbook:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import optax
 
+from bn_inception.errors import UserError
+
 
 class Optimizer(NamedTuple):
   """An optax transformation and the schedule inside it (for logging)."""
@@ -83,7 +85,15 @@ def make_optimizer(
 
   Returns:
     An `Optimizer`.
+
+  Raises:
+    UserError: if decay_epochs is not positive.
   """
+  if decay_epochs <= 0:
+    raise UserError(
+      f'optimizer.decay_epochs must be positive, got {decay_epochs}: for a '
+      'constant rate set optimizer.decay_factor to 1'
+    )
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32
   )

@@ -108,8 +108,11 @@ TASKS = {
     'model.stem': 'small',
     'model.stem_stride': 1,
     'model.width': 0.125,
-    'optimizer.decay_epochs': 8.0 * 30 / 150,
-    'training.num_epochs': 30.0,
+    # Our choice: BN-x5 ends at 98.0 and 98.3 % after 30 epochs (two seeds); at
+    # ImageNet's rate, at 96.9 to 97.8 % (three).
+    'optimizer.learning_rate': 0.003,
+    'optimizer.decay_epochs': 8.0 * 40 / 150,
+    'training.num_epochs': 40.0,
     'training.log_every_steps': 25,
     'training.eval_every_steps': 225,
     'training.checkpoint_every_steps': 225,

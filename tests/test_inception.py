@@ -212,3 +212,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
 def test_unknown_options_are_refused(field):
   with pytest.raises(UserError, match='is unknown: use one of'):
     Inception(10, **field)
+
+
+@pytest.mark.parametrize('field', [{'dropout_rate': 1.0}, {'width': 0.0}])
+def test_impossible_numbers_are_refused(field):
+  with pytest.raises(UserError, match=f'model.{next(iter(field))} must be'):
+    Inception(10, **field)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bn_inception import logbook
+from bn_inception.errors import UserError
 
 
 def test_records_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
@@ -25,6 +26,12 @@ def test_records_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
   assert len(records) == 4
   for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():
     json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_damaged_line_is_an_error(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+  with pytest.raises(UserError, match='metrics.jsonl is damaged'):
+    logbook.read_metrics(str(tmp_path))
 
 
 def test_tensorboard_events_are_written(tmp_path):

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from bn_inception import optimizer
+from bn_inception.errors import UserError
 
 RECIPE = {
   'learning_rate': 0.1,
@@ -61,3 +62,10 @@ def test_rate_follows_the_batch_only_when_asked(per_32, expected):
   recipe = RECIPE | {'learning_rate_per_32': per_32}
   made = optimizer.make_optimizer(steps_per_epoch=2, batch_size=256, **recipe)
   np.testing.assert_allclose(made.learning_rate_fn(0), expected, rtol=1e-6)
+
+
+def test_a_decay_of_no_epochs_is_refused():
+  with pytest.raises(UserError, match='decay_epochs must be positive, got 0'):
+    optimizer.make_optimizer(
+      steps_per_epoch=2, batch_size=32, **RECIPE | {'decay_epochs': 0}
+    )

@@ -53,13 +53,13 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
   train = [r for r in records if r['kind'] == 'train']
   assert [r['step'] for r in train] == [2, 3, 4, 6]
   rates = [r['learning_rate'] for r in train]
-  np.testing.assert_allclose(rates, 0.0075, rtol=1e-6)
+  np.testing.assert_allclose(rates, 0.015, rtol=1e-6)
   output = capsys.readouterr().out
   for line in (
     'devices        8 x cpu',
     'batch          16 examples',
     'normalisation  16 examples share statistics',
-    'learning rate  0.0075 (0.0075 as given), x 0.96 every 0.267 epochs, mom',
+    'learning rate  0.015 (0.015 as given), x 0.96 every 0.356 epochs, momen',
     'L2             4e-05 on kernels',
     'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
     'evaluation at step 6: top-1',
