@@ -46,6 +46,43 @@ _DATA_DIR = flags.DEFINE_string(
   'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
   '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
 )
+_STATISTICS = flags.DEFINE_enum(
+  'statistics',
+  'moving',
+  ['moving', 'population', 'both'],
+  'What batch normalization uses: moving averages, population statistics '
+  '(Algorithm 2, from training mini-batches), or both beside each other. '
+  'Example: --statistics=both',
+)
+_STATISTICS_BATCHES = flags.DEFINE_integer(
+  'statistics_batches',
+  200,
+  'Mini-batches to take population statistics from. '
+  'Example: --statistics_batches=50',
+)
+_STATISTICS_SEED = flags.DEFINE_integer(
+  'statistics_seed',
+  0,
+  'Seed of their order and distortions. Example: --statistics_seed=1',
+)
+_STATISTICS_DATASET = flags.DEFINE_string(
+  'statistics_dataset',
+  None,
+  'Data set to take population statistics from; default: that of training. '
+  'Example: --statistics_dataset=fashion_mnist',
+)
+_STATISTICS_SPLIT = flags.DEFINE_string(
+  'statistics_split',
+  None,
+  'Split to take them from; default: that of training. '
+  'Example: --statistics_split=test',
+)
+_FOLD = flags.DEFINE_bool(
+  'fold',
+  False,
+  'Evaluate with batch normalization folded into the convolutions. '
+  'Example: --fold',
+)
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
@@ -64,6 +101,14 @@ def main() -> None:
     split=_SPLIT.value,
     batch_size=_BATCH_SIZE.value,
     data_dir=_DATA_DIR.value,
+    statistics=_STATISTICS.value,
+    population=evaluation.PopulationOptions(
+      num_batches=_STATISTICS_BATCHES.value,
+      seed=_STATISTICS_SEED.value,
+      dataset=_STATISTICS_DATASET.value,
+      split=_STATISTICS_SPLIT.value,
+    ),
+    fold=_FOLD.value,
   )
   evaluation.print_table(result)
   folder = os.path.dirname(os.path.abspath(path))

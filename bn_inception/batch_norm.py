@@ -15,6 +15,7 @@ Conventions that differ between frameworks, spelled out here once:
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,29 +37,47 @@ def batch_statistics(
 ) -> BatchStats:
   """Mean and biased variance of a mini-batch (Algorithm 1, lines 1 and 2).
 
-  Two passes: the variance is the mean of (x - mean)^2 about the mean of *all*
-  the examples, so that it keeps its digits however far the mean is from zero
-  (`E[x^2] - E[x]^2` is off by 6 % at mean = 1000 std) and is never negative.
+  Two passes: the variance is the mean of (x - mean)^2, so that it keeps its
+  digits however far the mean is from zero (`E[x^2] - E[x]^2` is off by 6 % at
+  mean = 1000 std) and is never negative.
 
   Args:
     x: values of any floating dtype; reduced in float32.
     axes: the axes to reduce: (0, 1, 2) for NHWC (Section 3.2: one mean and
       variance per feature map), (0,) for per-activation statistics.
     axis_name: mapped mesh axis (or axes) whose members share the statistics,
-      each holding equally many examples. None: no communication.
+      each holding equally many examples; costs one `all_gather`. None: no
+      communication.
 
   Returns:
     float32 `BatchStats` with the shape of the axes that were not reduced.
   """
   x = x.astype(jnp.float32)
-  is_spread = _axis_size(axis_name) > 1
   mean = jnp.mean(x, axes)
-  if is_spread:
-    mean = jax.lax.pmean(mean, axis_name)
   var = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
-  if is_spread:
-    var = jax.lax.pmean(var, axis_name)
-  return BatchStats(mean, var)
+  if _axis_size(axis_name) == 1:
+    return BatchStats(mean, var)
+  both = jax.lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1)
+  return combine_statistics(BatchStats(*both))
+
+
+def combine_statistics(parts: BatchStats) -> BatchStats:
+  """Statistics of the union of equally large parts (Chan et al. 1979).
+
+  mean = E[mean_i];  var = E[var_i] + E[(mean_i - mean)^2]
+
+  Exact, unlike averages of mean and mean^2, which cancel where the mean is far
+  from zero.
+
+  Args:
+    parts: float32 [parts, ...], biased variances.
+
+  Returns:
+    `BatchStats` without the leading axis.
+  """
+  mean = jnp.mean(parts.mean, 0)
+  spread = jnp.mean(jnp.square(parts.mean - mean), 0)
+  return BatchStats(mean, jnp.mean(parts.var, 0) + spread)
 
 
 def normalize(
@@ -88,6 +107,83 @@ def normalize(
   if bias is not None:
     y = y + bias
   return y.astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def batch_normalize(
+  x: Array,
+  scale: Array | None,
+  bias: Array | None,
+  epsilon: float,
+  axes: tuple[int, ...],
+  axis_name: str | tuple | None = None,
+) -> tuple[Array, BatchStats]:
+  """Algorithm 1: x normalised by its own statistics, and the statistics.
+
+  The gradient is Section 3's, simplified (x_hat = (x - mean) / std,
+  std = sqrt(var + epsilon), E over the values that share statistics):
+
+    dx = scale / std * (dy - E[dy] - x_hat * E[dy * x_hat])
+    dscale = sum of dy * x_hat;  dbias = sum of dy
+
+  Both averages travel in one `psum`; of the activations only x is kept for the
+  backward pass. Statistics come out for moving averages: no gradient flows
+  through that output.
+
+  Args:
+    x: values of any floating dtype.
+    scale, bias: gamma and beta, with the shape of the trailing axes that they
+      belong to; or None.
+    epsilon: added to the variance.
+    axes, axis_name: see `batch_statistics`.
+
+  Returns:
+    (y, stats): y as `x`; stats float32, without the reduced axes.
+  """
+  stats = batch_statistics(x, axes, axis_name)
+  return normalize(x, _expand(stats, axes), scale, bias, epsilon), stats
+
+
+def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
+  """Puts back the reduced axes, with length 1."""
+  return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
+
+
+def _batch_normalize_forward(x, scale, bias, epsilon, axes, axis_name):
+  y, stats = batch_normalize(x, scale, bias, epsilon, axes, axis_name)
+  return (y, stats), (x, scale, bias, stats)
+
+
+def _batch_normalize_backward(epsilon, axes, axis_name, residuals, cotangents):
+  x, scale, bias, stats = residuals
+  dy = cotangents[0].astype(jnp.float32)
+  mean, var = _expand(stats, axes)
+  inverse_std = jax.lax.rsqrt(var + epsilon)
+  x_hat = (x.astype(jnp.float32) - mean) * inverse_std
+  own_sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * x_hat, axes)])
+  num_devices = _axis_size(axis_name)
+  sums = own_sums if num_devices == 1 else jax.lax.psum(own_sums, axis_name)
+  num_values = num_devices * math.prod(x.shape[axis] for axis in axes)
+  mean_dy, mean_dy_x_hat = jnp.expand_dims(
+    sums / num_values, [axis + 1 for axis in axes]
+  )
+  factor = inverse_std if scale is None else inverse_std * scale
+  dx = factor * (dy - mean_dy - x_hat * mean_dy_x_hat)
+
+  def parameter_gradient(parameter, own_sum):
+    if parameter is None:
+      return None
+    leading = tuple(range(own_sum.ndim - parameter.ndim))  # the groups
+    return jnp.sum(own_sum, leading).astype(parameter.dtype)
+
+  return (
+    dx.astype(x.dtype),
+    parameter_gradient(scale, own_sums[1]),
+    parameter_gradient(bias, own_sums[0]),
+  )
+
+
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
 def unbiased(stats: BatchStats, num_values: int) -> BatchStats:
@@ -151,6 +247,8 @@ class BatchNorm(nn.Module):
     epsilon: added to the variance; the paper does not state it.
     use_scale: learn gamma, one per feature, initially 1.
     use_bias: learn beta, one per feature, initially 0.
+    per_activation: statistics, gamma and beta of every activation by itself
+      (Section 4.2.3), not of every feature map.
   """
 
   train: bool
@@ -160,10 +258,13 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-3
   use_scale: bool = True
   use_bias: bool = True
+  per_activation: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Normalises `x` [N, ..., C] over all its axes but the last.
+
+    (Over the first axis only, if `per_activation`.)
 
     Returns:
       y with the shape and dtype of `x`; parameters and statistics are float32.
@@ -171,14 +272,14 @@ class BatchNorm(nn.Module):
     Raises:
       ValueError: if the batch cannot be cut into groups of `norm_batch_size`.
     """
-    num_features = x.shape[-1:]
+    shape = x.shape[1:] if self.per_activation else x.shape[-1:]
     scale = bias = None
     if self.use_scale:
-      scale = self.param('scale', nn.initializers.ones, num_features)
+      scale = self.param('scale', nn.initializers.ones, shape)
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, num_features)
-    moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, num_features)
-    moving_var = self.variable('batch_stats', 'var', jnp.ones, num_features)
+      bias = self.param('bias', nn.initializers.zeros, shape)
+    moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    moving_var = self.variable('batch_stats', 'var', jnp.ones, shape)
     num_updates = self.variable(
       'batch_stats', 'num_updates', jnp.zeros, (), jnp.int32
     )
@@ -187,9 +288,12 @@ class BatchNorm(nn.Module):
       return normalize(x, moving, scale, bias, self.epsilon)
 
     grouped, axis_name = self._group(x)
-    axes = tuple(range(1, grouped.ndim - 1))
-    stats = batch_statistics(grouped, axes, axis_name)  # [groups, C]
-    num_values = math.prod(grouped.shape[1:-1]) * _axis_size(axis_name)
+    axes = (1,) if self.per_activation else tuple(range(1, grouped.ndim - 1))
+    y, stats = batch_normalize(
+      grouped, scale, bias, self.epsilon, axes, axis_name
+    )
+    num_values = math.prod(grouped.shape[axis] for axis in axes)
+    num_values *= _axis_size(axis_name)
     if not self.is_initializing():
       decay = warmed_up_decay(self.statistics_decay, num_updates.value)
       group_average = jax.tree.map(
@@ -198,10 +302,7 @@ class BatchNorm(nn.Module):
       new = update_moving_average(moving, group_average, decay)
       moving_mean.value, moving_var.value = new
       num_updates.value = num_updates.value + 1
-    per_group = jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
-    return normalize(grouped, per_group, scale, bias, self.epsilon).reshape(
-      x.shape
-    )
+    return y.reshape(x.shape)
 
   def _group(self, x: Array) -> tuple[Array, Any]:
     """x [N, ..., C] as [groups, N / groups, ..., C], and the axes to average."""

@@ -1,15 +1,44 @@
 """Accuracy of a network on a split, every example counted exactly once."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 
-from bn_inception import checkpoint, mesh, metrics, run_directory
+from bn_inception import checkpoint, inception, mesh, metrics, run_directory
 from bn_inception.errors import UserError
-from bn_inception.experiment import Evaluator, make_evaluator
+from bn_inception.experiment import (
+  Evaluator,
+  make_evaluator,
+  make_statistics_pass,
+)
 
-MOVING_AVERAGES = 'moving averages'
+MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationOptions:
+  """Where population statistics come from.
+
+  Attributes:
+    num_batches: K, how many mini-batches to average. The paper says several;
+      200 is the choice of Wu & Johnson (2021).
+    seed: of their order and distortions.
+    dataset, split: None: those of training.
+  """
+
+  num_batches: int = 200
+  seed: int = 0
+  dataset: str | None = None
+  split: str | None = None
+
+  def __post_init__(self):
+    if self.num_batches < 1:
+      raise UserError(
+        f'population statistics need at least 1 batch, got {self.num_batches}'
+      )
 
 
 def evaluate(
@@ -43,8 +72,43 @@ def evaluate(
 
 
 def statistics_name(config: dict) -> str:
-  """Which statistics the batch-norm layers of an evaluated network use."""
-  return MOVING_AVERAGES if config['model']['use_batch_norm'] else 'none'
+  """Which statistics the batch-norm layers use while a run is tracked."""
+  return MOVING if config['model']['use_batch_norm'] else NONE
+
+
+def estimate_population_statistics(
+  statistics_step: Callable,
+  variables: dict,
+  batches: Iterable[dict],
+  rng: jax.Array,
+) -> dict:
+  """Mean and variance over training mini-batches (Algorithm 2, lines 8 to 10).
+
+  E[x] = E_B[mean_B];  Var[x] = m / (m - 1) * E_B[var_B]
+
+  All layers are estimated at once: a layer's statistics come from inputs that
+  were normalised by their mini-batch, as the network saw them in training.
+
+  Args:
+    statistics_step: see `steps.make_statistics_step`.
+    variables: params, frozen, and batch_stats, which have no influence.
+    batches: on the devices; each counts the same.
+    rng: key of the distortions, folded with the batch's number.
+
+  Returns:
+    A tree like batch_stats, with plain averages for moving ones.
+  """
+  running_sum, count = None, 0
+  for batch in batches:
+    new = statistics_step(variables, batch, jax.random.fold_in(rng, count))
+    if running_sum is not None:
+      new = jax.tree.map(jnp.add, running_sum, new)
+    running_sum, count = new, count + 1
+  # `num_updates`, the one integer, has no meaning here and stays a sum.
+  return jax.tree.map(
+    lambda s: s / count if jnp.issubdtype(s.dtype, jnp.floating) else s,
+    running_sum,
+  )
 
 
 def find_checkpoint(workdir: str, step: int | None) -> str:
@@ -66,6 +130,9 @@ def evaluate_checkpoint(
   split: str | None = None,
   batch_size: int | None = None,
   data_dir: str | None = None,
+  statistics: str = 'moving',
+  population: PopulationOptions | None = None,
+  fold: bool = False,
 ) -> dict:
   """Evaluates one checkpoint on all devices.
 
@@ -74,23 +141,34 @@ def evaluate_checkpoint(
     dataset, split: default to those of the run.
     batch_size: examples at a time; None: the run's.
     data_dir: where TFDS data sets are; None: TFDS's default.
+    statistics: of the batch-norm layers: 'moving' averages, those of the
+      'population', or 'both'.
+    population: see `PopulationOptions`.
+    fold: evaluate the network with its batch norm folded into convolutions.
 
   Returns:
-    `checkpoint`, `name`, `step`, `dataset`, `split`, `examples`, `statistics`,
-    `top1`, `top5` (percent) and `loss`.
+    `checkpoint`, `name`, `step`, `dataset`, `split`, `examples`, `folded`, and
+    `results`: for each kind of statistics `top1`, `top5` (percent), `loss`, and
+    what the statistics were taken from.
 
   Raises:
     UserError: if checkpoint or data are missing, or do not fit each other.
   """
   description = checkpoint.read_description(path)
   config = description['config']
-  if dataset is not None:
-    config['source']['dataset'] = dataset
+  names = config['source']
+  population = population or PopulationOptions()
+  population = dataclasses.replace(
+    population,
+    dataset=population.dataset or names['dataset'],
+    split=population.split or names['train_split'],
+  )
+  split = split or names['eval_split']
+  names['dataset'] = dataset or names['dataset']
   if batch_size is not None:
     if batch_size < 1:
       raise UserError(f'batch_size must be positive, got {batch_size}')
     config['eval_batch_size'] = batch_size
-  split = split or config['source']['eval_split']
   evaluator = make_evaluator(
     config, data_dir, mesh.make_evaluation_mesh(jax.devices()), split
   )
@@ -98,21 +176,82 @@ def evaluate_checkpoint(
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )
-  values = evaluate(
-    evaluator.eval_step,
-    state.evaluation_variables,
-    evaluator.batches(),
-    len(evaluator.source),
-  )
+  results = {}
+  for name in _statistics_kinds(config, statistics):
+    variables, origin = state.evaluation_variables, {}
+    if name == POPULATION:
+      variables, origin = _with_population_statistics(
+        variables, config, data_dir, population
+      )
+    results[name] = _evaluate_variables(evaluator, variables, fold) | origin
   return {
     'checkpoint': os.path.abspath(path),
     'name': config['name'],
     'step': int(state.step),
     'dataset': evaluator.source.name,
     'split': split,
-    'statistics': statistics_name(config),
-    **values,
+    'examples': len(evaluator.source),
+    'folded': fold,
+    'results': results,
   }
+
+
+def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
+  kinds = {
+    'moving': (MOVING,),
+    'population': (POPULATION,),
+    'both': (MOVING, POPULATION),
+  }
+  if statistics not in kinds:
+    raise UserError(
+      f"statistics '{statistics}' are unknown: use one of {', '.join(kinds)}"
+    )
+  if config['model']['use_batch_norm']:
+    return kinds[statistics]
+  if statistics == 'population':
+    raise UserError(
+      'this network has no batch normalization, and so no statistics: leave '
+      '--statistics out'
+    )
+  return (NONE,)
+
+
+def _with_population_statistics(
+  variables: dict,
+  config: dict,
+  data_dir: str | None,
+  population: PopulationOptions,
+) -> tuple[dict, dict]:
+  """The variables with new batch_stats, and what these were taken from."""
+  statistics = make_statistics_pass(
+    config, data_dir, population.dataset, population.split, population.seed
+  )
+  batch_stats = estimate_population_statistics(
+    statistics.step,
+    variables,
+    statistics.batches(population.num_batches),
+    statistics.rng,
+  )
+  origin = {
+    **{f'statistics_{k}': v for k, v in dataclasses.asdict(population).items()},
+    'statistics_batch_size': statistics.batch_size,
+    'norm_batch_size': config['norm_batch_size'] or statistics.batch_size,
+  }
+  return {**variables, 'batch_stats': batch_stats}, origin
+
+
+def _evaluate_variables(
+  evaluator: Evaluator, variables: dict, fold: bool
+) -> dict:
+  model = evaluator.model
+  if fold:
+    model, variables = inception.fold_batch_norm(model, variables)
+  return evaluate(
+    evaluator.make_eval_step(model),
+    variables,
+    evaluator.batches(),
+    len(evaluator.source),
+  )
 
 
 def _check_classes(path: str, num_classes: int, evaluator: Evaluator) -> None:
@@ -126,18 +265,22 @@ def _check_classes(path: str, num_classes: int, evaluator: Evaluator) -> None:
 
 
 def print_table(result: dict) -> None:
-  """Prints what `evaluate_checkpoint` returns."""
+  """Prints what `evaluate_checkpoint` returns, a column for each statistics."""
+  results = result['results'].values()
+  folded = ', batch norm folded' if result['folded'] else ''
   rows = {
-    'run': f'{result["name"]}, step {result["step"]}',
-    'split': f'{result["dataset"]} {result["split"]}',
-    'examples': f'{result["examples"]:,}',
-    'statistics': result['statistics'],
-    'top-1': f'{result["top1"]:.2f} %',
-    'top-5': f'{result["top5"]:.2f} %',
-    'loss': f'{result["loss"]:.4f}',
+    'run': [f'{result["name"]}, step {result["step"]}{folded}'],
+    'split': [f'{result["dataset"]} {result["split"]}'],
+    'examples': [f'{result["examples"]:,}'],
+    'statistics': list(result['results']),
+    'batches': [str(r.get('statistics_num_batches', '-')) for r in results],
+    'top-1': [f'{r["top1"]:.2f} %' for r in results],
+    'top-5': [f'{r["top5"]:.2f} %' for r in results],
+    'loss': [f'{r["loss"]:.4f}' for r in results],
   }
-  for name, value in rows.items():
-    print(f'{name:11} {value}')
+  for name, values in rows.items():
+    columns = ''.join(f'{value:17}' for value in values)
+    print(f'{name:12}{columns}'.rstrip())
 
 
 def write_result(result: dict, path: str) -> None:

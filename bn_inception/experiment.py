@@ -61,14 +61,16 @@ class Evaluator:
 
   Attributes:
     source: the split.
-    eval_step: (variables, batch) -> sums.
+    model: the network, in evaluation mode.
+    make_eval_step: model -> ((variables, batch) -> sums).
     batches: () -> one pass over the split, on the devices.
     abstract_state: shapes of the train state, for restoring checkpoints.
     device_mesh: the devices.
   """
 
   source: Source
-  eval_step: Callable
+  model: inception.Inception
+  make_eval_step: Callable
   batches: Callable[[], Iterator[dict]]
   abstract_state: TrainState
   device_mesh: jax.sharding.Mesh
@@ -116,7 +118,6 @@ def make_evaluator(
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   scale = partial(augment.scale_image, **config['input_scaling'])
-  eval_step = steps.make_eval_step(device_mesh, model=model, prepare=scale)
   # Padded and masked, so that any batch size can be cut into equal parts.
   num_devices = device_mesh.devices.size
   batch_size = -(-config['eval_batch_size'] // num_devices) * num_devices
@@ -125,7 +126,10 @@ def make_evaluator(
   optimizer = _make_optimizer(config, num_examples=len(source))
   return Evaluator(
     source=source,
-    eval_step=eval_step,
+    model=model,
+    make_eval_step=lambda model: steps.make_eval_step(
+      device_mesh, model=model, prepare=scale
+    ),
     batches=lambda: to_devices(
       evaluation_batches(source, options, batch_size),
       mesh.split_batch(device_mesh),
@@ -135,6 +139,63 @@ def make_evaluator(
       jax.random.key(0),
     ),
     device_mesh=device_mesh,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsPass:
+  """Training mini-batches to take population statistics from (Algorithm 2).
+
+  Attributes:
+    step: (variables, batch, rng) -> batch_stats of one mini-batch.
+    batches: (number) -> so many mini-batches, as in training.
+    rng: key of the distortions.
+    source: the split that they come from.
+    batch_size: examples in each.
+  """
+
+  step: Callable
+  batches: Callable[[int], Iterator[dict]]
+  rng: jax.Array
+  source: Source
+  batch_size: int
+
+
+def make_statistics_pass(
+  config: dict, data_dir: str | None, dataset: str, split: str, seed: int
+) -> StatisticsPass:
+  """Assembles the mini-batches, as large and as distorted as in training.
+
+  Args:
+    config: of the run.
+    data_dir: where TFDS data sets are; None: TFDS's default.
+    dataset, split: usually those of training; others adapt the statistics to
+      another domain (Section 5).
+    seed: of order and distortions.
+
+  Raises:
+    UserError: if the data are missing, or the batch cannot be divided.
+  """
+  batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
+  device_mesh = mesh.make_training_mesh(
+    jax.devices(), batch_size, config['norm_batch_size']
+  )
+  source = make_source(dataset, split, data_dir)
+  options = InputOptions(**config['data'])
+  model = _make_model(config, source)
+  return StatisticsPass(
+    step=steps.make_statistics_step(
+      device_mesh,
+      model=model.clone(train=True, axis_name=mesh.MEMBER),
+      prepare=_training_input(config),
+    ),
+    batches=lambda num_batches: to_devices(
+      training_batches(source, options, batch_size, seed, 0, num_batches),
+      mesh.split_batch(device_mesh),
+    ),
+    rng=jax.device_put(jax.random.key(seed), mesh.replicated(device_mesh)),
+    source=source,
+    batch_size=batch_size,
   )
 
 
@@ -149,8 +210,9 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     UserError: for data that are missing, or a batch that cannot be divided.
   """
   batch_size, seed = config['batch_size'], config['seed']
+  accumulate_steps = config['optimizer']['accumulate_steps']
   device_mesh = mesh.make_training_mesh(
-    jax.devices(), batch_size, config['norm_batch_size']
+    jax.devices(), batch_size // accumulate_steps, config['norm_batch_size']
   )
   names = config['source']
   source = make_source(names['dataset'], names['train_split'], data_dir)
@@ -180,9 +242,15 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     create_state=lambda: create_state(weights_key),
     batches=lambda first_step: to_devices(
       training_batches(
-        source, input_options, batch_size, seed, first_step, num_steps
+        source,
+        input_options,
+        batch_size,
+        seed,
+        first_step,
+        num_steps,
+        accumulate_steps,
       ),
-      mesh.split_batch(device_mesh),
+      mesh.split_batch(device_mesh, accumulate_steps > 1),
     ),
     train_step=steps.make_train_step(
       device_mesh,

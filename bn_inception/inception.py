@@ -114,7 +114,11 @@ class Inception(nn.Module):
     use_lrn: local response normalisation after pool 1 and before pool 2.
     nonlinearity: 'relu' or 'sigmoid'.
     dropout_rate: before the linear layer.
-    norm_batch_size, axis_name, statistics_decay, epsilon: see `BatchNorm`.
+    norm_batch_size, axis_name, statistics_decay, epsilon, use_scale: see
+      `BatchNorm`.
+    per_activation_modules: names of modules, such as '5b', whose normalisation
+      is per activation (Section 4.2.3); their size is then that of the image
+      that the parameters were made for.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
     remat: recompute each module in the backward pass instead of keeping its
       activations.
@@ -135,6 +139,8 @@ class Inception(nn.Module):
   axis_name: Any = None
   statistics_decay: float = 0.9997
   epsilon: float = 1e-3
+  use_scale: bool = True
+  per_activation_modules: tuple[str, ...] = ()
   dtype: str = 'float32'
   remat: bool = False
   rows: tuple[Row, ...] = FIGURE_5
@@ -149,6 +155,15 @@ class Inception(nn.Module):
         raise UserError(
           f"model.{name} '{getattr(self, name)}' is unknown: use one of "
           f'{", ".join(valid)}'
+        )
+    # A list from a JSON file would make the module unhashable.
+    self.per_activation_modules = tuple(self.per_activation_modules)
+    names = [row.name for row in self.rows]
+    for name in self.per_activation_modules:
+      if name not in names:
+        raise UserError(
+          f"model.per_activation_modules: no module '{name}': use some of "
+          f'{", ".join(names)}'
         )
     if not 0.0 <= self.dropout_rate < 1.0:
       raise UserError(
@@ -176,7 +191,10 @@ class Inception(nn.Module):
     x = self._stem(image.astype(self.dtype), unit)
     for row in self.rows:
       row = self._scaled(row)
-      x = module(row, unit, name=f'inception_{row.name}')(x)
+      row_unit = unit
+      if row.name in self.per_activation_modules:
+        row_unit = self._make_unit(per_activation=True)
+      x = module(row, row_unit, name=f'inception_{row.name}')(x)
     x = jnp.mean(x, axis=(1, 2))  # the 7x7 average pool
     x = layers.Dropout(self.dropout_rate, self.train)(x, example_index)
     x = nn.Dense(
@@ -187,7 +205,7 @@ class Inception(nn.Module):
     )(x)
     return x.astype(jnp.float32)
 
-  def _make_unit(self):
+  def _make_unit(self, per_activation: bool = False):
     norm = None
     if self.use_batch_norm:
       norm = partial(
@@ -197,6 +215,8 @@ class Inception(nn.Module):
         axis_name=self.axis_name,
         statistics_decay=self.statistics_decay,
         epsilon=self.epsilon,
+        use_scale=self.use_scale,
+        per_activation=per_activation,
       )
     return partial(
       layers.ConvUnit,
@@ -240,3 +260,54 @@ class Inception(nn.Module):
     if has_pools:
       x = pool3x3(x, 'max', 2)
     return x
+
+
+def fold_batch_norm(
+  model: Inception, variables: dict
+) -> tuple[Inception, dict]:
+  """The same function of the image without batch-norm layers (Algorithm 2, 11).
+
+  With s = scale / sqrt(var + epsilon), the convolution before a layer becomes
+  W' = s W (per output feature map) with the bias b' = bias - s * mean.
+
+  Args:
+    model: in evaluation mode, with batch normalization.
+    variables: its params and batch_stats.
+
+  Returns:
+    (model, variables) of the network with biases in its convolutions.
+
+  Raises:
+    UserError: if the model has no batch normalization, or some per activation,
+      which is another map at every position and so no convolution.
+  """
+  if not model.use_batch_norm:
+    raise UserError('this network has no batch normalization to fold')
+  if model.per_activation_modules:
+    raise UserError(
+      'batch normalization per activation cannot be folded into a convolution: '
+      f'modules {", ".join(model.per_activation_modules)} have it'
+    )
+
+  def fold(params: dict, stats: dict) -> dict:
+    if 'norm' not in params:
+      return {
+        name: fold(value, stats[name]) if name in stats else value
+        for name, value in params.items()
+      }
+    norm, stats = params['norm'], stats['norm']
+    factor = norm.get('scale', 1.0) * jax.lax.rsqrt(
+      stats['var'] + model.epsilon
+    )
+    others = {k: v for k, v in params.items() if k not in ('norm', 'conv')}
+    conv = {
+      'kernel': params['conv']['kernel'] * factor,
+      'bias': norm['bias'] - factor * stats['mean'],
+    }
+    return {**others, 'conv': conv}
+
+  folded = fold(variables['params'], variables['batch_stats'])
+  return model.clone(use_batch_norm=False), {
+    'params': folded,
+    'batch_stats': {},
+  }

@@ -246,9 +246,13 @@ def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
     raise ValueError(f'{source.name}, example {index}: {error}') from error
 
 
-def _batches(examples, part: _HostPart, options: InputOptions) -> Iterator:
+def _batches(
+  examples, part: _HostPart, options: InputOptions, stack: int = 1
+) -> Iterator:
   # Batching before the workers: behind them, their number would change batches.
   dataset = grain.MapDataset.source(examples).batch(part.local_batch_size)
+  if stack > 1:
+    dataset = dataset.batch(stack)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(
       num_threads=min(options.prefetch, 16),
@@ -271,6 +275,7 @@ def training_batches(
   seed: int,
   first_step: int,
   last_step: int,
+  accumulate_steps: int = 1,
 ) -> Iterator[dict]:
   """This process's part of the batches of steps first_step .. last_step - 1.
 
@@ -280,14 +285,19 @@ def training_batches(
     batch_size: global batch, a multiple of the number of processes.
     seed: of order and augmentation.
     first_step, last_step: in updates of the global batch.
+    accumulate_steps: if above 1, a batch comes as so many micro-batches,
+      stacked along a new first axis: consecutive parts of the same stream,
+      which therefore do not depend on the number of devices.
   """
   part = _HostPart(
-    batch_size, jax.process_index(), jax.process_count(), first_step
+    batch_size // accumulate_steps,
+    jax.process_index(),
+    jax.process_count(),
+    first_step * accumulate_steps,
   )
-  examples = _TrainingExamples(
-    source, options, part, last_step - first_step, seed
-  )
-  return _batches(examples, part, options)
+  num_micro_batches = (last_step - first_step) * accumulate_steps
+  examples = _TrainingExamples(source, options, part, num_micro_batches, seed)
+  return _batches(examples, part, options, stack=accumulate_steps)
 
 
 def evaluation_batches(

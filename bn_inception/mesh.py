@@ -78,6 +78,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
-  """The leading axis is divided over all devices."""
+def split_batch(mesh: Mesh, is_accumulating: bool = False) -> NamedSharding:
+  """The leading axis is divided over all devices.
+
+  With gradient accumulation it is the second: the first counts micro-batches.
+  """
+  if is_accumulating:
+    return NamedSharding(mesh, PartitionSpec(None, AXES))
   return NamedSharding(mesh, PartitionSpec(AXES))

@@ -10,11 +10,19 @@ from bn_inception.errors import UserError
 
 
 class Optimizer(NamedTuple):
-  """An optax transformation and the schedule inside it (for logging)."""
+  """An optax transformation, and what the train step needs besides.
+
+  Attributes:
+    transform: the update rule.
+    learning_rate_fn: the schedule inside it, for logging.
+    average_decay: of the Polyak average of the parameters; 0 = none.
+    accumulate_steps: micro-batches whose gradients are averaged per update.
+  """
 
   transform: optax.GradientTransformation
   learning_rate_fn: Callable[[jax.Array], jax.Array]
   average_decay: float
+  accumulate_steps: int
 
 
 def effective_learning_rate(
@@ -62,6 +70,7 @@ def make_optimizer(
   decay_factor: float,
   decay_epochs: float,
   average_decay: float,
+  accumulate_steps: int,
 ) -> Optimizer:
   """SGD with momentum in its classical form (Sutskever et al. 2013).
 
@@ -82,13 +91,21 @@ def make_optimizer(
     weight_decay: of the kernels.
     decay_factor, decay_epochs: see `decay_schedule`.
     average_decay: of the Polyak average of the parameters; 0 = none.
+    accumulate_steps: cut the batch into so many micro-batches, each with batch
+      statistics of its own, and average their gradients; for batches that do
+      not fit a device.
 
   Returns:
     An `Optimizer`.
 
   Raises:
-    UserError: if decay_epochs is not positive.
+    UserError: if decay_epochs is not positive, or the batch cannot be cut.
   """
+  if accumulate_steps < 1 or batch_size % accumulate_steps:
+    raise UserError(
+      f'optimizer.accumulate_steps {accumulate_steps} does not divide '
+      f'batch_size {batch_size}'
+    )
   if decay_epochs <= 0:
     raise UserError(
       f'optimizer.decay_epochs must be positive, got {decay_epochs}: for a '
@@ -103,4 +120,4 @@ def make_optimizer(
     optax.scale_by_learning_rate(schedule),
     optax.trace(momentum, nesterov=nesterov),
   )
-  return Optimizer(transform, schedule, average_decay)
+  return Optimizer(transform, schedule, average_decay, accumulate_steps)

@@ -16,6 +16,8 @@ from bn_inception import batch_norm, mesh, metrics
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 
+REPLICATED = PartitionSpec()
+
 
 def average_over_devices(tree):
   """`pmean` of the floating leaves; counters are the same everywhere."""
@@ -45,7 +47,8 @@ def train_step(
 
   Args:
     state: replicated.
-    batch: image [B, H, W, C], label, mask, index [B]; mask is all True.
+    batch: image [B, H, W, C], label, mask, index [B]; mask is all True. With
+      gradient accumulation each has a leading axis of micro-batches.
     rng: key of the run; folded with the step.
     model: linen module in training mode.
     optimizer: see `make_optimizer`.
@@ -53,26 +56,17 @@ def train_step(
 
   Returns:
     The next state and metrics of the global batch: `classification_sums`,
-    `gradient_norm` and `learning_rate`.
+    `gradient_norm`, `learning_rate` and `first_nonfinite_step`.
   """
-  rng = jax.random.fold_in(rng, state.step)
-  prepare_key, dropout_key = jax.random.split(rng)
-  image = prepare(batch['image'], batch['index'], prepare_key)
-
-  def loss_fn(params):
-    variables = {'params': params, 'batch_stats': state.batch_stats}
-    logits, updates = model.apply(
-      variables,
-      image,
-      batch['index'],
-      mutable=['batch_stats'],
-      rngs={'dropout': dropout_key},
-    )
-    sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
-    loss = sums['loss_sum'] / len(batch['label'])
-    return loss, (updates.get('batch_stats', {}), sums)
-
-  gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+  keys = jax.random.split(jax.random.fold_in(rng, state.step))
+  own_gradient = partial(_gradient, model, prepare, state.params, keys)
+  if optimizer.accumulate_steps == 1:
+    batch_stats, (gradients, sums) = own_gradient(state.batch_stats, batch)
+  else:
+    # Statistics belong to a micro-batch, and so does their moving average.
+    batch_stats, parts = jax.lax.scan(own_gradient, state.batch_stats, batch)
+    gradients = jax.tree.map(lambda g: jnp.mean(g, 0), parts[0])
+    sums = jax.tree.map(lambda s: jnp.sum(s, 0), parts[1])
   # shard_map runs with check_vma=False, so these are gradients of the device's
   # own loss (through collectives: of the sum of losses); the mean is right.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
@@ -95,13 +89,37 @@ def train_step(
       first_bad, state.step + 1, state.first_nonfinite_step
     ),
   )
-  learning_rate = optimizer.learning_rate_fn(state.step)
   return new_state, {
     **sums,
     'gradient_norm': gradient_norm,
-    'learning_rate': learning_rate,
+    'learning_rate': optimizer.learning_rate_fn(state.step),
     'first_nonfinite_step': new_state.first_nonfinite_step,
   }
+
+
+def _gradient(model, prepare, params, keys, batch_stats, batch):
+  """Gradient of the mean loss of one (micro-)batch, as the body of a scan.
+
+  Returns:
+    (batch_stats, (gradients, sums)): the moving averages after this batch.
+  """
+  prepare_key, dropout_key = keys
+  image = prepare(batch['image'], batch['index'], prepare_key)
+
+  def loss_fn(params):
+    logits, updates = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      image,
+      batch['index'],
+      mutable=['batch_stats'],
+      rngs={'dropout': dropout_key},
+    )
+    sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
+    loss = sums['loss_sum'] / len(batch['label'])
+    return loss, (updates.get('batch_stats', {}), sums)
+
+  gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(params)
+  return batch_stats, (gradients, sums)
 
 
 def _average_parameters(state: TrainState, params, average_decay: float):
@@ -131,30 +149,65 @@ def eval_step(
   return jax.lax.psum(sums, mesh.AXES)
 
 
-def make_train_step(device_mesh: Mesh, **keywords) -> Callable:
+def statistics_step(
+  variables: dict, batch: dict, rng: jax.Array, *, model, prepare: Callable
+) -> dict:
+  """Mean and unbiased variance of every batch-norm layer on one mini-batch.
+
+  The inner part of Algorithm 2, lines 8 to 10, for all layers at once.
+
+  Args:
+    variables: params and batch_stats, left as they are.
+    batch: as in `train_step`, without accumulation.
+    rng: key of the distortions; a new one for each batch.
+    model: linen module in training mode, as it was trained.
+    prepare: (image, index, key) -> the network's input.
+
+  Returns:
+    A tree like `batch_stats`, averaged over the normalisation batches.
+  """
+  # A moving average that keeps nothing of the old value is the new one.
+  # Dropout is left out: it comes after the last normalised layer.
+  model = model.clone(statistics_decay=0.0, dropout_rate=0.0)
+  image = prepare(batch['image'], batch['index'], rng)
+  _, updates = model.apply(
+    variables, image, batch['index'], mutable=['batch_stats']
+  )
+  return average_over_devices(updates['batch_stats'])
+
+
+def make_train_step(
+  device_mesh: Mesh, *, optimizer: Optimizer, **keywords
+) -> Callable:
   """jit(shard_map(train_step)): (state, batch, rng) -> (state, metrics).
 
   The state is replicated and donated, the batch split over the devices.
   """
-  replicated, split = PartitionSpec(), PartitionSpec(mesh.AXES)
-  mapped = jax.shard_map(
-    partial(train_step, **keywords),
-    mesh=device_mesh,
-    in_specs=(replicated, split, replicated),
-    out_specs=replicated,
-    check_vma=False,
-  )
-  return jax.jit(mapped, donate_argnums=0)
+  is_accumulating = optimizer.accumulate_steps > 1
+  step = partial(train_step, optimizer=optimizer, **keywords)
+  batch_spec = mesh.split_batch(device_mesh, is_accumulating).spec
+  in_specs = (REPLICATED, batch_spec, REPLICATED)
+  return jax.jit(_mapped(step, device_mesh, in_specs), donate_argnums=0)
 
 
 def make_eval_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(eval_step)): (variables, batch) -> sums."""
-  replicated, split = PartitionSpec(), PartitionSpec(mesh.AXES)
-  mapped = jax.shard_map(
-    partial(eval_step, **keywords),
+  in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec)
+  return jax.jit(_mapped(partial(eval_step, **keywords), device_mesh, in_specs))
+
+
+def make_statistics_step(device_mesh: Mesh, **keywords) -> Callable:
+  """jit(shard_map(statistics_step)): (variables, batch, rng) -> batch_stats."""
+  step = partial(statistics_step, **keywords)
+  in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec, REPLICATED)
+  return jax.jit(_mapped(step, device_mesh, in_specs))
+
+
+def _mapped(step: Callable, device_mesh: Mesh, in_specs) -> Callable:
+  return jax.shard_map(
+    step,
     mesh=device_mesh,
-    in_specs=(replicated, split),
-    out_specs=replicated,
+    in_specs=in_specs,
+    out_specs=REPLICATED,
     check_vma=False,
   )
-  return jax.jit(mapped)

@@ -80,6 +80,8 @@ class _Run:
 
   def __init__(self, config, experiment, checkpoints, book, display):
     self.config, self.experiment = config, experiment
+    evaluator = experiment.evaluator
+    self.eval_step = evaluator.make_eval_step(evaluator.model)
     self.checkpoints, self.book, self.display = checkpoints, book, display
     done = book.records[-1]['seconds'] if book.records else 0.0
     self.start_time = time.monotonic() - done
@@ -150,7 +152,7 @@ class _Run:
   def _evaluate(self, step: int, state: TrainState) -> float:
     evaluator = self.experiment.evaluator
     values = evaluate(
-      evaluator.eval_step,
+      self.eval_step,
       state.evaluation_variables,
       evaluator.batches(),
       len(evaluator.source),
@@ -179,16 +181,18 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     optimizer['learning_rate'], batch_size, optimizer['learning_rate_per_32']
   )
   rule = 'per 32 examples' if optimizer['learning_rate_per_32'] else 'as given'
-  norm = 'none'
+  norm, micro_batches = 'none', ''
+  accumulate_steps = optimizer['accumulate_steps']
   if model['use_batch_norm']:
-    norm = (
-      f'{config["norm_batch_size"] or batch_size} examples share statistics'
-    )
+    shared = config['norm_batch_size'] or batch_size // accumulate_steps
+    norm = f'{shared} examples share statistics'
+  if accumulate_steps > 1:
+    micro_batches = f' in {accumulate_steps} micro-batches'
   device = jax.devices()[0].device_kind
   lines = {
     'run': config['name'],
     'devices': f'{jax.device_count()} x {device}',
-    'batch': f'{batch_size} examples',
+    'batch': f'{batch_size} examples{micro_batches}',
     'normalisation': norm,
     'learning rate': (
       f'{rate:g} ({optimizer["learning_rate"]:g} {rule}), '

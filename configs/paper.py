@@ -52,6 +52,8 @@ BASE = {
   'model.dropout_rate': 0.4,  # GoogLeNet, and Section 4.2.3
   'model.epsilon': 1e-3,  # TF-Slim's Inception v2; others use 1e-5
   'model.statistics_decay': 0.9997,  # TF-Slim's Inception v2; monitoring only
+  'model.use_scale': True,  # TF-Slim leaves gamma out
+  'model.per_activation_modules': (),  # Section 4.2.3: some ensemble members
   'model.dtype': 'float32',
   'model.remat': False,
   'optimizer.learning_rate': 0.0015,  # Section 4.2.2
@@ -62,6 +64,7 @@ BASE = {
   'optimizer.decay_factor': 0.96,  # GoogLeNet: -4 % every 8 epochs
   'optimizer.decay_epochs': 8.0,
   'optimizer.average_decay': 0.0,  # GoogLeNet averaged; the paper is silent
+  'optimizer.accumulate_steps': 1,
   'training.num_epochs': 150.0,  # BN-x30's 6e6 steps of 32 images
   'training.log_every_steps': 100,
   'training.eval_every_steps': 20_000,

@@ -1,5 +1,6 @@
 """Batch normalization against float64 NumPy and the paper's equations."""
 
+import re
 from functools import partial
 
 import jax
@@ -190,39 +191,164 @@ def test_group_size_that_does_not_fit_is_refused(x, scale_bias, group_size):
     apply_layer(x, *scale_bias, norm_batch_size=group_size)
 
 
-@pytest.mark.parametrize('norm_batch_size', [0, 2, 4, 8, 16])
-@pytest.mark.parametrize('num_devices', [2, 8])
+@pytest.fixture(scope='module')
+def batch_of_32():
+  """x and the cotangent of y: [32, 2, 3, 5]."""
+  rng = np.random.default_rng(4)
+  shape = (32, 2, 3, 5)
+  return np.float32(3 + 2 * rng.normal(size=shape)), rng.normal(size=shape)
+
+
+def numpy_groups(x, dy, scale, bias, group_size):
+  """y, gradients and the first moving averages, group by group in float64."""
+  groups = np.split(x, len(x) // group_size)
+  cotangents = np.split(dy, len(x) // group_size)
+  forward = [reference_forward(group, scale, bias) for group in groups]
+  backward = [
+    reference_backward(group, scale, cotangent)
+    for group, cotangent in zip(groups, cotangents, strict=True)
+  ]
+  m = group_size * x[0, ..., 0].size
+  return {
+    'y': np.concatenate([f[0] for f in forward]),
+    'dx': np.concatenate([b[0] for b in backward]),
+    'dscale': sum(b[1] for b in backward),
+    'dbias': sum(b[2] for b in backward),
+    'mean': 0.9 * np.mean([f[1] for f in forward], 0),
+    'var': 0.1 + 0.9 * np.mean([f[2] for f in forward], 0) * m / (m - 1),
+  }
+
+
+@pytest.mark.parametrize('norm_batch_size', [4, 8, 16, 32, 0])
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
 def test_result_does_not_depend_on_the_number_of_devices(
-  x, scale_bias, num_devices, norm_batch_size
+  batch_of_32, scale_bias, num_devices, norm_batch_size
 ):
-  expected, expected_updates = apply_layer(
-    x, *scale_bias, norm_batch_size=norm_batch_size
-  )
   devices = mesh.make_training_mesh(
-    jax.devices()[:num_devices], 16, norm_batch_size
+    jax.devices()[:num_devices], 32, norm_batch_size
   )
 
-  def per_device(x):
-    y, updates = apply_layer(
-      x, *scale_bias, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
-    )
-    updates['batch_stats'].pop('num_updates')
-    return y, jax.lax.pmean(updates, mesh.AXES)
+  def per_device(x, dy, scale, bias):
+    def own_loss(x, scale, bias):
+      y, updates = apply_layer(
+        x, scale, bias, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
+      )
+      return jnp.sum(y * dy), (y, updates['batch_stats'])
 
-  y, updates = jax.jit(
+    (dx, dscale, dbias), (y, stats) = jax.grad(
+      own_loss, (0, 1, 2), has_aux=True
+    )(x, scale, bias)
+    sums = jax.lax.psum({'dscale': dscale, 'dbias': dbias}, mesh.AXES)
+    means = jax.lax.pmean(
+      {'mean': stats['mean'], 'var': stats['var']}, mesh.AXES
+    )
+    return {'y': y, 'dx': dx}, sums | means
+
+  split = P(mesh.AXES)
+  mapped = jax.shard_map(
+    per_device,
+    mesh=devices,
+    in_specs=(split, split, P(), P()),
+    out_specs=(split, P()),
+    check_vma=False,
+  )
+  scale, bias = (jnp.float32(value) for value in scale_bias)
+  per_example, shared = jax.jit(mapped)(*batch_of_32, scale, bias)
+  expected = numpy_groups(*batch_of_32, *scale_bias, norm_batch_size or 32)
+  for name, value in (per_example | shared).items():
+    size = np.abs(expected[name]).max()
+    np.testing.assert_allclose(
+      value, expected[name], rtol=0, atol=1e-5 * size, err_msg=name
+    )
+
+
+def test_variance_across_devices_keeps_its_digits_far_from_zero():
+  rng = np.random.default_rng(5)
+  x = np.float32(1000 + rng.normal(size=(32, 4, 4, 3)))
+  stats = jax.jit(
     jax.shard_map(
-      per_device,
-      mesh=devices,
+      lambda x: batch_norm.batch_statistics(x, AXES, mesh.MEMBER),
+      mesh=mesh.make_evaluation_mesh(jax.devices()),
       in_specs=P(mesh.AXES),
-      out_specs=(P(mesh.AXES), P()),
+      out_specs=P(),
       check_vma=False,
     )
   )(x)
-  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-  for name, value in updates['batch_stats'].items():
-    np.testing.assert_allclose(
-      value, expected_updates['batch_stats'][name], rtol=1e-5
-    )
+  np.testing.assert_allclose(stats.var, np.float64(x).var(AXES), rtol=1e-5)
+  np.testing.assert_allclose(stats.mean, np.float64(x).mean(AXES), rtol=1e-6)
+
+
+def test_constant_input_has_no_variance_and_a_finite_gradient():
+  x = jnp.full((8, 2, 2, 5), 1234.567)
+  y, _ = apply_layer(x, np.ones(5), np.zeros(5))
+  # A rounding error of the mean, 3e-7 of it, is divided by sqrt(epsilon).
+  assert np.abs(y).max() < 3e-7 * 1234.567 / np.sqrt(EPSILON)
+  gradient = jax.grad(
+    lambda x: jnp.sum(jnp.square(apply_layer(x, np.ones(5), np.ones(5))[0]))
+  )(x)
+  assert np.isfinite(gradient).all()
+
+
+def test_one_collective_forward_and_one_backward():
+  def per_device(x):
+    def loss(x):
+      return jnp.sum(jnp.square(apply_layer(
+        x, np.ones(5), np.zeros(5), axis_name=mesh.MEMBER
+      )[0]))  # fmt: skip
+
+    return jax.grad(loss)(x)
+
+  mapped = jax.shard_map(
+    per_device,
+    mesh=mesh.make_evaluation_mesh(jax.devices()),
+    in_specs=P(mesh.AXES),
+    out_specs=P(mesh.AXES),
+    check_vma=False,
+  )
+  program = jax.jit(mapped).lower(jnp.ones((32, 2, 3, 5))).compile().as_text()
+  counts = {
+    name: len(re.findall(rf' {name}(?:-start)?\(', program))
+    for name in ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all')
+  }
+  assert counts == {
+    'all-gather': 1, 'all-reduce': 1, 'reduce-scatter': 0, 'all-to-all': 0,
+  }  # fmt: skip
+
+
+def test_per_activation_statistics_are_those_of_a_fully_connected_layer(x):
+  layer = BatchNorm(train=True, per_activation=True, epsilon=EPSILON)
+  variables = layer.init(jax.random.key(0), x)
+  assert variables['params']['scale'].shape == x.shape[1:]
+  dy = np.random.default_rng(6).normal(size=x.shape)
+
+  def loss(variables, x):
+    y, updates = layer.apply(variables, x, mutable=['batch_stats'])
+    return jnp.sum(y * dy), (y, updates['batch_stats'])
+
+  (gradient, dx), (y, stats) = jax.grad(
+    loss, (0, 1), has_aux=True, allow_int=True
+  )(variables, x)
+  # [16, 3 * 4 * 5]: every activation is a feature.
+  flat, flat_dy = (a.reshape(16, 1, 1, -1) for a in (x, dy))
+  expected, _, var = reference_forward(flat, 1.0, 0.0)
+  printed = reference_backward(flat, np.ones(60), flat_dy)
+  np.testing.assert_allclose(y, expected.reshape(x.shape), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    dx, printed[0].reshape(x.shape), rtol=1e-4, atol=5e-5
+  )
+  np.testing.assert_allclose(
+    gradient['params']['scale'].ravel(), printed[1], rtol=1e-4, atol=5e-5
+  )
+  np.testing.assert_allclose(
+    stats['var'].ravel(), 0.1 + 0.9 * var * 16 / 15, rtol=1e-5
+  )
+  variables = {**variables, 'batch_stats': stats}
+  evaluated = layer.clone(train=False).apply(variables, x[:3])
+  np.testing.assert_allclose(
+    evaluated,
+    (x[:3] - stats['mean']) / np.sqrt(stats['var'] + EPSILON),
+    rtol=1e-5,
+  )
 
 
 def test_scale_and_bias_are_optional(x):

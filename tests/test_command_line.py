@@ -92,8 +92,9 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   evaluated = run([*EVAL, f'--workdir={whole}'])
   assert evaluated.returncode == 0, evaluated.stderr
   values = json.loads((whole / 'evaluation_test_180.json').read_text())
-  assert values['top1'] == results[0]['top1'] and values['examples'] == 355
-  assert f'top-1       {values["top1"]:.2f} %' in evaluated.stdout
+  moving = values['results']['moving averages']
+  assert moving['top1'] == results[0]['top1'] and values['examples'] == 355
+  assert f'top-1       {moving["top1"]:.2f} %' in evaluated.stdout
   by_path = run([*EVAL, f'--checkpoint={whole}/checkpoints/180'])
   assert by_path.returncode == 0, by_path.stderr
   refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
@@ -177,4 +178,4 @@ def test_help_explains_every_flag_with_an_example(environment, program):
     part for part in own_flags if part.split(':')[0].strip('-') in names
   ]
   assert len(described) == {'train.py': 3, 'eval.py': 5}[program[1]]
-  assert text.count('Example: --') == {'train.py': 3, 'eval.py': 8}[program[1]]
+  assert text.count('Example: --') == {'train.py': 3, 'eval.py': 14}[program[1]]

@@ -2,11 +2,18 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bn_inception import evaluation, training
 from bn_inception.errors import UserError
-from bn_inception.evaluation import evaluate, evaluate_checkpoint
+from bn_inception.evaluation import (
+  PopulationOptions,
+  evaluate,
+  evaluate_checkpoint,
+)
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -24,8 +31,9 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
   for batch_size in (7, 360):
     values = evaluate_checkpoint(path, batch_size=batch_size)
     assert values['examples'] == 355 and values['step'] == 2
-    assert values['top1'] == result['top1'] and values['top5'] == result['top5']
-    assert values['loss'] == pytest.approx(result['loss'], rel=1e-5)
+    moving = values['results']['moving averages']
+    assert moving['top1'] == result['top1'] and moving['top5'] == result['top5']
+    assert moving['loss'] == pytest.approx(result['loss'], rel=1e-5)
   train = evaluate_checkpoint(path, split='train')
   assert train['examples'] == 1442 and train['split'] == 'train'
 
@@ -43,6 +51,65 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
     evaluate_checkpoint(path, dataset='synthetic')
   with pytest.raises(UserError, match="digits has no split 'valid'"):
     evaluate_checkpoint(path, split='valid')
+
+
+def test_both_statistics_stand_beside_each_other(run, capsys):
+  workdir, _ = run
+  path = evaluation.find_checkpoint(workdir, None)
+  options = PopulationOptions(num_batches=5, seed=3)
+  values = evaluate_checkpoint(path, statistics='both', population=options)
+  moving = values['results']['moving averages']
+  population = values['results']['population']
+  # After two updates the moving averages are still on their way.
+  assert abs(population['loss'] - moving['loss']) > 1e-4
+  recorded = {k: v for k, v in population.items() if k not in moving}
+  assert recorded == {
+    'statistics_num_batches': 5,
+    'statistics_seed': 3,
+    'statistics_dataset': 'digits',
+    'statistics_split': 'train',
+    'statistics_batch_size': 16,
+    'norm_batch_size': 16,
+  }
+  capsys.readouterr()
+  evaluation.print_table(values)
+  lines = capsys.readouterr().out.splitlines()
+  assert 'statistics  moving averages  population' in lines
+  assert 'batches     -                5' in lines
+
+  # Folded, the same function; adapted to another split, another one.
+  folded = evaluate_checkpoint(
+    path, statistics='population', population=options, fold=True
+  )
+  folded = folded['results']['population']
+  assert folded['loss'] == pytest.approx(population['loss'], rel=1e-5)
+  assert folded['top1'] == population['top1']
+  adapted = evaluate_checkpoint(
+    path,
+    statistics='population',
+    population=PopulationOptions(num_batches=5, seed=3, split='test'),
+  )['results']['population']
+  assert adapted['loss'] != population['loss']
+
+  with pytest.raises(
+    UserError, match="statistics 'all' are unknown: use one of"
+  ):
+    evaluate_checkpoint(path, statistics='all')
+  with pytest.raises(UserError, match='need at least 1 batch, got 0'):
+    PopulationOptions(num_batches=0)
+
+
+def test_population_statistics_are_plain_averages():
+  batches = [1.0, 5.0, 6.0]
+
+  def statistics_step(variables, batch, rng):
+    return {'var': jnp.full(2, variables * batch), 'num_updates': jnp.int32(7)}
+
+  stats = evaluation.estimate_population_statistics(
+    statistics_step, 2.0, batches, jax.random.key(0)
+  )
+  np.testing.assert_allclose(stats['var'], [8.0, 8.0])
+  assert stats['num_updates'].dtype == jnp.int32
 
 
 def test_missing_runs_are_named(tmp_path):

@@ -218,3 +218,54 @@ def test_unknown_options_are_refused(field):
 def test_impossible_numbers_are_refused(field):
   with pytest.raises(UserError, match=f'model.{next(iter(field))} must be'):
     Inception(10, **field)
+
+
+def test_per_activation_modules_and_no_scale():
+  model = Inception(
+    10, stem='small', stem_stride=1, width=0.125,
+    per_activation_modules=['5b'], use_scale=False,
+  )  # fmt: skip
+  _, _, params = shapes_of(model, 8, 1)
+  assert set(params['inception_5b']['conv3x3']['norm']) == {'bias'}
+  assert params['inception_5b']['conv3x3']['norm']['bias'].shape == (2, 2, 40)
+  assert params['inception_5a']['conv3x3']['norm']['bias'].shape == (40,)
+  with pytest.raises(UserError, match="no module '6a': use some of 3a, 3b"):
+    Inception(10, per_activation_modules=('6a',))
+
+
+@pytest.mark.parametrize(
+  'fields', [{}, {'use_scale': False}, {'stem': 'separable', 'use_lrn': True}]
+)
+def test_folded_network_is_the_same_function(fields):
+  fields = {'stem': 'small', 'stem_stride': 1, 'width': 0.125} | fields
+  model = Inception(10, rows=FEW_ROWS, **fields)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, 16, 16, 1)).astype(np.float32)
+  variables = model.init(jax.random.key(0), x, jnp.arange(3))
+
+  def disturb(path, leaf):
+    """Statistics, gamma and beta that are not 0 and 1."""
+    if path[-1].key in ('var', 'scale'):
+      return np.float32(rng.uniform(0.5, 2.0, leaf.shape))
+    if path[-1].key in ('mean', 'bias'):
+      return np.float32(rng.normal(size=leaf.shape))
+    return leaf
+
+  variables = jax.tree_util.tree_map_with_path(disturb, variables)
+  folded_model, folded = inception.fold_batch_norm(model, variables)
+  assert not folded_model.use_batch_norm
+  names = {path[-1].key for path, _ in jax.tree.leaves_with_path(folded)}
+  assert names == {'kernel', 'bias'}
+  expected = model.apply(variables, x, jnp.arange(3))
+  logits = folded_model.apply(folded, x, jnp.arange(3))
+  np.testing.assert_allclose(
+    logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
+
+
+def test_what_cannot_be_folded_is_refused():
+  with pytest.raises(UserError, match='no batch normalization to fold'):
+    inception.fold_batch_norm(Inception(10, use_batch_norm=False), {})
+  with pytest.raises(UserError, match='per activation cannot be folded .* 5b'):
+    model = Inception(10, per_activation_modules=('5b',))
+    inception.fold_batch_norm(model, {})

@@ -17,6 +17,7 @@ RECIPE = {
   'decay_factor': 0.5,
   'decay_epochs': 1.5,
   'average_decay': 0.0,
+  'accumulate_steps': 1,
 }
 
 
@@ -68,4 +69,12 @@ def test_a_decay_of_no_epochs_is_refused():
   with pytest.raises(UserError, match='decay_epochs must be positive, got 0'):
     optimizer.make_optimizer(
       steps_per_epoch=2, batch_size=32, **RECIPE | {'decay_epochs': 0}
+    )
+
+
+def test_micro_batches_must_divide_the_batch():
+  message = 'accumulate_steps 3 does not divide batch_size 32'
+  with pytest.raises(UserError, match=message):
+    optimizer.make_optimizer(
+      steps_per_epoch=2, batch_size=32, **RECIPE | {'accumulate_steps': 3}
     )

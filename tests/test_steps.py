@@ -1,6 +1,7 @@
 """The train step: eight devices do what one does, and the metrics are right."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def make_model(**fields):
 
 
 def make_sgd(**fields):
-  recipe = {'average_decay': 0.0} | fields
+  recipe = {'average_decay': 0.0, 'accumulate_steps': 1} | fields
   return make_optimizer(
     steps_per_epoch=100, batch_size=BATCH_SIZE, learning_rate=RATE,
     learning_rate_per_32=False, momentum=MOMENTUM, nesterov=False,
@@ -57,34 +58,47 @@ def prepare(image, index, key):
 
 
 @functools.cache
-def initial_state(**optimizer_fields):
+def initial_state(model_fields=(), **optimizer_fields):
   return jax.jit(
     functools.partial(
-      create_train_state, make_model(), make_sgd(**optimizer_fields),
+      create_train_state,
+      make_model(**dict(model_fields)),
+      make_sgd(**optimizer_fields),
       image_shape=(8, 8, 1),
     )
-  )(jax.random.key(0))  # fmt: skip
+  )(jax.random.key(0))
 
 
-def run_steps(batch, num_devices, norm_batch_size, num_steps=1, **fields):
+def run_steps(
+  batch, num_devices, norm_batch_size, num_steps=1, model_fields=(), **fields
+):
+  accumulate_steps = fields.get('accumulate_steps', 1)
   devices = mesh.make_training_mesh(
-    jax.devices()[:num_devices], BATCH_SIZE, norm_batch_size
+    jax.devices()[:num_devices], BATCH_SIZE // accumulate_steps, norm_batch_size
   )
   step = steps.make_train_step(
     devices,
     model=make_model(
-      train=True, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
-    ),
+      train=True,
+      norm_batch_size=norm_batch_size,
+      axis_name=mesh.MEMBER,
+    ).clone(**dict(model_fields)),
     optimizer=make_sgd(**fields),
     prepare=prepare,
   )
   replicated = mesh.replicated(devices)
   # A copy: the step donates its state.
-  state = jax.device_put(
-    jax.tree.map(jnp.copy, initial_state(**fields)), replicated
-  )
+  initial = initial_state(model_fields, **fields)
+  state = jax.device_put(jax.tree.map(jnp.copy, initial), replicated)
   rng = jax.device_put(jax.random.key(7), replicated)
-  placed = jax.device_put(batch, mesh.split_batch(devices))
+  if accumulate_steps > 1:
+    batch = {
+      name: value.reshape(accumulate_steps, -1, *value.shape[1:])
+      for name, value in batch.items()
+    }
+  placed = jax.device_put(
+    batch, mesh.split_batch(devices, accumulate_steps > 1)
+  )
   for _ in range(num_steps):
     state, metrics = step(state, placed, rng)
   return jax.device_get((state, metrics))
@@ -181,4 +195,107 @@ def test_evaluation_counts_are_the_same_on_eight_devices(batch):
     assert sums[0][name] == sums[1][name]
   np.testing.assert_allclose(
     sums[0]['loss_sum'], sums[1]['loss_sum'], rtol=1e-5
+  )
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(batch):
+  # Without batch statistics micro-batches change nothing but the order of sums.
+  plain = (('use_batch_norm', False),)
+  whole, whole_metrics = run_steps(batch, 1, 0, model_fields=plain)
+  parts, metrics = run_steps(
+    batch, 1, 0, model_fields=plain, accumulate_steps=4
+  )
+  assert_close(parts.params, whole.params)
+  assert_close(parts.opt_state, whole.opt_state)
+  assert_close(metrics, whole_metrics)
+
+
+def test_micro_batches_have_statistics_of_their_own(batch):
+  # Groups of 4 within a batch have the same statistics as micro-batches of 4...
+  groups, _ = run_steps(batch, 1, 4)
+  parts, _ = run_steps(batch, 1, 0, accumulate_steps=4)
+  assert_close(parts.params, groups.params)
+  assert_close(parts.opt_state, groups.opt_state)
+  # ...and the moving averages are updated once for each of these.
+  for state, count in (groups, 1), (parts, 4):
+    counts = {
+      int(leaf)
+      for path, leaf in jax.tree.leaves_with_path(state.batch_stats)
+      if path[-1].key == 'num_updates'
+    }
+    assert counts == {count}
+  on_four_devices, _ = run_steps(batch, 4, 0, accumulate_steps=4)
+  assert_close(on_four_devices, parts)
+
+
+def test_collectives_of_a_step_are_one_a_layer_each_way(batch):
+  devices = mesh.make_training_mesh(jax.devices(), BATCH_SIZE, 0)
+  step = steps.make_train_step(
+    devices,
+    model=make_model(train=True, axis_name=mesh.MEMBER),
+    optimizer=make_sgd(),
+    prepare=prepare,
+  )
+  state = initial_state()
+  num_layers = sum(
+    path[-1].key == 'num_updates'
+    for path, _ in jax.tree.leaves_with_path(state.batch_stats)
+  )
+  assert num_layers == 8
+  program = step.lower(state, batch, jax.random.key(0)).compile().as_text()
+  lines = program.splitlines()
+  gathers = [
+    line for line in lines if re.search(r' all-gather(-start)?\(', line)
+  ]
+  assert len(gathers) == num_layers
+  # The backward sums of a layer are one [2, 1, features] (the compiler may send
+  # those of two layers together); gradients and moving averages are reduced at
+  # the end, metrics beside them.
+  reduces = [
+    line.partition(' all-reduce')[0]
+    for line in lines
+    if re.search(r' all-reduce(-start)?\(', line)
+  ]
+  shapes = [re.findall(r'f32\[2,1,\d+\]', line) for line in reduces]
+  assert sum(len(found) for found in shapes) == num_layers
+  assert sum(bool(found) for found in shapes) <= num_layers
+
+
+def test_statistics_step_returns_those_of_the_mini_batch(batch):
+  variables = initial_state().evaluation_variables
+  results = []
+  for num_devices in (1, 8):
+    devices = mesh.make_training_mesh(
+      jax.devices()[:num_devices], BATCH_SIZE, 8
+    )
+    step = steps.make_statistics_step(
+      devices,
+      model=make_model(train=True, norm_batch_size=8, axis_name=mesh.MEMBER),
+      prepare=prepare,
+    )
+    replicated = mesh.replicated(devices)
+    results.append(
+      jax.device_get(
+        step(
+          jax.device_put(variables, replicated),
+          jax.device_put(batch, mesh.split_batch(devices)),
+          jax.device_put(jax.random.key(5), replicated),
+        )
+      )
+    )
+  assert_close(results[1], results[0])
+  image = prepare(batch['image'], batch['index'], jax.random.key(5))
+  kernel = variables['params']['conv1']['conv']['kernel']
+  u = np.float64(
+    jax.lax.conv_general_dilated(
+      image, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+  ).reshape(2, 8, 8, 8, -1)
+  m = 8 * 8 * 8
+  stats = results[0]['conv1']['norm']
+  np.testing.assert_allclose(
+    stats['mean'], u.mean((1, 2, 3)).mean(0), rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    stats['var'], u.var((1, 2, 3)).mean(0) * m / (m - 1), rtol=1e-4
   )
