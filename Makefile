@@ -1,9 +1,10 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
-# Both make .venv and install requirements.txt first, when it has changed.
+# make test-peers: batch norm against PyTorch, in an environment of its own.
+# Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test format install
+.PHONY: train test test-peers format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -17,11 +18,20 @@ format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+test-peers:
+	$(call environment,.venv-peers,requirements-bench.txt)
+	.venv-peers/bin/python -m pytest -m peers $(ARGS)
+
 install:
-	@cmp -s requirements.txt .venv/requirements.txt || { \
+	$(call environment,.venv,requirements.txt)
+
+# $(1): the environment; $(2): its requirements. Installs when they have changed.
+define environment
+	@cat requirements.txt $(2) | cmp -s - $(1)/installed || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }; \
-	  echo "installing requirements.txt into .venv (about a minute)"; \
-	  $(PYTHON) -m venv .venv && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
-	  cp requirements.txt .venv/requirements.txt; }
+	  echo "installing $(2) into $(1) (a minute or two)"; \
+	  $(PYTHON) -m venv $(1) && \
+	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2) && \
+	  cat requirements.txt $(2) > $(1)/installed; }
+endef

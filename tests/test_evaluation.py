@@ -14,6 +14,7 @@ from bn_inception.evaluation import (
   evaluate,
   evaluate_checkpoint,
 )
+from bn_inception.experiment import make_experiment, make_statistics_pass
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -110,6 +111,38 @@ def test_population_statistics_are_plain_averages():
   )
   np.testing.assert_allclose(stats['var'], [8.0, 8.0])
   assert stats['num_updates'].dtype == jnp.int32
+
+
+def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
+  digits_config['augment']['photometric_strength'] = 0.0
+  digits_config['norm_batch_size'] = 8
+  statistics = make_statistics_pass(
+    digits_config, None, 'digits', 'train', seed=4
+  )
+  experiment = make_experiment(digits_config, None)
+  variables = experiment.create_state().evaluation_variables
+  batches = list(statistics.batches(3))
+  stats = evaluation.estimate_population_statistics(
+    statistics.step, variables, batches, statistics.rng
+  )
+  kernel = np.asarray(variables['params']['conv1']['conv']['kernel'])
+  means, variances = [], []
+  for batch in batches:
+    image = np.float32(batch['image']) / 127.5 - 1
+    u = jax.lax.conv_general_dilated(
+      image, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    for group in np.split(np.float64(u), 2):
+      means.append(group.mean((0, 1, 2)))
+      variances.append(group.var((0, 1, 2)))
+  m = 8 * 8 * 8
+  estimated = stats['conv1']['norm']
+  np.testing.assert_allclose(
+    estimated['mean'], np.mean(means, 0), rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    estimated['var'], np.mean(variances, 0) * m / (m - 1), rtol=1e-5
+  )
 
 
 def test_missing_runs_are_named(tmp_path):

@@ -110,6 +110,20 @@ def test_resuming_gives_the_batches_that_were_to_come(digits):
   )
 
 
+def test_micro_batches_are_consecutive_parts_of_the_stream(digits):
+  small = list(training_batches(digits, OPTIONS, 8, 5, 6, 12))
+  stacked = list(
+    training_batches(digits, OPTIONS, 24, 5, 2, 4, accumulate_steps=3)
+  )
+  assert [batch['image'].shape for batch in stacked] == [(3, 8, 8, 8, 1)] * 2
+  parts = [
+    {name: value[i] for name, value in batch.items()}
+    for batch in stacked
+    for i in range(3)
+  ]
+  assert_same_batches(small, parts)
+
+
 @pytest.mark.parametrize('num_workers', [1, 2])
 def test_worker_processes_give_the_same_batches(digits, num_workers):
   options = dataclasses.replace(OPTIONS, num_workers=num_workers)

@@ -130,3 +130,18 @@ def test_a_batch_that_does_not_divide_leaves_no_folder(tmp_path, digits_config):
   with pytest.raises(UserError, match='batch_size 20 cannot be divided over 8'):
     training.train_and_evaluate(digits_config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
+
+
+def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
+  digits_config['optimizer']['accumulate_steps'] = 2
+  digits_config['norm_batch_size'] = 0
+  whole, resumed = str(tmp_path / 'whole'), str(tmp_path / 'resumed')
+  training.train_and_evaluate(digits_config, whole)
+  output = capsys.readouterr().out
+  assert 'batch          16 examples in 2 micro-batches' in output
+  assert 'normalisation  8 examples share statistics' in output
+  training.train_and_evaluate(with_epochs(digits_config, 3), resumed)
+  training.train_and_evaluate(digits_config, resumed)
+  states = [final_state(path, digits_config) for path in (whole, resumed)]
+  assert states[0].step == 6
+  jax.tree.map(np.testing.assert_array_equal, *states)
