@@ -42,7 +42,11 @@ def open_checkpoints(
   )
   return ocp.CheckpointManager(
     os.path.abspath(directory),
-    options=ocp.CheckpointManagerOptions(preservation_policy=preservation),
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=preservation,
+      # Without it orbax does not write metrics, and a resumed run forgets them.
+      best_fn=lambda metrics: metrics['top1'],
+    ),
   )
 
 
@@ -70,7 +74,8 @@ def save(
         _DESCRIPTION: ocp.args.JsonSave(description),
       }
     ),
-    metrics=None if top1 is None else {'top1': top1},
+    # Orbax wants a number: one that is never the best.
+    metrics={'top1': -1.0 if top1 is None else top1},
     force=True,
   )
 

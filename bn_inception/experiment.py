@@ -1,8 +1,7 @@
 """From a config, a plain nested dict, to everything that a program needs.
 
-Each section of the config is the keyword arguments of one function, so that a
-misspelt key fails at start-up: `source` -> `make_source`, `data` ->
-`InputOptions`, `augment` -> `photometric_distortion`, `input_scaling` ->
+Each section of the config but `source` is the keyword arguments of one
+function, so that a misspelt key fails at start-up: `data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling` ->
 `scale_image`, `model` -> `Inception`, `optimizer` -> `make_optimizer`,
 `training` -> `TrainingOptions`.
 """
@@ -17,6 +16,7 @@ from bn_inception import augment, inception, mesh, steps
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
   InputOptions,
+  check_order,
   evaluation_batches,
   to_devices,
   training_batches,
@@ -85,7 +85,6 @@ class Experiment:
     batch_size: global batch.
     num_steps: updates of the whole run.
     steps_per_epoch: training examples / global batch.
-    optimizer: see `make_optimizer`.
     create_state: () -> the initial state.
     batches: (first step) -> the batches from there to the end.
     train_step: (state, batch, rng) -> (state, metrics).
@@ -97,7 +96,6 @@ class Experiment:
   batch_size: int
   num_steps: int
   steps_per_epoch: float
-  optimizer: Optimizer
   create_state: Callable[[], TrainState]
   batches: Callable[[int], Iterator[dict]]
   train_step: Callable
@@ -150,14 +148,12 @@ class StatisticsPass:
     step: (variables, batch, rng) -> batch_stats of one mini-batch.
     batches: (number) -> so many mini-batches, as in training.
     rng: key of the distortions.
-    source: the split that they come from.
     batch_size: examples in each.
   """
 
   step: Callable
   batches: Callable[[int], Iterator[dict]]
   rng: jax.Array
-  source: Source
   batch_size: int
 
 
@@ -177,9 +173,7 @@ def make_statistics_pass(
     UserError: if the data are missing, or the batch cannot be divided.
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
-  device_mesh = mesh.make_training_mesh(
-    jax.devices(), batch_size, config['norm_batch_size']
-  )
+  device_mesh = _make_training_mesh(config)
   source = make_source(dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
@@ -194,7 +188,6 @@ def make_statistics_pass(
       mesh.split_batch(device_mesh),
     ),
     rng=jax.device_put(jax.random.key(seed), mesh.replicated(device_mesh)),
-    source=source,
     batch_size=batch_size,
   )
 
@@ -210,16 +203,15 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     UserError: for data that are missing, or a batch that cannot be divided.
   """
   batch_size, seed = config['batch_size'], config['seed']
-  accumulate_steps = config['optimizer']['accumulate_steps']
-  device_mesh = mesh.make_training_mesh(
-    jax.devices(), batch_size // accumulate_steps, config['norm_batch_size']
-  )
+  _check_numbers(config)
   names = config['source']
   source = make_source(names['dataset'], names['train_split'], data_dir)
+  optimizer = _make_optimizer(config, len(source))
+  device_mesh = _make_training_mesh(config)
   evaluator = make_evaluator(config, data_dir, device_mesh, names['eval_split'])
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
-  optimizer = _make_optimizer(config, len(source))
+  check_order(source, input_options)
   model = _make_model(config, source)
   shape = (
     input_options.image_size, input_options.image_size, source.num_channels,
@@ -238,7 +230,6 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     batch_size=batch_size,
     num_steps=num_steps,
     steps_per_epoch=steps_per_epoch,
-    optimizer=optimizer,
     create_state=lambda: create_state(weights_key),
     batches=lambda first_step: to_devices(
       training_batches(
@@ -248,9 +239,9 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
         seed,
         first_step,
         num_steps,
-        accumulate_steps,
+        optimizer.accumulate_steps,
       ),
-      mesh.split_batch(device_mesh, accumulate_steps > 1),
+      mesh.split_batch(device_mesh, optimizer.accumulate_steps > 1),
     ),
     train_step=steps.make_train_step(
       device_mesh,
@@ -260,6 +251,23 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     ),
     rng=jax.device_put(steps_key, replicated),
     evaluator=evaluator,
+  )
+
+
+def _check_numbers(config: dict) -> None:
+  """Refuses what would otherwise fail only after the first steps."""
+  for name, lowest in (('seed', 0), ('batch_size', 1), ('eval_batch_size', 1)):
+    if config[name] < lowest:
+      raise UserError(f'{name} must be at least {lowest}, got {config[name]}')
+
+
+def _make_training_mesh(config: dict) -> jax.sharding.Mesh:
+  has_batch_norm = config['model']['use_batch_norm']
+  return mesh.make_training_mesh(
+    jax.devices(),
+    config['batch_size'],
+    config['norm_batch_size'] if has_batch_norm else 0,
+    config['optimizer']['accumulate_steps'],
   )
 
 
@@ -284,4 +292,11 @@ def _training_input(config: dict) -> Callable:
   """(image, index, key) -> the network's input: distorted, then scaled."""
   distort = partial(augment.photometric_distortion, **config['augment'])
   scale = partial(augment.scale_image, **config['input_scaling'])
-  return lambda image, index, key: scale(distort(image, index, key))
+
+  def prepare(image, index, key):
+    return scale(distort(image, index, key))
+
+  # Tried on nothing, so that a misspelt key fails here and not in the step.
+  image = jax.ShapeDtypeStruct((1, 1, 1, 1), 'uint8')
+  jax.eval_shape(prepare, image, jax.numpy.zeros(1, int), jax.random.key(0))
+  return prepare

@@ -11,6 +11,9 @@ A batch on the host is {'image': uint8 [B, H, W, C], 'label': int32 [B],
 
 import dataclasses
 import functools
+import os
+import threading
+import time
 from collections.abc import Iterator
 
 import cv2
@@ -64,6 +67,16 @@ class InputOptions:
           f"data.{name} '{getattr(self, name)}' is unknown: use one of "
           f'{", ".join(valid)}'
         )
+    for name, lowest in (
+      ('image_size', 1),
+      ('num_shards', 1),
+      ('num_workers', 0),
+      ('prefetch', 1),
+    ):
+      if getattr(self, name) < lowest:
+        raise UserError(
+          f'data.{name} must be at least {lowest}, got {getattr(self, name)}'
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -101,6 +114,11 @@ def epoch_order(
   return order
 
 
+def check_order(source: Source, options: InputOptions) -> None:
+  """Raises the UserError that the first batch would raise in a thread."""
+  epoch_order(len(source), options.num_shards, options.shuffle, 0, 0)
+
+
 def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
   """uint8 [H, W, C] of encoded bytes (JPEG, PNG, ...) in RGB or grey order.
 
@@ -109,6 +127,8 @@ def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
   """
   if isinstance(image, np.ndarray):
     return image
+  if not image:
+    raise ValueError('an image of 0 bytes')
   encoded = np.frombuffer(image, np.uint8)
   if num_channels == 1:
     decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
@@ -246,6 +266,19 @@ def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
     raise ValueError(f'{source.name}, example {index}: {error}') from error
 
 
+def _exit_with_parent(worker_index: int, worker_count: int) -> None:
+  """Ends a worker process whose parent was killed, which could not end it."""
+  del worker_index, worker_count
+  parent = os.getppid()
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1.0)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 def _batches(
   examples, part: _HostPart, options: InputOptions, stack: int = 1
 ) -> Iterator:
@@ -263,7 +296,8 @@ def _batches(
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers, per_worker_buffer_size=options.prefetch
-      )
+      ),
+      worker_init_fn=_exit_with_parent,
     )
   return iter(dataset)
 

@@ -30,15 +30,18 @@ def read_metrics(workdir: str) -> list[dict]:
   path = os.path.join(workdir, METRICS_FILE)
   if not os.path.exists(path):
     return []
-  with open(path) as file:
-    lines = file.read().split('\n')
-  # What follows the last newline is empty, or was cut short.
   try:
-    return [json.loads(line) for line in lines[:-1]]
-  except json.JSONDecodeError as error:
+    with open(path) as file:
+      lines = file.read().split('\n')
+    # What follows the last newline is empty, or was cut short.
+    records = [json.loads(line) for line in lines[:-1]]
+    if not all(isinstance(r, dict) and 'step' in r for r in records):
+      raise ValueError('a record without a step')
+  except ValueError as error:  # no JSON, or not even text
     raise UserError(
       f'{path} is damaged ({error}): restore it, or give another --workdir'
     ) from error
+  return records
 
 
 class Logbook:

@@ -21,7 +21,10 @@ def _divisors(n: int) -> list[int]:
 
 
 def make_training_mesh(
-  devices: Sequence[jax.Device], batch_size: int, norm_batch_size: int
+  devices: Sequence[jax.Device],
+  batch_size: int,
+  norm_batch_size: int,
+  accumulate_steps: int = 1,
 ) -> Mesh:
   """A mesh whose groups hold `norm_batch_size` examples each, or divide evenly.
 
@@ -29,6 +32,7 @@ def make_training_mesh(
     devices: all devices of all processes.
     batch_size: global batch.
     norm_batch_size: examples that share statistics; 0 = the global batch.
+    accumulate_steps: micro-batches that the batch is cut into.
 
   Returns:
     Mesh with axes ('group', 'member'): 'member' has several devices exactly
@@ -39,12 +43,14 @@ def make_training_mesh(
       normalisation batches; names the sizes that work.
   """
   num_devices = len(devices)
-  local, remainder = divmod(batch_size, num_devices)
+  num_parts = num_devices * accumulate_steps
+  local, remainder = divmod(batch_size, num_parts)
   if remainder or batch_size < 1:
     raise UserError(
-      f'batch_size {batch_size} cannot be divided over {num_devices} devices: '
-      f'use a multiple of {num_devices}, such as '
-      f'--config.batch_size={max(1, round(batch_size / num_devices)) * num_devices}'
+      f'batch_size {batch_size} cannot be divided over {num_devices} devices'
+      f'{f" and {accumulate_steps} micro-batches" if accumulate_steps > 1 else ""}'
+      f': use a multiple of {num_parts}, such as '
+      f'--config.batch_size={max(1, round(batch_size / num_parts)) * num_parts}'
     )
   possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
   if norm_batch_size == 0:
@@ -54,8 +60,8 @@ def make_training_mesh(
   else:
     raise UserError(
       f'norm_batch_size {norm_batch_size} does not fit {local} examples on each '
-      f'of {num_devices} devices: use 0 (the whole batch) or one of '
-      f'{sorted({n for n in possible if n > 1})}'
+      f'of {num_devices} devices: use --config.norm_batch_size=0 (the whole '
+      f'batch) or one of {sorted(set(possible))}'
     )
   return _make_mesh(devices, members)
 
@@ -66,6 +72,10 @@ def make_evaluation_mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _make_mesh(devices: Sequence[jax.Device], members: int) -> Mesh:
+  # Contiguous by process, as the input pipeline cuts the batch.
+  devices = sorted(
+    devices, key=lambda device: (device.process_index, device.id)
+  )
   return Mesh(
     np.asarray(devices).reshape(-1, members),
     AXES,

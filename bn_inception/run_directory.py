@@ -19,7 +19,8 @@ import jax
 
 from bn_inception.errors import UserError
 
-CONFIG_FILE, RESULT_FILE = 'config.json', 'result.json'
+CONFIG_FILE, MANIFEST_FILE = 'config.json', 'manifest.json'
+RESULT_FILE = 'result.json'
 
 # Running longer, logging or saving at other times, or reading with other
 # workers is the same experiment.
@@ -67,27 +68,32 @@ def differences(old: dict, new: dict) -> list[str]:
 
 def write_json(path: str, value: dict) -> None:
   """Writes the whole file or nothing of it."""
+  text = json.dumps(value, indent=2, allow_nan=False)
   with open(path + '.tmp', 'w') as file:
-    json.dump(value, file, indent=2, allow_nan=False)
-    file.write('\n')
+    file.write(text + '\n')
   os.replace(path + '.tmp', path)
 
 
 def read_json(path: str) -> dict:
-  """The contents of a JSON file.
+  """The object in a JSON file.
 
   Raises:
     UserError: if it is absent or damaged.
   """
   try:
     with open(path) as file:
-      return json.load(file)
+      value = json.load(file)
   except FileNotFoundError as error:
     raise UserError(f'{path} does not exist') from error
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # no JSON, or not even text
     raise UserError(
-      f'{path} is damaged ({error}): restore or remove it'
+      f'{path} is damaged ({error}): restore it, or give another --workdir'
     ) from error
+  if not isinstance(value, dict):
+    raise UserError(
+      f'{path} is damaged (no object): restore it, or give another --workdir'
+    )
+  return value
 
 
 @contextlib.contextmanager
@@ -122,7 +128,8 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
         'another --workdir'
       ) from error
     path = os.path.join(workdir, CONFIG_FILE)
-    if os.path.exists(path):
+    has_records = os.path.exists(os.path.join(workdir, 'metrics.jsonl'))
+    if os.path.exists(path) and has_records:
       changed = differences(read_json(path), config)
       if changed:
         raise UserError(
@@ -130,7 +137,9 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
           'give another --workdir, or the config of that run'
         )
     write_json(path, config)
-    write_json(os.path.join(workdir, 'manifest.json'), manifest())
+    path = os.path.join(workdir, MANIFEST_FILE)
+    starts = read_json(path)['starts'] if os.path.exists(path) else []
+    write_json(path, {'starts': [*starts, manifest()]})
     yield
 
 
@@ -140,11 +149,18 @@ def manifest() -> dict:
     'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
     'python': platform.python_version(),
     'platform': platform.platform(),
-    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'packages': {name: _version(name) for name in _PACKAGES},
     'commit': _commit(),
     'devices': [device.device_kind for device in jax.devices()],
     'process_count': jax.process_count(),
   }
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None  # another distribution of the same library
 
 
 def _commit() -> str | None:

@@ -50,7 +50,12 @@ class TfdsSource:
       )
     try:
       builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    # TFDS asserts that versions and builder configs exist.
+    except (
+      tfds.core.DatasetNotFoundError,
+      AssertionError,
+      ValueError,
+    ) as error:
       raise UserError(
         f"unknown data set '{name}': use digits, synthetic, or a name of the "
         'TFDS catalogue, such as fashion_mnist or imagenet2012'
@@ -69,14 +74,17 @@ class TfdsSource:
         f"{name} has no split '{split}': use one of "
         f'{", ".join(builder.info.splits)}'
       ) from error
+    self._check_readable(builder.data_dir)
 
   def _check_prepared(self, builder) -> None:
     root = builder.data_dir_root
     if not builder.info.splits:
+      manual = ' --manual_dir=FOLDER_OF_THE_TWO_TARS'
       raise UserError(
         f'{self.name} is not prepared in {root}: point --data_dir at a prepared '
         f'copy, or run `pip install -r requirements-prepare.txt && tfds build '
-        f'{self.name} --file_format=array_record --data_dir={root}`'
+        f'{self.name} --file_format=array_record --data_dir={root}'
+        f'{manual if self.name == "imagenet2012" else ""}`'
       )
     file_format = builder.info.file_format.value
     if file_format != 'array_record':
@@ -94,6 +102,18 @@ class TfdsSource:
         f'{self.name} is not a classification data set: its examples have '
         f'{sorted(features)}, without {sorted(missing)}'
       )
+
+  def _check_readable(self, folder: str) -> None:
+    """Reads the first and the last record."""
+    try:
+      for index in (0, len(self) - 1):
+        self[index]
+    # array_record raises RuntimeError, and protobuf errors of its own.
+    except Exception as error:
+      raise UserError(
+        f'the records in {folder} cannot be read ({type(error).__name__}): the '
+        'copy is incomplete or damaged, copy or prepare it again'
+      ) from error
 
   def __len__(self) -> int:
     return len(self._records)

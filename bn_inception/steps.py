@@ -72,13 +72,14 @@ def train_step(
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
   sums = jax.lax.psum(sums, mesh.AXES)
   gradient_norm = optax.tree.norm(gradients)
-  is_finite = jnp.isfinite(sums['loss_sum']) & jnp.isfinite(gradient_norm)
-  first_bad = (~is_finite) & (state.first_nonfinite_step < 0)
-
   updates, opt_state = optimizer.transform.update(
     gradients, state.opt_state, state.params
   )
   params = optax.apply_updates(state.params, updates)
+  is_finite = _all_finite(
+    (sums['loss_sum'], gradient_norm, params, batch_stats)
+  )
+  first_bad = (~is_finite) & (state.first_nonfinite_step < 0)
   new_state = TrainState(
     step=state.step + 1,
     params=params,
@@ -120,6 +121,11 @@ def _gradient(model, prepare, params, keys, batch_stats, batch):
 
   gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(params)
   return batch_stats, (gradients, sums)
+
+
+def _all_finite(tree) -> jax.Array:
+  leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(leaves))
 
 
 def _average_parameters(state: TrainState, params, average_decay: float):

@@ -29,9 +29,15 @@ def test_records_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
 
 
 def test_a_damaged_line_is_an_error(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-  with pytest.raises(UserError, match='metrics.jsonl is damaged'):
-    logbook.read_metrics(str(tmp_path))
+  for content in (
+    b'{"step": 1}\n{"st\n{"step": 3}\n',
+    b'\xff\n',
+    b'{}\n',
+    b'1\n',
+  ):
+    (tmp_path / 'metrics.jsonl').write_bytes(content)
+    with pytest.raises(UserError, match='metrics.jsonl is damaged'):
+      logbook.read_metrics(str(tmp_path))
 
 
 def test_tensorboard_events_are_written(tmp_path):

@@ -32,6 +32,6 @@ def test_batch_that_does_not_divide_is_refused_with_one_that_does():
 
 
 def test_impossible_normalisation_batch_names_those_that_work():
-  message = r'norm_batch_size 12 does not fit 8 .*\[2, 4, 8, 16, 32, 64\]'
+  message = r'norm_batch_size 12 does not fit 8 .*\[1, 2, 4, 8, 16, 32, 64\]'
   with pytest.raises(UserError, match=message):
     mesh.make_training_mesh(jax.devices(), 64, 12)

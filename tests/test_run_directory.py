@@ -32,13 +32,17 @@ def test_the_same_config_may_resume_and_run_longer(tmp_path):
       pass
   saved = run_directory.read_json(f'{workdir}/config.json')
   assert saved['training'] == {'num_epochs': 5.0}
-  manifest = run_directory.read_json(f'{workdir}/manifest.json')
-  assert manifest['packages']['jax'] and len(manifest['devices']) == 8
+  starts = run_directory.read_json(f'{workdir}/manifest.json')['starts']
+  assert len(starts) == 3
+  assert starts[0]['packages']['jax'] and len(starts[0]['devices']) == 8
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
-  with run_directory.open_run(str(tmp_path), CONFIG):
+  # Before anything was trained a config may be corrected.
+  with run_directory.open_run(str(tmp_path), changed(seed=7)):
     pass
+  with run_directory.open_run(str(tmp_path), CONFIG):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   other = changed(seed=1, model__width=0.5)
   message = r'another config \(model.width: 1.0 -> 0.5; seed: 0 -> 1\)'
   with pytest.raises(UserError, match=message):
@@ -70,12 +74,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_damaged_files_are_named(tmp_path):
   with pytest.raises(UserError, match='x.json does not exist'):
     run_directory.read_json(str(tmp_path / 'x.json'))
-  (tmp_path / 'x.json').write_text('{"a": ')
-  with pytest.raises(UserError, match='x.json is damaged'):
-    run_directory.read_json(str(tmp_path / 'x.json'))
+  for content in b'{"a": ', b'\xff\xfe\x00', b'[]', b'null':
+    (tmp_path / 'x.json').write_bytes(content)
+    with pytest.raises(UserError, match='x.json is damaged'):
+      run_directory.read_json(str(tmp_path / 'x.json'))
 
 
 def test_results_are_strict_json(tmp_path):
   with pytest.raises(ValueError, match='not JSON compliant'):
     run_directory.write_json(str(tmp_path / 'x.json'), {'loss': float('nan')})
-  assert not (tmp_path / 'x.json').exists()
+  assert not list(tmp_path.iterdir())

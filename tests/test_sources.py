@@ -86,6 +86,14 @@ def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
     make_source('fashion_mnist', 'train', str(tmp_path))
 
 
+def test_an_incomplete_copy_is_told(tmp_path):
+  copy_info(tmp_path, ('', ''))
+  with pytest.raises(
+    UserError, match='cannot be read .* incomplete or damaged'
+  ):
+    make_source('fashion_mnist', 'train', str(tmp_path))
+
+
 def test_missing_things_are_named_with_the_remedy(tmp_path):
   cases = [
     (
@@ -102,6 +110,18 @@ def test_missing_things_are_named_with_the_remedy(tmp_path):
       "no split 'val': use one of train, test",
     ),
     (('digits', 'val', None), "digits has no split 'val': use train or test"),
+    (
+      ('fashion_mnist:9.9.9', 'train', TFDS_DIR),
+      "unknown data set 'fashion_mni",
+    ),
+    (
+      ('fashion_mnist/foo', 'train', TFDS_DIR),
+      "unknown data set 'fashion_mnist",
+    ),
+    (
+      ('imagenet2012', 'train', str(tmp_path)),
+      '--manual_dir=FOLDER_OF_THE_TWO',
+    ),
     (('../x', 'train', None), "'../x' is not the name of a data set"),
   ]
   for arguments, message in cases:

@@ -70,7 +70,13 @@ def initial_state(model_fields=(), **optimizer_fields):
 
 
 def run_steps(
-  batch, num_devices, norm_batch_size, num_steps=1, model_fields=(), **fields
+  batch,
+  num_devices,
+  norm_batch_size,
+  num_steps=1,
+  model_fields=(),
+  prepare=prepare,
+  **fields,
 ):
   accumulate_steps = fields.get('accumulate_steps', 1)
   devices = mesh.make_training_mesh(
@@ -178,6 +184,11 @@ def test_first_nonfinite_step_is_remembered(batch):
   assert state.first_nonfinite_step == metrics['first_nonfinite_step'] == 1
   state, _ = run_steps(batch, 1, 0, num_steps=2)
   assert state.first_nonfinite_step == -1
+  # A variance that overflows, though batch norm keeps loss and gradient finite.
+  huge = {**batch, 'image': batch['image'].astype(np.float32) * 1e20}
+  state, metrics = run_steps(huge, 1, 0, prepare=lambda image, *_: image)
+  assert np.isfinite(metrics['loss_sum'])
+  assert state.first_nonfinite_step == 1
 
 
 def test_evaluation_counts_are_the_same_on_eight_devices(batch):
