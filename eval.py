@@ -5,6 +5,7 @@ import os
 from absl import flags
 
 from bn_inception import command_line, evaluation
+from bn_inception.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -86,12 +87,16 @@ _FOLD = flags.DEFINE_bool(
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir, '
-  'or beside the checkpoint. Example: --output=digits.json',
+  'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '
+  'beside the checkpoint, with unusual settings in its name. Example: --output=digits.json',
 )
 
 
 def main() -> None:
+  if _CHECKPOINT.value and _STEP.value is not None:
+    raise UserError(
+      '--step chooses in --workdir: leave it out beside --checkpoint'
+    )
   path = _CHECKPOINT.value or evaluation.find_checkpoint(
     _WORKDIR.value, _STEP.value
   )
@@ -114,8 +119,8 @@ def main() -> None:
   folder = os.path.dirname(os.path.abspath(path))
   if _CHECKPOINT.value is None:
     folder = _WORKDIR.value
-  name = f'evaluation_{result["split"]}_{result["step"]}.json'
-  evaluation.write_result(result, _OUTPUT.value or os.path.join(folder, name))
+  output = _OUTPUT.value or evaluation.default_output(result, folder)
+  evaluation.write_result(result, output)
 
 
 if __name__ == '__main__':

@@ -240,7 +240,7 @@ class BatchNorm(nn.Module):
     train: use and record the statistics of the mini-batch.
     norm_batch_size: how many examples share statistics; 0 = all of the global
       batch. Up to the per-device batch the groups are a reshape and need no
-      communication; beyond it they are a `pmean` over `axis_name`.
+      communication; beyond it they extend over `axis_name`.
     axis_name: mapped mesh axis over which a group extends, `mesh.MEMBER` in
       this project; None outside of `shard_map`.
     statistics_decay: weight of the old value in the moving averages.

@@ -80,17 +80,20 @@ def save(
   )
 
 
+def list_steps(directory: str) -> list[int]:
+  """The steps of the finished checkpoints in a folder, which may be absent."""
+  if not os.path.isdir(directory):
+    return []
+  return sorted(int(n) for n in os.listdir(directory) if n.isdecimal())
+
+
 def find(directory: str, step: int | None = None) -> str:
   """The path of a checkpoint in a run's checkpoint folder; None: the newest.
 
   Raises:
     UserError: if there is none, or not this step; names those that there are.
   """
-  steps = []
-  if os.path.isdir(directory):
-    steps = sorted(
-      int(name) for name in os.listdir(directory) if name.isdecimal()
-    )
+  steps = list_steps(directory)
   if not steps:
     raise UserError(
       f'no checkpoint in {directory}: train first, or give --checkpoint'

@@ -1,5 +1,6 @@
 """Running a program: flags, and errors of the user in one line."""
 
+import glob
 import itertools
 import os
 import re
@@ -53,8 +54,10 @@ def _parse(arguments: list[str]) -> list[str]:
     _stop(f'{error}; see --help')
   except (AttributeError, KeyError) as error:  # an override of no such key
     _stop(_explain_unknown_key(arguments) or str(error))
-  except OSError as error:  # no such config file
-    _stop(' '.join(str(error).split()))
+  except OSError:  # ml_collections found no such file
+    _stop(_explain_missing_config(arguments))
+  except SyntaxError as error:
+    _stop(f'the config file is not Python: {error}')
 
 
 def _explain_unknown_key(arguments: list[str]) -> str | None:
@@ -79,6 +82,18 @@ def _explain_unknown_key(arguments: list[str]) -> str | None:
         return f"{place} has no key '{key}': it has {', '.join(section)}"
       section, place = section[key], f'{place}.{key}'
   return None
+
+
+def _explain_missing_config(arguments: list[str]) -> str:
+  given = next(
+    (a for a in arguments if re.match('--?config(=|$)', a)), '--config'
+  )
+  tables = ('__init__', 'paper', 'compose')
+  names = sorted(
+    path for path in glob.glob('configs/*.py')
+    if os.path.splitext(os.path.basename(path))[0] not in tables
+  )  # fmt: skip
+  return f'{given}: no such config file; there are {", ".join(names)}'
 
 
 def _stop(message: str):

@@ -1,6 +1,7 @@
 """Accuracy of a network on a split, every example counted exactly once."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable
 
@@ -56,7 +57,8 @@ def evaluate(
     num_examples: of the split.
 
   Returns:
-    `loss`, `top1` and `top5` (percent) and `examples`.
+    `loss` (None if it is not finite), `top1` and `top5` (percent) and
+    `examples`.
 
   Raises:
     RuntimeError: if the examples counted are not `num_examples`.
@@ -68,7 +70,10 @@ def evaluate(
     raise RuntimeError(
       f'evaluated {counted} examples of a split of {num_examples}'
     )
-  return {**metrics.averages(total), 'examples': counted}
+  averages = metrics.averages(total)
+  if not math.isfinite(averages['loss']):
+    averages['loss'] = None  # a network that diverged; JSON has no NaN
+  return {**averages, 'examples': counted}
 
 
 def statistics_name(config: dict) -> str:
@@ -147,7 +152,7 @@ def evaluate_checkpoint(
     fold: evaluate the network with its batch norm folded into convolutions.
 
   Returns:
-    `checkpoint`, `name`, `step`, `dataset`, `split`, `examples`, `folded`, and
+    `checkpoint`, `name`, `trained_on`, `step`, `dataset`, `split`, `examples`, `folded`, and
     `results`: for each kind of statistics `top1`, `top5` (percent), `loss`, and
     what the statistics were taken from.
 
@@ -157,10 +162,11 @@ def evaluate_checkpoint(
   description = checkpoint.read_description(path)
   config = description['config']
   names = config['source']
+  trained_on = names['dataset']
   population = population or PopulationOptions()
   population = dataclasses.replace(
     population,
-    dataset=population.dataset or names['dataset'],
+    dataset=population.dataset or trained_on,
     split=population.split or names['train_split'],
   )
   split = split or names['eval_split']
@@ -172,7 +178,7 @@ def evaluate_checkpoint(
   evaluator = make_evaluator(
     config, data_dir, mesh.make_evaluation_mesh(jax.devices()), split
   )
-  _check_classes(path, description['num_classes'], evaluator)
+  _check_classes(path, description, evaluator)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )
@@ -187,6 +193,7 @@ def evaluate_checkpoint(
   return {
     'checkpoint': os.path.abspath(path),
     'name': config['name'],
+    'trained_on': trained_on,
     'step': int(state.step),
     'dataset': evaluator.source.name,
     'split': split,
@@ -254,14 +261,31 @@ def _evaluate_variables(
   )
 
 
-def _check_classes(path: str, num_classes: int, evaluator: Evaluator) -> None:
+def _check_classes(path: str, description: dict, evaluator: Evaluator) -> None:
   source = evaluator.source
-  if num_classes != len(source.class_names):
-    raise UserError(
-      f'checkpoint {path} tells {num_classes} classes apart and {source.name} '
-      f'has {len(source.class_names)}: evaluate on the data set that the network '
-      'was trained for, with --dataset'
-    )
+  for what, trained, given in (
+    ('classes', description['num_classes'], len(source.class_names)),
+    ('colour channels', description['num_channels'], source.num_channels),
+  ):
+    if trained != given:
+      raise UserError(
+        f'checkpoint {path} is for {trained} {what} and {source.name} has '
+        f'{given}: evaluate on the data set that the network was trained for, '
+        'with --dataset'
+      )
+
+
+def default_output(result: dict, folder: str) -> str:
+  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between."""
+  usual = [result['split'], str(result['step'])]
+  special = [name for name in result['results'] if name not in (MOVING, NONE)]
+  if result['dataset'] != result['trained_on']:
+    special.append(result['dataset'])
+  if result['folded']:
+    special.append('folded')
+  return os.path.join(
+    folder, '_'.join(['evaluation', *special, *usual]) + '.json'
+  )
 
 
 def print_table(result: dict) -> None:
@@ -276,7 +300,9 @@ def print_table(result: dict) -> None:
     'batches': [str(r.get('statistics_num_batches', '-')) for r in results],
     'top-1': [f'{r["top1"]:.2f} %' for r in results],
     'top-5': [f'{r["top5"]:.2f} %' for r in results],
-    'loss': [f'{r["loss"]:.4f}' for r in results],
+    'loss': [
+      'not finite' if r['loss'] is None else f'{r["loss"]:.4f}' for r in results
+    ],
   }
   for name, values in rows.items():
     columns = ''.join(f'{value:17}' for value in values)

@@ -90,7 +90,9 @@ def make_optimizer(
     nesterov: evaluate v one step ahead.
     weight_decay: of the kernels.
     decay_factor, decay_epochs: see `decay_schedule`.
-    average_decay: of the Polyak average of the parameters; 0 = none.
+    average_decay: of the Polyak average of the parameters; 0 = none. Moving
+      averages of batch norm belong to the parameters themselves: evaluate the
+      average with population statistics.
     accumulate_steps: cut the batch into so many micro-batches, each with batch
       statistics of its own, and average their gradients; for batches that do
       not fit a device.

@@ -7,12 +7,14 @@ import time
 import jax
 
 from bn_inception import checkpoint, logbook, mesh, metrics, run_directory
+from bn_inception.errors import UserError
 from bn_inception.evaluation import evaluate, statistics_name
 from bn_inception.experiment import Experiment, make_experiment
 from bn_inception.optimizer import effective_learning_rate
 from bn_inception.train_state import TrainState, count_parameters
 
 PAPER_BATCH_SIZE = 32
+CHECKPOINTS = 'checkpoints'
 
 
 def train_and_evaluate(
@@ -34,13 +36,18 @@ def train_and_evaluate(
   config = json.loads(json.dumps(config))
   experiment = make_experiment(config, data_dir)
   with run_directory.open_run(workdir, config):
-    directory = os.path.join(workdir, 'checkpoints')
-    state = _create_or_restore(experiment, directory)
+    finished = _diverged_result(workdir)
+    if finished:
+      _print_result(finished, workdir)
+      return finished
+    state = _create_or_restore(config, experiment, workdir)
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
       checkpoint.open_checkpoints(
-        directory, options.keep_last_checkpoints, options.keep_best_checkpoints
+        os.path.join(workdir, CHECKPOINTS),
+        options.keep_last_checkpoints,
+        options.keep_best_checkpoints,
       ) as checkpoints,
       logbook.Logbook(workdir, int(state.step)) as book,
       logbook.ProgressDisplay(
@@ -60,13 +67,34 @@ def train_and_evaluate(
     return result
 
 
-def _create_or_restore(experiment: Experiment, directory: str) -> TrainState:
-  has_checkpoint = os.path.isdir(directory) and any(
-    name.isdecimal() for name in os.listdir(directory)
-  )
-  if not has_checkpoint:
+def _diverged_result(workdir: str) -> dict | None:
+  """The result of a run that has ended by diverging; None for any other."""
+  path = os.path.join(workdir, run_directory.RESULT_FILE)
+  if not os.path.exists(path):
+    return None
+  result = run_directory.read_json(path)
+  return result if result['diverged'] else None
+
+
+def _create_or_restore(
+  config: dict, experiment: Experiment, workdir: str
+) -> TrainState:
+  directory = os.path.join(workdir, CHECKPOINTS)
+  if not checkpoint.list_steps(directory):
+    if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
+      raise UserError(
+        f'{workdir} holds a finished run whose checkpoints are gone: give '
+        'another --workdir, or remove it to train again'
+      )
     return experiment.create_state()
   path = checkpoint.find(directory)
+  saved = checkpoint.read_description(path)['config']
+  changed = run_directory.differences(saved, config)
+  if changed:
+    raise UserError(
+      f'{path} was made with another config ({"; ".join(changed)}): give another '
+      '--workdir'
+    )
   print(f'resuming from {path}')
   return checkpoint.restore(
     path,
@@ -95,6 +123,8 @@ class _Run:
     experiment, options = self.experiment, self.experiment.options
     step = int(state.step)
     if step >= experiment.num_steps:
+      if not any(r['kind'] == 'eval' for r in self.book.records):
+        self._evaluate(step, state)
       return
     pending, logged_step = [], step
     interval_start = None  # the first interval would measure compilation
@@ -118,11 +148,20 @@ class _Run:
       self._log(step, fetched, rate)
       if fetched[-1]['first_nonfinite_step'] >= 0:
         return
-      top1 = self._evaluate(step, state) if is_eval else None
-      if is_save:
-        description = _description(self.config, experiment)
-        checkpoint.save(self.checkpoints, state, description, top1)
+      self._evaluate_and_save(step, state, is_eval, is_save)
       interval_start, logged_step = time.monotonic(), step
+
+  def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
+    top1, is_evaluated = None, False
+    try:
+      if is_eval:
+        top1 = self._evaluate(step, state)
+      is_evaluated = True
+    finally:
+      # An evaluation that fails must not cost the steps since the last save.
+      if is_save or not is_evaluated:
+        description = _description(self.config, self.experiment)
+        checkpoint.save(self.checkpoints, state, description, top1)
 
   def _log(self, step: int, fetched: list[dict], rate: float | None) -> None:
     averages = metrics.averages(metrics.add_sums(fetched))
@@ -171,6 +210,7 @@ def _description(config: dict, experiment: Experiment) -> dict:
   return {
     'config': config,
     'num_classes': len(experiment.evaluator.source.class_names),
+    'num_channels': experiment.evaluator.source.num_channels,
   }
 
 
@@ -223,9 +263,14 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
   """
   train = [r for r in records if r['kind'] == 'train']
   evals = [r for r in records if r['kind'] == 'eval']
-  step = records[-1]['step']
-  examples = step * experiment.batch_size
+  if not train:
+    raise UserError(
+      f'{config["name"]}: the checkpoints are there but metrics.jsonl is gone: '
+      'restore it, or give another --workdir'
+    )
   bad_step = train[-1]['first_nonfinite_step']
+  step = bad_step if bad_step >= 0 else records[-1]['step']
+  examples = step * experiment.batch_size
   target = experiment.options.target_accuracy
   reached = [r['step'] for r in evals if r['top1'] >= target]
   rates = sorted(

@@ -41,10 +41,10 @@ def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:
   )
   for update in updates:
     for key, value in update.items():
+      if key not in values:
+        raise KeyError(f'{key} is not in paper.BASE')
       is_relative = isinstance(value, paper.Times)
       values[key] = values[key] * value.factor if is_relative else value
-      if key not in paper.BASE:
-        raise KeyError(f'{key} is in no table of paper.BASE')
   config = ConfigDict({'name': f'{name}-{task}'})
   for key, value in values.items():
     section, _, leaf = key.rpartition('.')

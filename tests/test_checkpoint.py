@@ -29,11 +29,15 @@ def placed(num_devices, step=0):
 def directory(tmp_path_factory):
   """Checkpoints of steps 1 to 6, of which the second is the best."""
   path = str(tmp_path_factory.mktemp('run') / 'checkpoints')
-  with checkpoint.open_checkpoints(
-    path, keep_last=2, keep_best=1
-  ) as checkpoints:
-    for step, top1 in enumerate([10.0, 30.0, 20.0, None, 25.0, None], 1):
-      checkpoint.save(checkpoints, placed(8, step), DESCRIPTION, top1)
+  accuracies = dict(enumerate([10.0, 30.0, 20.0, None, 25.0, None], 1))
+  for steps in (1, 2, 3), (4, 5, 6):  # a run that was resumed
+    with checkpoint.open_checkpoints(
+      path, keep_last=2, keep_best=1
+    ) as checkpoints:
+      for step in steps:
+        checkpoint.save(
+          checkpoints, placed(8, step), DESCRIPTION, accuracies[step]
+        )
   return path
 
 

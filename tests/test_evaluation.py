@@ -46,9 +46,7 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
   with open(output) as file:
     assert json.load(file) == values
 
-  with pytest.raises(
-    UserError, match='10 classes apart and synthetic has 1000'
-  ):
+  with pytest.raises(UserError, match='for 10 classes and synthetic has 1000'):
     evaluate_checkpoint(path, dataset='synthetic')
   with pytest.raises(UserError, match="digits has no split 'valid'"):
     evaluate_checkpoint(path, split='valid')
@@ -163,3 +161,30 @@ def test_a_wrong_count_is_an_error():
     RuntimeError, match='evaluated 7 examples of a split of 8'
   ):
     evaluate(eval_step, {}, [3, 4], num_examples=8)
+
+
+def test_a_loss_that_is_not_finite_is_null():
+  def eval_step(variables, batch):
+    return {
+      'loss_sum': float('nan'), 'top1_count': 1, 'top5_count': 1, 'count': batch,
+    }  # fmt: skip
+
+  assert evaluate(eval_step, {}, [3], num_examples=3)['loss'] is None
+
+
+def test_outputs_of_different_evaluations_have_different_names():
+  result = {
+    'trained_on': 'digits', 'dataset': 'digits', 'split': 'test', 'step': 9,
+    'folded': False, 'results': {'moving averages': {}},
+  }  # fmt: skip
+  both = {'moving averages': {}, 'population': {}}
+  names = [
+    evaluation.default_output(result | changes, 'runs')
+    for changes in ({}, {'results': both}, {'folded': True}, {'dataset': 'x'})
+  ]
+  assert names == [
+    'runs/evaluation_test_9.json',
+    'runs/evaluation_population_test_9.json',
+    'runs/evaluation_folded_test_9.json',
+    'runs/evaluation_x_test_9.json',
+  ]

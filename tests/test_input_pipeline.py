@@ -96,6 +96,23 @@ def test_stream_shows_every_example_once_per_epoch(digits, shuffle):
     )
 
 
+def test_half_of_the_images_are_mirrored_anew_in_each_epoch(digits):
+  steps = 2 * 1442 // 32 + 1
+  is_mirrored = {}
+  position = 0
+  for batch in training_batches(digits, OPTIONS, 32, 3, 0, steps):
+    for image, index in zip(batch['image'], batch['index'], strict=True):
+      original = digits[index][0]
+      if not np.array_equal(original, original[:, ::-1]):
+        epoch = position // 1442
+        is_mirrored[epoch, int(index)] = not np.array_equal(image, original)
+      position += 1
+  assert abs(np.mean(list(is_mirrored.values())) - 0.5) < 0.03
+  both = [i for i in range(1442) if {(0, i), (1, i)} <= set(is_mirrored)]
+  same = np.mean([is_mirrored[0, i] == is_mirrored[1, i] for i in both])
+  assert abs(same - 0.5) < 0.05
+
+
 def assert_same_batches(ours, theirs):
   ours, theirs = list(ours), list(theirs)
   assert len(ours) == len(theirs) > 0

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -102,6 +103,10 @@ def test_divergence_is_a_result(tmp_path, digits_config, capsys):
   assert 'diverged: loss or gradient was not finite at step 2' in (
     capsys.readouterr().out
   )
+  # Giving the command again does not train again.
+  log = (tmp_path / 'run' / 'metrics.jsonl').read_bytes()
+  assert training.train_and_evaluate(config, workdir) == result
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == log
   # The last checkpoint is the last finite state.
   state = final_state(workdir, config)
   assert state.step == 1
@@ -145,3 +150,65 @@ def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
   states = [final_state(path, digits_config) for path in (whole, resumed)]
   assert states[0].step == 6
   jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
+  config = with_epochs(digits_config, 2)
+  workdir = tmp_path / 'run'
+  training.train_and_evaluate(config, str(workdir))
+  log = (workdir / 'metrics.jsonl').read_bytes()
+
+  # Another config is refused even if config.json was removed.
+  (workdir / 'config.json').unlink()
+  config['optimizer']['momentum'] = 0.5
+  with pytest.raises(UserError, match='made with another config .*momentum'):
+    training.train_and_evaluate(config, str(workdir))
+  (workdir / 'config.json').unlink()
+  config['optimizer']['momentum'] = 0.9
+
+  shutil.move(workdir / 'metrics.jsonl', tmp_path / 'log')
+  with pytest.raises(UserError, match='metrics.jsonl is gone'):
+    training.train_and_evaluate(config, str(workdir))
+  shutil.move(tmp_path / 'log', workdir / 'metrics.jsonl')
+
+  shutil.rmtree(workdir / 'checkpoints')
+  with pytest.raises(
+    UserError, match='finished run whose checkpoints are gone'
+  ):
+    training.train_and_evaluate(config, str(workdir))
+  assert (workdir / 'metrics.jsonl').read_bytes() == log
+
+
+def test_a_failing_evaluation_costs_no_steps(
+  tmp_path, digits_config, monkeypatch
+):
+  def fail(*arguments):
+    raise RuntimeError('a bad image')
+
+  monkeypatch.setattr(training, 'evaluate', fail)
+  digits_config['training']['checkpoint_every_steps'] = 100
+  with pytest.raises(RuntimeError, match='a bad image'):
+    training.train_and_evaluate(digits_config, str(tmp_path))
+  assert final_state(str(tmp_path), digits_config).step == 3
+
+
+def test_a_run_that_was_shortened_is_evaluated(tmp_path, digits_config):
+  digits_config['training'].update(eval_every_steps=100, num_epochs=1.0)
+  workdir = str(tmp_path)
+  stop_after = 4
+
+  class Stopped(Exception):
+    pass
+
+  original = logbook.Logbook.write
+
+  def write(self, kind, step, **values):
+    if step > stop_after:
+      raise Stopped
+    original(self, kind, step, **values)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    patch.setattr(logbook.Logbook, 'write', write)
+    training.train_and_evaluate(digits_config, workdir)
+  result = training.train_and_evaluate(with_epochs(digits_config, 3), workdir)
+  assert result['steps'] == 3 and result['top1'] is not None
