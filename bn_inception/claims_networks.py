@@ -138,7 +138,7 @@ def whitening() -> Claim:
     f'{losses["rotation", best["rotation"]][-1]:.1e}: their axes change from '
     'batch to batch (spread of a value over batches / over examples '
     f'{spreads["pca"]:.2f}; ZCA {spreads["zca"]:.2f}, BN '
-    f'{spreads["batch"]:.2f}). No norm ends at '
+    f'{spreads["batch"]:.2f}). Without a norm it is '
     f'{losses["none", best["none"]][-1]:.1e}.',
     draw,
   )
