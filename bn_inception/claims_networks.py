@@ -108,10 +108,9 @@ def whitening() -> Claim:
     )
     for rate in rates:
       numbers[f'loss, {kind}, rate {rate:g}'] = at_rate[rate]
-  for kind in kinds[1:]:
-    numbers[f'spread over batches / over examples, {kind}'] = (
-      spread_over_batches(kind, sizes)
-    )
+  spreads = {kind: spread_over_batches(kind, sizes) for kind in kinds[1:]}
+  for kind, spread in spreads.items():
+    numbers[f'spread over batches / over examples, {kind}'] = spread
   ratio = numbers['time against BN, zca']
   zca, batch = (losses[k, best[k]][-1] for k in ('zca', 'batch'))
 
@@ -134,10 +133,12 @@ def whitening() -> Claim:
     numbers,
     ratio > 2 and batch < losses['none', best['none']][-1],
     f'ZCA costs {ratio:.1f} BN steps at 32 units; after {chunk * num_chunks} '
-    f'steps the loss is {zca:.1e} with it and {batch:.1e} with BN. PCA, whose '
-    'axes change places and signs from batch to batch, ends at '
-    f'{losses["pca", best["pca"]][-1]:.1e}, the rotation alone at '
-    f'{losses["rotation", best["rotation"]][-1]:.1e}, no norm at '
+    f'steps the loss is {zca:.1e} with it and {batch:.1e} with BN. PCA '
+    f'ends at {losses["pca", best["pca"]][-1]:.1e}, the rotation alone at '
+    f'{losses["rotation", best["rotation"]][-1]:.1e}: their axes change from '
+    'batch to batch (spread of a value over batches / over examples '
+    f'{spreads["pca"]:.2f}; ZCA {spreads["zca"]:.2f}, BN '
+    f'{spreads["batch"]:.2f}). Without a norm it is '
     f'{losses["none", best["none"]][-1]:.1e}.',
     draw,
   )
@@ -321,10 +322,11 @@ def noise_after_bn() -> Claim:
     'to that of the plain network, on a logarithmic scale',
     numbers,
     held,
-    'Without BN / with BN / with BN and noise, at rate 5: shift per step '
-    f'{three("shift per step", 5)} (in deviations '
-    f'{three("shift per step in deviations", 5)}), steps to loss 0.5 '
-    f'{three("steps to loss 0.5", 5)}, final loss {three("loss", 5)}.',
+    'Without BN / with BN / with BN and noise: shift per step '
+    f'{three("shift per step", 0.5)} at rate 0.5 and '
+    f'{three("shift per step", 5)} at rate 5; steps to loss 0.5 '
+    f'{three("steps to loss 0.5", 0.5)} and {three("steps to loss 0.5", 5)}; '
+    f'final loss {three("loss", 0.5)} and {three("loss", 5)}.',
     draw,
   )
 
