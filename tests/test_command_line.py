@@ -98,6 +98,15 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert f'top-1       {moving["top1"]:.2f} %' in evaluated.stdout
   by_path = run([*EVAL, f'--checkpoint={whole}/checkpoints/180'])
   assert by_path.returncode == 0, by_path.stderr
+  step = whole / 'checkpoints' / '180'
+  for path in (step / 'state').glob('**/d/*'):
+    damaged = bytearray(path.read_bytes())
+    damaged[30:32] = b'xx'
+    path.write_bytes(damaged)
+  unreadable = run([*EVAL, f'--checkpoint={step}'])
+  assert unreadable.returncode == 2
+  assert unreadable.stderr.count('\n') == 1
+  assert 'checkpoints/180 cannot be read' in unreadable.stderr
   refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
   assert refused.returncode == 2
   assert 'holds a run with another config (seed: 0 -> 1)' in refused.stderr

@@ -2,6 +2,11 @@
 
 import dataclasses
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import cv2
 import jax
@@ -148,6 +153,55 @@ def test_worker_processes_give_the_same_batches(digits, num_workers):
     training_batches(digits, OPTIONS, 32, 5, 7, 12),
     training_batches(digits, options, 32, 5, 7, 12),
   )
+
+
+PROGRAM_WITH_WORKERS = """
+import sys
+import absl.flags
+from test_input_pipeline import OPTIONS, dataclasses, make_source
+from test_input_pipeline import training_batches
+if __name__ == '__main__':
+  absl.flags.FLAGS(['program'])
+  options = dataclasses.replace(OPTIONS, num_workers=2)
+  batches = training_batches(make_source('digits', 'train'), options, 8, 0, 0, 999)
+  next(batches)
+  print('ready', flush=True)
+  sys.stdin.read()
+"""
+
+
+def children_of(pid):
+  """Process ids of the children, from /proc."""
+  children = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:  # it has ended meanwhile
+      continue
+    if int(fields[1]) == pid:
+      children.append(int(path.parent.name))
+  return children
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+  program = tmp_path / 'program.py'
+  program.write_text(PROGRAM_WITH_WORKERS)
+  tests = pathlib.Path(__file__).parent
+  with subprocess.Popen(
+    [sys.executable, str(program)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, 'PYTHONPATH': f'{tests}:{tests.parent}'},
+  ) as process:
+    assert process.stdout.readline() == b'ready\n'
+    workers = children_of(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+  deadline = time.monotonic() + 30
+  while alive := [pid for pid in workers if os.path.exists(f'/proc/{pid}/exe')]:
+    assert time.monotonic() < deadline, alive
+    time.sleep(0.1)
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
