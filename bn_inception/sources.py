@@ -105,11 +105,13 @@ class TfdsSource:
 
   def _check_readable(self, folder: str) -> None:
     """Reads the first and the last record."""
+    from google.protobuf.message import DecodeError
+
     try:
       for index in (0, len(self) - 1):
         self[index]
-    # array_record raises RuntimeError, and protobuf errors of its own.
-    except Exception as error:
+    # What array_record and TFDS raise for missing and for damaged records.
+    except (RuntimeError, ValueError, TypeError, OSError, DecodeError) as error:
       raise UserError(
         f'the records in {folder} cannot be read ({type(error).__name__}): the '
         'copy is incomplete or damaged, copy or prepare it again'

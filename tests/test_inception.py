@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import FEW_ROWS
 
-from bn_inception import inception
+from bn_inception import inception, layers
 from bn_inception.errors import UserError
 from bn_inception.inception import FIGURE_5, Inception
 from bn_inception.train_state import count_parameters
@@ -269,3 +269,40 @@ def test_what_cannot_be_folded_is_refused():
   with pytest.raises(UserError, match='per activation cannot be folded .* 5b'):
     model = Inception(10, per_activation_modules=('5b',))
     inception.fold_batch_norm(model, {})
+
+
+def test_lrn_stands_after_pool_1_and_before_pool_2():
+  x = 30 * np.random.default_rng(0).normal(size=(1, 32, 32, 3))
+  model = Inception(
+    10, stem='dense', width=0.125, use_batch_norm=False, use_lrn=True,
+    rows=FEW_ROWS[:1],
+  )  # fmt: skip
+  variables = model.init(jax.random.key(0), jnp.float32(x), jnp.arange(1))
+  _, captured = model.apply(
+    variables, jnp.float32(x), jnp.arange(1), capture_intermediates=True
+  )
+  outputs, params = captured['intermediates'], variables['params']
+
+  def conv1x1(x, unit):
+    return np.maximum(
+      x @ unit['conv']['kernel'][0, 0] + unit['conv']['bias'], 0
+    )
+
+  def output_of(unit):
+    return unit['__call__'][0]
+
+  lrn = layers.local_response_normalization
+  before_reduce = lrn(inception.pool3x3(output_of(outputs['conv1']), 'max', 2))
+  np.testing.assert_allclose(
+    output_of(outputs['conv2_reduce']),
+    conv1x1(before_reduce, params['conv2_reduce']),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  before_3a = inception.pool3x3(lrn(output_of(outputs['conv2'])), 'max', 2)
+  np.testing.assert_allclose(
+    output_of(outputs['inception_3a']['conv1x1']),
+    conv1x1(before_3a, params['inception_3a']['conv1x1']),
+    rtol=1e-4,
+    atol=1e-4,
+  )
