@@ -4,8 +4,13 @@ A checkpoint is a folder named after its step; it restores on any number of
 devices and can be evaluated without its run directory.
 """
 
+import contextlib
+import io
 import os
 import re
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -146,10 +151,11 @@ def _restore(path: str, items: dict[str, Any]):
       'runs/digits/checkpoints/450'
     )
   handler = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+  said = io.StringIO()
   try:
-    return handler.restore(path, args=ocp.args.Composite(**items))
-  # Orbax and TensorStore have no common type for damaged files.
-  except (ValueError, KeyError, TypeError, OSError) as error:
+    with contextlib.redirect_stderr(said):
+      restored = _drained(handler.restore, path, ocp.args.Composite(**items))
+  except _UNREADABLE as error:
     reason = re.sub(r'\s+', ' ', str(error))[:300]
     raise UserError(
       f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}): '
@@ -158,3 +164,22 @@ def _restore(path: str, items: dict[str, Any]):
     ) from error
   finally:
     handler.close()
+  sys.stderr.write(said.getvalue())
+  return restored
+
+
+# Orbax and TensorStore have no common type for damaged files.
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError)
+
+
+def _drained(restore: Callable, path: str, args: ocp.args.Composite):
+  """restore(path, args=args), which leaves no thread behind if it fails.
+
+  The first array that fails ends orbax's event loop; TensorStore's threads go
+  on reading the others, and each prints that the loop is closed.
+  """
+  try:
+    return restore(path, args=args)
+  except _UNREADABLE:
+    time.sleep(1.0)
+    raise
