@@ -21,7 +21,7 @@ REPLICATED = PartitionSpec()
 
 def average_over_devices(tree):
   """`pmean` of the floating leaves; counters are the same everywhere."""
-  # XLA:CPU runs a collective of one device as one, at a millisecond each.
+  # XLA:CPU keeps a collective of one device, and its copies, in the program.
   if jax.lax.axis_size(mesh.AXES) == 1:
     return tree
   return jax.tree.map(
