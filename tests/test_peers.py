@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bn_inception import mesh
+from bn_inception import batch_norm, mesh
 from bn_inception.batch_norm import BatchNorm
 
 pytestmark = pytest.mark.peers
 
+AXES = (0, 1, 2)
 EPSILON = 1e-3
 SHAPE = (32, 5, 6, 7)
 
@@ -42,52 +43,101 @@ def theirs(case):
     layer.weight.copy_(torch.tensor(case['scale']))
     layer.bias.copy_(torch.tensor(case['bias']))
   x = torch.tensor(case['x'].transpose(0, 3, 1, 2), requires_grad=True)
-  y = layer(x)
-  y.backward(torch.tensor(case['dy'].transpose(0, 3, 1, 2)))
-  evaluated = layer.eval()(x)
+  dy = torch.tensor(case['dy'].transpose(0, 3, 1, 2))
 
   def to_nhwc(tensor):
     return tensor.detach().numpy().transpose(0, 2, 3, 1)
 
+  def gradients(y):
+    parameters = (x, layer.weight, layer.bias)
+    dx, dscale, dbias = torch.autograd.grad(y, parameters, dy)
+    return to_nhwc(dx), dscale.numpy(), dbias.numpy()
+
+  y = layer(x)
+  dx, dscale, dbias = gradients(y)
+  evaluated = layer.eval()(x)
+  evaluated_dx, evaluated_dscale, evaluated_dbias = gradients(evaluated)
   return {
     'y': to_nhwc(y),
-    'dx': to_nhwc(x.grad),
-    'dscale': layer.weight.grad.numpy(),
-    'dbias': layer.bias.grad.numpy(),
+    'dx': dx,
+    'dscale': dscale,
+    'dbias': dbias,
     'mean': layer.running_mean.numpy(),
     'var': layer.running_var.numpy(),
     'evaluated': to_nhwc(evaluated),
+    'evaluated_dx': evaluated_dx,
+    'evaluated_dscale': evaluated_dscale,
+    'evaluated_dbias': evaluated_dbias,
   }
 
 
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_step_and_evaluation_equal_pytorch(case, theirs, num_devices):
+def function_step(x, dy, scale, bias):
+  """`batch_normalize` and its gradients on one device's part of the batch."""
+  first_decay = batch_norm.warmed_up_decay(0.9997, jnp.int32(0))
+
+  def loss(x, scale, bias):
+    y, stats = batch_norm.batch_normalize(
+      x, scale, bias, EPSILON, AXES, mesh.MEMBER
+    )
+    return jnp.sum(y * dy), (y, stats)
+
+  (dx, dscale, dbias), (y, stats) = jax.grad(loss, (0, 1, 2), has_aux=True)(
+    x, scale, bias
+  )
+  num_values = np.prod(SHAPE[:-1])
+  moving = batch_norm.update_moving_average(
+    batch_norm.BatchStats(jnp.zeros(SHAPE[-1]), jnp.ones(SHAPE[-1])),
+    batch_norm.unbiased(stats, num_values),
+    first_decay,
+  )
+  sums = jax.lax.psum({'dscale': dscale, 'dbias': dbias}, mesh.AXES)
+  return {'y': y, 'dx': dx}, sums | moving._asdict()
+
+
+def layer_step(x, dy, scale, bias):
+  """`BatchNorm` on one device's part of the batch: training, then evaluation."""
   layer = BatchNorm(train=True, axis_name=mesh.MEMBER, epsilon=EPSILON)
-  split = P(mesh.AXES)
+  start = layer.init(jax.random.key(0), x)['batch_stats']
 
-  def per_device(x, dy, scale, bias):
-    start = BatchNorm(train=False).init(jax.random.key(0), x)['batch_stats']
-
-    def own_loss(x, scale, bias):
-      y, updates = layer.apply(
-        {'params': {'scale': scale, 'bias': bias}, 'batch_stats': start},
-        x,
-        mutable=['batch_stats'],
-      )
+  def apply(layer, stats):
+    def loss(x, scale, bias):
+      variables = {
+        'params': {'scale': scale, 'bias': bias},
+        'batch_stats': stats,
+      }
+      y, updates = layer.apply(variables, x, mutable=['batch_stats'])
       return jnp.sum(y * dy), (y, updates['batch_stats'])
 
-    (dx, dscale, dbias), (y, stats) = jax.grad(
-      own_loss, (0, 1, 2), has_aux=True
-    )(x, scale, bias)
-    sums = jax.lax.psum({'dscale': dscale, 'dbias': dbias}, mesh.AXES)
-    evaluated = BatchNorm(train=False, epsilon=EPSILON).apply(
-      {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}, x
-    )
-    statistics = {'mean': stats['mean'], 'var': stats['var']}
-    return {'y': y, 'dx': dx, 'evaluated': evaluated}, sums | statistics
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
 
+  (dx, dscale, dbias), (y, stats) = apply(layer, start)
+  (evaluated_dx, evaluated_dscale, evaluated_dbias), (evaluated, _) = apply(
+    layer.clone(train=False), stats
+  )
+  sums = jax.lax.psum(
+    {
+      'dscale': dscale,
+      'dbias': dbias,
+      'evaluated_dscale': evaluated_dscale,
+      'evaluated_dbias': evaluated_dbias,
+    },
+    mesh.AXES,
+  )
+  per_example = {
+    'y': y,
+    'dx': dx,
+    'evaluated': evaluated,
+    'evaluated_dx': evaluated_dx,
+  }
+  return per_example, sums | {'mean': stats['mean'], 'var': stats['var']}
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+@pytest.mark.parametrize('step', [function_step, layer_step])
+def test_step_and_evaluation_equal_pytorch(case, theirs, step, num_devices):
+  split = P(mesh.AXES)
   mapped = jax.shard_map(
-    per_device,
+    step,
     mesh=mesh.make_evaluation_mesh(jax.devices()[:num_devices]),
     in_specs=(split, split, P(), P()),
     out_specs=(split, P()),
