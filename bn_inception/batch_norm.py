@@ -39,8 +39,8 @@ def batch_statistics(
 
   Two passes: the variance is the mean of (x - mean)^2, so that it keeps its
   digits however far the mean is from zero (`E[x^2] - E[x]^2` was off by 29 % at
-  mean = 1000 std) and is never negative. docs/batch_norm.md has the accuracy
-  and cost of the alternatives.
+  mean = 1000 std) and is never negative. docs/batch_statistics.md has the
+  accuracy and cost of the alternatives.
 
   Args:
     x: values of any floating dtype; reduced in float32.
