@@ -263,7 +263,7 @@ def define_flags() -> None:
     'output',
     None,
     f'JSON file to write, figures beside it; default: {DEFAULT_OUTPUT}, or '
-    'results/claims_NAME.json with --only. Example: --output=/tmp/claims.json',
+    'results/claims_NAME.json with --only. Example: --output=claims.json',
   )
   flags.DEFINE_string(
     'markdown',

@@ -39,11 +39,7 @@ def run(main: Callable[[], None], default_config: str | None = None) -> None:
     try:
       main()
     except UserError as error:
-      print(f'error: {error}', file=sys.stderr, flush=True)
-      sys.stdout.flush()
-      # At once: after a failed restore TensorStore's threads would print
-      # tracebacks of the reads that were given up. Files are closed by now.
-      os._exit(EXIT_USER_ERROR)
+      _stop(str(error))
 
   app.run(guarded, arguments, _parse)
 

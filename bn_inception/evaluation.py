@@ -57,8 +57,8 @@ def evaluate(
     num_examples: of the split.
 
   Returns:
-    `loss` (None if it is not finite), `top1` and `top5` (percent) and
-    `examples`.
+    `loss`, `top1` and `top5` (percent) and `examples`. The loss of a network
+    that diverged may not be finite.
 
   Raises:
     RuntimeError: if the examples counted are not `num_examples`.
@@ -70,10 +70,7 @@ def evaluate(
     raise RuntimeError(
       f'evaluated {counted} examples of a split of {num_examples}'
     )
-  averages = metrics.averages(total)
-  if not math.isfinite(averages['loss']):
-    averages['loss'] = None  # a network that diverged; JSON has no NaN
-  return {**averages, 'examples': counted}
+  return {**metrics.averages(total), 'examples': counted}
 
 
 def statistics_name(config: dict) -> str:
@@ -126,7 +123,9 @@ def find_checkpoint(workdir: str, step: int | None) -> str:
     raise UserError(
       f'workdir {workdir} does not exist: train first, or give --workdir'
     )
-  return checkpoint.find(os.path.join(workdir, 'checkpoints'), step)
+  return checkpoint.find(
+    os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER), step
+  )
 
 
 def evaluate_checkpoint(
@@ -152,9 +151,10 @@ def evaluate_checkpoint(
     fold: evaluate the network with its batch norm folded into convolutions.
 
   Returns:
-    `checkpoint`, `name`, `trained_on`, `step`, `dataset`, `split`, `examples`, `folded`, and
-    `results`: for each kind of statistics `top1`, `top5` (percent), `loss`, and
-    what the statistics were taken from.
+    `checkpoint`, `name`, `trained_on`, `step`, `dataset`, `split`, `examples`,
+    `folded`, and `results`: for each kind of statistics `top1`, `top5`
+    (percent), `loss` (None if it is not finite), and what the statistics were
+    taken from.
 
   Raises:
     UserError: if checkpoint or data are missing, or do not fit each other.
@@ -178,7 +178,7 @@ def evaluate_checkpoint(
   evaluator = make_evaluator(
     config, data_dir, mesh.make_evaluation_mesh(jax.devices()), split
   )
-  _check_classes(path, description, evaluator)
+  _check_fit(path, description, evaluator)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )
@@ -253,15 +253,17 @@ def _evaluate_variables(
   model = evaluator.model
   if fold:
     model, variables = inception.fold_batch_norm(model, variables)
-  return evaluate(
+  values = evaluate(
     evaluator.make_eval_step(model),
     variables,
     evaluator.batches(),
     len(evaluator.source),
   )
+  loss = values['loss']
+  return {**values, 'loss': loss if math.isfinite(loss) else None}
 
 
-def _check_classes(path: str, description: dict, evaluator: Evaluator) -> None:
+def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
   source = evaluator.source
   for what, trained, given in (
     ('classes', description['num_classes'], len(source.class_names)),
@@ -277,15 +279,18 @@ def _check_classes(path: str, description: dict, evaluator: Evaluator) -> None:
 
 def default_output(result: dict, folder: str) -> str:
   """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between."""
-  usual = [result['split'], str(result['step'])]
-  special = [name for name in result['results'] if name not in (MOVING, NONE)]
+  special = []
+  if POPULATION in result['results']:
+    origin = result['results'][POPULATION]
+    special += [
+      POPULATION, origin['statistics_dataset'], origin['statistics_split'],
+    ]  # fmt: skip
   if result['dataset'] != result['trained_on']:
     special.append(result['dataset'])
   if result['folded']:
     special.append('folded')
-  return os.path.join(
-    folder, '_'.join(['evaluation', *special, *usual]) + '.json'
-  )
+  parts = ['evaluation', *special, result['split'], str(result['step'])]
+  return os.path.join(folder, '_'.join(parts).replace('/', '-') + '.json')
 
 
 def print_table(result: dict) -> None:

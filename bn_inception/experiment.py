@@ -1,9 +1,10 @@
 """From a config, a plain nested dict, to everything that a program needs.
 
 Each section of the config but `source` is the keyword arguments of one
-function, so that a misspelt key fails at start-up: `data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling` ->
-`scale_image`, `model` -> `Inception`, `optimizer` -> `make_optimizer`,
-`training` -> `TrainingOptions`.
+function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
+`augment` -> `photometric_distortion`, `input_scaling` -> `scale_image`, `model`
+-> `Inception`, `optimizer` -> `make_optimizer`, `training` ->
+`TrainingOptions`.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from bn_inception.errors import UserError
 
-METRICS_FILE = 'metrics.jsonl'
+METRICS_FILE, DROPPED_FILE = 'metrics.jsonl', 'metrics_dropped.jsonl'
 
 
 def read_metrics(workdir: str) -> list[dict]:
@@ -50,11 +50,17 @@ class Logbook:
   Args:
     workdir: the run directory.
     first_step: the run goes on from here; records of later steps, written
-      after the checkpoint that is resumed, are dropped, as they come again.
+      after the checkpoint that is resumed, come again, and the old ones go to
+      metrics_dropped.jsonl.
   """
 
   def __init__(self, workdir: str, first_step: int):
-    kept = [r for r in read_metrics(workdir) if r['step'] <= first_step]
+    records = read_metrics(workdir)
+    kept = [r for r in records if r['step'] <= first_step]
+    dropped = [r for r in records if r['step'] > first_step]
+    if dropped:
+      with open(os.path.join(workdir, DROPPED_FILE), 'a') as file:
+        file.writelines(json.dumps(record) + '\n' for record in dropped)
     path = os.path.join(workdir, METRICS_FILE)
     with open(path + '.tmp', 'w') as file:
       file.writelines(json.dumps(record) + '\n' for record in kept)

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 import jax
 
 from bn_inception.errors import UserError
+from bn_inception.logbook import METRICS_FILE
 
 CONFIG_FILE, MANIFEST_FILE = 'config.json', 'manifest.json'
-RESULT_FILE = 'result.json'
+RESULT_FILE, CHECKPOINTS_FOLDER = 'result.json', 'checkpoints'
 
 # Running longer, logging or saving at other times, or reading with other
 # workers is the same experiment.
@@ -102,15 +103,12 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
 
   Args:
     workdir: made if absent.
-    config: plain and JSON-serialisable.
+    config: as JSON gives it back: lists, not tuples.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with
       another config, or if it cannot be written.
   """
-  config = json.loads(
-    json.dumps(config)
-  )  # as it will be read: tuples are lists
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, '.lock'), 'w')
@@ -128,7 +126,7 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
         'another --workdir'
       ) from error
     path = os.path.join(workdir, CONFIG_FILE)
-    has_records = os.path.exists(os.path.join(workdir, 'metrics.jsonl'))
+    has_records = os.path.exists(os.path.join(workdir, METRICS_FILE))
     if os.path.exists(path) and has_records:
       changed = differences(read_json(path), config)
       if changed:

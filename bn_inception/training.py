@@ -14,7 +14,6 @@ from bn_inception.optimizer import effective_learning_rate
 from bn_inception.train_state import TrainState, count_parameters
 
 PAPER_BATCH_SIZE = 32
-CHECKPOINTS = 'checkpoints'
 
 
 def train_and_evaluate(
@@ -33,7 +32,7 @@ def train_and_evaluate(
   Raises:
     UserError: for whatever the caller can mend; nothing is lost.
   """
-  config = json.loads(json.dumps(config))
+  config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
   with run_directory.open_run(workdir, config):
     finished = _diverged_result(workdir)
@@ -45,7 +44,7 @@ def train_and_evaluate(
     options = experiment.options
     with (
       checkpoint.open_checkpoints(
-        os.path.join(workdir, CHECKPOINTS),
+        os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
         options.keep_last_checkpoints,
         options.keep_best_checkpoints,
       ) as checkpoints,
@@ -79,7 +78,7 @@ def _diverged_result(workdir: str) -> dict | None:
 def _create_or_restore(
   config: dict, experiment: Experiment, workdir: str
 ) -> TrainState:
-  directory = os.path.join(workdir, CHECKPOINTS)
+  directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   if not checkpoint.list_steps(directory):
     if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
       raise UserError(

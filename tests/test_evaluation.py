@@ -165,13 +165,18 @@ def test_a_wrong_count_is_an_error():
     evaluate(eval_step, {}, [3, 4], num_examples=8)
 
 
-def test_a_loss_that_is_not_finite_is_null():
-  def eval_step(variables, batch):
-    return {
-      'loss_sum': float('nan'), 'top1_count': 1, 'top5_count': 1, 'count': batch,
-    }  # fmt: skip
+def test_a_loss_that_is_not_finite_is_null(run, monkeypatch, capsys):
+  workdir, _ = run
 
-  assert evaluate(eval_step, {}, [3], num_examples=3)['loss'] is None
+  def diverged(*arguments):
+    return {'loss': float('nan'), 'top1': 0.0, 'top5': 0.0, 'examples': 355}
+
+  monkeypatch.setattr(evaluation, 'evaluate', diverged)
+  values = evaluate_checkpoint(evaluation.find_checkpoint(workdir, None))
+  assert values['results']['moving averages']['loss'] is None
+  evaluation.write_result(values, f'{workdir}/x.json')
+  evaluation.print_table(values)
+  assert 'loss        not finite' in capsys.readouterr().out
 
 
 def test_outputs_of_different_evaluations_have_different_names():
@@ -179,14 +184,15 @@ def test_outputs_of_different_evaluations_have_different_names():
     'trained_on': 'digits', 'dataset': 'digits', 'split': 'test', 'step': 9,
     'folded': False, 'results': {'moving averages': {}},
   }  # fmt: skip
-  both = {'moving averages': {}, 'population': {}}
+  origin = {'statistics_dataset': 'digits', 'statistics_split': 'train[:9]'}
+  both = {'moving averages': {}, 'population': origin}
   names = [
     evaluation.default_output(result | changes, 'runs')
     for changes in ({}, {'results': both}, {'folded': True}, {'dataset': 'x'})
   ]
   assert names == [
     'runs/evaluation_test_9.json',
-    'runs/evaluation_population_test_9.json',
+    'runs/evaluation_population_digits_train[:9]_test_9.json',
     'runs/evaluation_folded_test_9.json',
     'runs/evaluation_x_test_9.json',
   ]

@@ -19,6 +19,8 @@ def test_records_come_back_and_later_ones_are_dropped_on_resume(tmp_path):
     file.write('{"kind": "train", "st')  # a killed process
   with logbook.Logbook(workdir, 20) as book:
     assert [r['step'] for r in book.records] == [10, 20, 20]
+    dropped = (tmp_path / 'metrics_dropped.jsonl').read_text()
+    assert json.loads(dropped) == {'kind': 'train', 'step': 30, 'loss': 1 / 30}
     book.write('train', 30, loss=0.5)
   records = logbook.read_metrics(workdir)
   assert records[-1] == {'kind': 'train', 'step': 30, 'loss': 0.5}

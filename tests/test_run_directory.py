@@ -12,7 +12,7 @@ from bn_inception.errors import UserError
 CONFIG = {
   'name': 'a',
   'seed': 0,
-  'model': {'width': 1.0, 'mean': (1.0,)},
+  'model': {'width': 1.0, 'mean': [1.0]},
   'training': {'num_epochs': 2.0},
 }
 

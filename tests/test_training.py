@@ -212,3 +212,15 @@ def test_a_run_that_was_shortened_is_evaluated(tmp_path, digits_config):
     training.train_and_evaluate(digits_config, workdir)
   result = training.train_and_evaluate(with_epochs(digits_config, 3), workdir)
   assert result['steps'] == 3 and result['top1'] is not None
+
+
+def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
+  tmp_path, digits_config, monkeypatch
+):
+  def diverged(*arguments):
+    return {'loss': float('nan'), 'top1': 1.0, 'top5': 2.0, 'examples': 355}
+
+  monkeypatch.setattr(training, 'evaluate', diverged)
+  result = training.train_and_evaluate(digits_config, str(tmp_path))
+  assert result['steps'] == 6 and result['diverged'] is False
+  assert result['loss'] is None and result['top1'] == 1.0
