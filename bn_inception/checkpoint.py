@@ -6,6 +6,7 @@ devices and can be evaluated without its run directory.
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -173,13 +174,22 @@ _UNREADABLE = (ValueError, KeyError, TypeError, OSError)
 
 
 def _drained(restore: Callable, path: str, args: ocp.args.Composite):
-  """restore(path, args=args), which leaves no thread behind if it fails.
+  """restore(path, args=args), whose other arrays are silent if one fails.
 
-  The first array that fails ends orbax's event loop; TensorStore's threads go
-  on reading the others, and each prints that the loop is closed.
+  The first array that fails ends orbax's event loop. TensorStore's threads go
+  on reading the others and each prints that the loop is closed; asyncio logs
+  the errors that nobody waits for any more, whenever it collects the garbage.
   """
+  log = logging.getLogger('asyncio')
+  log.addFilter(_is_retrieved)
   try:
-    return restore(path, args=args)
+    restored = restore(path, args=args)
   except _UNREADABLE:
     time.sleep(1.0)
     raise
+  log.removeFilter(_is_retrieved)
+  return restored
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+  return 'exception was never retrieved' not in record.getMessage()
