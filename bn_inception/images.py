@@ -1,0 +1,170 @@
+"""Decodes images, and of a JPEG only the part that is asked for.
+
+The part is decoded by nvImageCodec with libjpeg-turbo, on the CPU. OpenCV
+decodes, as a whole, whatever else there is: other formats, CMYK, grey networks,
+and all images where nvImageCodec is not installed. Both give the same pixels.
+
+A rotation that a camera noted in EXIF is ignored, as by TensorFlow and PyTorch:
+published accuracies are of the pixels as they are stored.
+"""
+
+import contextlib
+import functools
+import glob
+import importlib.util
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from bn_inception.crops import Box
+
+_FLAGS = {
+  1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
+  3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+_JPEG, _PNG, _PNG_END = b'\xff\xd8\xff', b'\x89PNG', b'IEND'
+
+
+class BadImageError(ValueError):
+  """An image of which the pixels that are needed cannot be decoded."""
+
+
+class Image:
+  """A decoded image, or the JPEG to decode it from.
+
+  Attributes:
+    height, width: of the whole.
+  """
+
+  def __init__(self, pixels: np.ndarray | None, stream=None, encoded=None):
+    whole = pixels if stream is None else stream
+    self.height, self.width = (
+      whole.shape[:2] if stream is None else (stream.height, stream.width)
+    )
+    self._pixels, self._stream, self._encoded = pixels, stream, encoded
+
+  def cut(self, box: Box) -> np.ndarray:
+    """The pixels of a box: uint8 [height, width, C].
+
+    Raises:
+      BadImageError: if the JPEG ends before them.
+    """
+    top, left, height, width = box
+    if self._pixels is None:
+      pixels = _decode_part(self._stream, box)
+      if pixels is not None:
+        return pixels
+      # Let OpenCV have a try, and the last word.
+      self._pixels = _decode_whole(self._encoded, 3)
+    return self._pixels[top : top + height, left : left + width]
+
+
+def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
+  """An image of which parts can be cut.
+
+  Args:
+    image: encoded (JPEG, PNG, ...), or uint8 [H, W, C].
+    num_channels: 3: RGB, to which grey and CMYK images are converted; 1: grey.
+
+  Raises:
+    BadImageError: if the bytes are no image.
+  """
+  if isinstance(image, np.ndarray):
+    return Image(image)
+  if num_channels == 3 and image.startswith(_JPEG) and _codec() is not None:
+    stream = _codec().CodeStream(image)
+    try:
+      is_rgb_or_grey = stream.num_channels in (1, 3)
+    except RuntimeError:  # a header that it cannot read
+      is_rgb_or_grey = False
+    if is_rgb_or_grey:
+      return Image(None, stream, image)
+  return Image(_decode_whole(image, num_channels))
+
+
+def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
+  """The whole of an image: uint8 [H, W, C], in RGB order or grey.
+
+  Raises:
+    BadImageError: if the bytes are no image.
+  """
+  opened = open_image(image, num_channels)
+  return opened.cut((0, 0, opened.height, opened.width))
+
+
+def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
+  if not encoded:
+    raise BadImageError('an image of 0 bytes')
+  decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[num_channels])
+  # OpenCV leaves the missing rows of a PNG black, and says nothing.
+  is_cut_short = encoded.startswith(_PNG) and _PNG_END not in encoded[-16:]
+  if decoded is None or is_cut_short:
+    raise BadImageError(f'{len(encoded)} bytes do not decode to an image')
+  return decoded.reshape(*decoded.shape[:2], num_channels)
+
+
+def _decode_part(stream, box: Box) -> np.ndarray | None:
+  top, left, height, width = box
+  region = _codec().Region(start=(top, left), end=(top + height, left + width))
+  part = stream.get_sub_code_stream(region=region)
+  decoded = _decoder().decode(part, params=_parameters())
+  return None if decoded is None else np.asarray(decoded)
+
+
+@functools.cache
+def _codec():
+  """The module nvimgcodec, or None where it is not installed."""
+  try:
+    spec = importlib.util.find_spec('nvidia.nvimgcodec')
+  except ModuleNotFoundError:
+    spec = None
+  if spec is None:
+    return None
+  with _only_jpeg(spec.submodule_search_locations[0]):
+    from nvidia import nvimgcodec
+  return nvimgcodec
+
+
+@contextlib.contextmanager
+def _only_jpeg(package: str) -> Iterator[None]:
+  """Lets nvImageCodec load one extension: others complain where CUDA is absent.
+
+  They do so on stderr, as does a damaged image, which is reported otherwise.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    for path in glob.glob(f'{package}/extensions/libjpeg_turbo*'):
+      os.symlink(path, os.path.join(folder, os.path.basename(path)))
+    settings = {
+      'NVIMGCODEC_EXTENSIONS_PATH': folder, 'PYNVIMGCODEC_VERBOSITY': '0',
+    }  # fmt: skip
+    ours = {k: v for k, v in settings.items() if k not in os.environ}
+    os.environ.update(ours)
+    try:
+      yield
+    finally:
+      for name in ours:
+        del os.environ[name]
+
+
+_of_thread = threading.local()
+
+
+def _decoder():
+  """This thread's decoder; it runs in this thread."""
+  if not hasattr(_of_thread, 'decoder'):
+    codec = _codec()
+    _of_thread.decoder = codec.Decoder(
+      device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+      max_num_cpu_threads=1,
+      backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
+    )
+  return _of_thread.decoder
+
+
+@functools.cache
+def _parameters():
+  return _codec().DecodeParams(apply_exif_orientation=False)

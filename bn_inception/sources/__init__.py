@@ -1,0 +1,93 @@
+"""Random-access sources of labelled images, by name.
+
+`python -m bn_inception.sources check` verifies a copy of a data set, and
+`... shrink` makes one with smaller images.
+"""
+
+import re
+
+import numpy as np
+from etils import epath
+
+from bn_inception.errors import UserError
+from bn_inception.sources import imagenet
+from bn_inception.sources.built_in import DigitsSource, SyntheticSource
+from bn_inception.sources.folders import (
+  ImageFolderSource,
+  ValidationArchiveSource,
+  find_split,
+)
+from bn_inception.sources.prepared import TfdsSource, is_prepared
+from bn_inception.sources.source import TRAIN_SPLIT, Example, Part, Source
+
+__all__ = ['Example', 'Source', 'make_source']
+
+HOLDOUT_SPLIT = 'train_holdout'
+
+
+def make_source(
+  dataset: str,
+  split: str,
+  data_dir: str | None = None,
+  num_holdout: int = 0,
+) -> Source:
+  """The split of a data set, by name.
+
+  Args:
+    dataset: 'digits', 'synthetic', 'image_folder', or a data set of the TFDS
+      catalogue; 'imagenet2012' is taken in any of the forms that `data_dir`
+      may hold: prepared by TFDS, in folders, or the validation archive.
+    split: its name; TFDS also takes parts, such as 'train[:90%]'.
+    data_dir: where the data are; None: TFDS's own default.
+    num_holdout: training examples to set apart, always the same ones: they are
+      the split 'train_holdout', and the split 'train' is the rest.
+
+  Raises:
+    UserError: in one line, with the remedy, for whatever is missing.
+  """
+  if split not in (TRAIN_SPLIT, HOLDOUT_SPLIT) or (
+    split == TRAIN_SPLIT and num_holdout == 0
+  ):
+    return _open(dataset, split, data_dir)
+  whole = _open(dataset, TRAIN_SPLIT, data_dir)
+  if not 1 <= num_holdout < len(whole):
+    raise UserError(
+      f'source.num_holdout must be between 1 and {len(whole) - 1} for the split '
+      f'{HOLDOUT_SPLIT} of {dataset}, got {num_holdout}'
+    )
+  # Not a function of a run's seed: all runs hold out the same examples.
+  order = np.random.default_rng(0).permutation(len(whole))
+  is_held_out = split == HOLDOUT_SPLIT
+  chosen = order[:num_holdout] if is_held_out else order[num_holdout:]
+  return Part(whole, np.sort(chosen))
+
+
+def _open(dataset: str, split: str, data_dir: str | None) -> Source:
+  if dataset == 'digits':
+    return DigitsSource(split)
+  if dataset == 'synthetic':
+    return SyntheticSource(split)
+  if not re.fullmatch(r'\w+(/[\w.]+)?(:[\w.]+)?', dataset):
+    raise UserError(f"'{dataset}' is not the name of a data set")
+  if dataset == 'image_folder':
+    if data_dir is None:
+      raise UserError('image_folder needs --data_dir=FOLDER, with train/CLASS/')
+    return ImageFolderSource(data_dir, split)
+  if dataset == imagenet.NAME and data_dir is not None:
+    return _open_imagenet(split, data_dir)
+  return TfdsSource(dataset, split, data_dir)
+
+
+def _open_imagenet(split: str, data_dir: str) -> Source:
+  """ImageNet in whatever form a folder holds it."""
+  root = epath.Path(data_dir)
+  if is_prepared(imagenet.NAME, data_dir):
+    return TfdsSource(imagenet.NAME, split, data_dir)
+  if find_split(root, TRAIN_SPLIT) or find_split(root, 'validation'):
+    return ImageFolderSource(
+      data_dir, split, imagenet.NAME, imagenet.class_names()
+    )
+  archive = root / imagenet.VALIDATION_ARCHIVE
+  if split == 'validation' and archive.exists():
+    return ValidationArchiveSource(str(archive))
+  return TfdsSource(imagenet.NAME, split, data_dir)

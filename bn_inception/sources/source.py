@@ -1,0 +1,65 @@
+"""What the input pipeline asks of a data set."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
+
+# An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
+Example = tuple[bytes | np.ndarray, int]
+
+
+class Source(Protocol):
+  """A random-access split of labelled images. Can be pickled, for workers.
+
+  Attributes:
+    name: of the data set.
+    class_names: label i is class_names[i].
+    num_channels: of the images, 1 or 3.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  num_channels: int
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    """Several examples; sources that read them faster together override it."""
+    return [self[index] for index in indices]
+
+  def describe(self, index: int) -> str:
+    """The file or record of an example, for a message."""
+    return f'{self.name}, example {index}'
+
+  def origin(self) -> dict:
+    """Where the data come from, for the manifest of a run."""
+    return {'dataset': self.name, 'examples': len(self)}
+
+
+class Part(Source):
+  """Some examples of another source."""
+
+  def __init__(self, whole: Source, indices: np.ndarray):
+    self.name, self.class_names = whole.name, whole.class_names
+    self.num_channels = whole.num_channels
+    self._whole, self._indices = whole, indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self._whole[int(self._indices[index])]
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    return self._whole.__getitems__([int(self._indices[i]) for i in indices])
+
+  def describe(self, index: int) -> str:
+    return self._whole.describe(int(self._indices[index]))
+
+  def origin(self) -> dict:
+    return self._whole.origin() | {'examples': len(self)}

@@ -1,0 +1,154 @@
+"""Image folders and the validation archive: labels, order, and complaints."""
+
+import io
+import pickle
+import re
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from bn_inception.errors import UserError
+from bn_inception.images import decode_image
+from bn_inception.sources import imagenet, make_source
+
+
+def jpeg(seed):
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (3, 4, 3)).astype(np.uint8)
+  return cv2.imencode('.jpg', cv2.resize(coarse, (40, 30)))[1].tobytes()
+
+
+def write_images(folder, names, first_seed=0):
+  folder.mkdir(parents=True, exist_ok=True)
+  for seed, name in enumerate(names, start=first_seed):
+    (folder / name).write_bytes(jpeg(seed))
+
+
+def write_archive(path, names):
+  with tarfile.open(path, 'w') as archive:
+    for seed, name in enumerate(names):
+      content = jpeg(seed)
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+
+
+VALIDATION = [imagenet.VALIDATION_FILE.format(i) for i in (1, 2, 3, 50_000)]
+
+
+def imagenet_labels(names):
+  labels = imagenet.validation_labels()
+  return [labels[name] for name in names]
+
+
+def test_classes_of_a_folder_are_those_of_its_training_split(tmp_path):
+  for name in 'cat', 'ant', 'bee':
+    write_images(tmp_path / 'train' / name, ['2.jpg', '10.JPG', '.hidden.jpg'])
+  write_images(tmp_path / 'val' / 'cat', ['1.png'])
+  (tmp_path / 'train' / 'cat' / 'notes.txt').write_text('no image')
+  train = make_source('image_folder', 'train', str(tmp_path))
+  assert train.class_names == ('ant', 'bee', 'cat')
+  assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1, 2, 2]
+  assert train.describe(4) == f'{tmp_path}/train/cat/10.JPG'
+  validation = make_source('image_folder', 'validation', str(tmp_path))
+  assert len(validation) == 1 and validation[0][1] == 2
+  assert validation.class_names == train.class_names
+  copy = pickle.loads(pickle.dumps(train))
+  assert copy[3] == train[3] and copy.__getitems__([3]) == [train[3]]
+
+
+def test_imagenet_in_folders_has_the_labels_of_imagenet(tmp_path):
+  names = imagenet.class_names()
+  for label in 999, 7, 281:
+    write_images(tmp_path / 'train' / names[label], [f'{names[label]}_3.JPEG'])
+  train = make_source('imagenet2012', 'train', str(tmp_path))
+  assert train.class_names == names
+  assert [train[i][1] for i in range(3)] == [7, 281, 999]
+  assert train.origin()['folder'] == f'{tmp_path}/train'
+
+
+@pytest.mark.parametrize('form', ['classes', 'flat', 'archive'])
+def test_validation_images_have_their_ground_truth(tmp_path, form):
+  expected = imagenet_labels(VALIDATION)
+  if form == 'classes':
+    for name, label in zip(VALIDATION, expected, strict=True):
+      folder = tmp_path / 'val' / imagenet.class_names()[label]
+      write_images(folder, [name], VALIDATION.index(name))
+  elif form == 'flat':
+    write_images(tmp_path / 'val', VALIDATION)
+    (tmp_path / 'val' / 'valprep.sh').write_text('')
+  else:
+    shuffled = [VALIDATION[i] for i in (2, 0, 3, 1)]
+    write_archive(tmp_path / imagenet.VALIDATION_ARCHIVE, shuffled)
+  source = make_source('imagenet2012', 'validation', str(tmp_path))
+  source = pickle.loads(pickle.dumps(source))
+  assert len(source) == 4
+  described = [source.describe(i) for i in range(4)]
+  for name, label in zip(VALIDATION, expected, strict=True):
+    index = next(i for i in range(4) if name in described[i])
+    encoded, found = source[index]
+    assert found == label
+    assert decode_image(encoded, 3).shape == (30, 40, 3)
+    if form == 'archive':
+      assert encoded == jpeg(shuffled.index(name))
+
+
+def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
+  for name in 'ant', 'bee':
+    write_images(tmp_path / 'train' / name, [f'{i}.jpg' for i in range(5)])
+
+  def names(split, num_holdout):
+    source = make_source('image_folder', split, str(tmp_path), num_holdout)
+    assert source.__getitems__([1, 0]) == [source[1], source[0]]
+    assert source.origin()['examples'] == len(source)
+    return {source.describe(i) for i in range(len(source))}
+
+  whole, held_out = names('train', 0), names('train_holdout', 3)
+  assert len(whole) == 10 and len(held_out) == 3
+  assert names('train', 3) == whole - held_out
+  assert names('train_holdout', 4) > held_out
+  digits = make_source('digits', 'train', num_holdout=100)
+  assert len(digits) == 1342
+  assert len(make_source('digits', 'test', num_holdout=100)) == 355
+
+
+def test_missing_and_surplus_things_are_named(tmp_path):
+  def complaint(dataset, split, folder, **arguments):
+    with pytest.raises(UserError) as caught:
+      make_source(dataset, split, str(folder), **arguments)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+  good, names = tmp_path / 'good', imagenet.class_names()
+  write_images(good / 'train' / names[3], ['a.jpg'])
+  assert f'{good} has no folder for the split validation' in complaint(
+    'imagenet2012', 'validation', good
+  )
+  for number, message in ((0, 'got 0'), (1, 'between 1 and 0 for the split')):
+    assert message in complaint(
+      'imagenet2012', 'train_holdout', good, num_holdout=number
+    )
+  write_images(good / 'train' / 'n00000000', ['a.jpg'])
+  write_images(good / 'train' / 'zebra', ['a.jpg'])
+  assert re.search(
+    r'train/n00000000 is not one of the 1000 classes .* \(and 1 more\)',
+    complaint('imagenet2012', 'train', good),
+  )
+  (tmp_path / 'empty' / 'train' / 'ant').mkdir(parents=True)
+  assert 'has no images' in complaint(
+    'image_folder', 'train', tmp_path / 'empty'
+  )
+  flat = tmp_path / 'flat'
+  write_images(flat / 'train', ['a.jpg'])
+  assert 'no folders of classes' in complaint('image_folder', 'train', flat)
+  assert 'a.jpg in' in complaint('imagenet2012', 'train', flat)
+  archive = tmp_path / imagenet.VALIDATION_ARCHIVE
+  write_archive(archive, ['cat.jpg'])
+  assert 'cat.jpg in' in complaint('imagenet2012', 'validation', tmp_path)
+  archive.write_bytes(archive.read_bytes()[:100])
+  assert 'cannot be read' in complaint('imagenet2012', 'validation', tmp_path)
+  assert 'is not prepared in' in complaint('imagenet2012', 'train', tmp_path)
+  with pytest.raises(UserError, match='image_folder needs --data_dir'):
+    make_source('image_folder', 'train')

@@ -1,0 +1,25 @@
+"""ImageNet's facts: the order of the classes and the ground truth."""
+
+import numpy as np
+
+from bn_inception.sources import imagenet
+
+
+def test_classes_are_in_the_order_of_their_wordnet_ids():
+  names = imagenet.class_names()
+  assert len(names) == 1000 and list(names) == sorted(set(names))
+  # Known from torchvision and Keras: tench, goldfish, ..., toilet tissue.
+  assert names[:2] == ('n01440764', 'n01443537')
+  assert names[281] == 'n02123045'  # tabby cat
+  assert names[999] == 'n15075141'
+
+
+def test_ground_truth_has_fifty_images_of_each_class():
+  labels = imagenet.validation_labels()
+  assert len(labels) == imagenet.NUM_EXAMPLES['validation'] == 50_000
+  counts = np.bincount(list(labels.values()), minlength=1000)
+  np.testing.assert_array_equal(counts, 50)
+  # The first image is a snake, the second ski, in every published list.
+  assert labels['ILSVRC2012_val_00000001.JPEG'] == 65
+  assert labels['ILSVRC2012_val_00000002.JPEG'] == 970
+  assert labels['ILSVRC2012_val_00000003.JPEG'] == 230

@@ -1,0 +1,51 @@
+"""Copies prepared by TFDS: read without TensorFlow; what is said of bad ones."""
+
+import pathlib
+
+import pytest
+
+from bn_inception.errors import UserError
+from bn_inception.images import decode_image
+from bn_inception.sources import make_source
+
+TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
+
+
+def test_tfds_records_are_read_without_tensorflow():
+  import sys
+
+  source = make_source('fashion_mnist', 'train', TFDS_DIR)
+  assert len(source) == 200 and source.num_channels == 1
+  assert source.class_names[9] == 'Ankle boot'
+  encoded, label = source[0]
+  assert label == 2 and encoded.startswith(b'\x89PNG')
+  image = decode_image(encoded, 1)
+  assert image.shape == (28, 28, 1) and image.dtype == np.uint8
+  assert len(make_source('fashion_mnist', 'test', TFDS_DIR)) == 80
+  assert 'tensorflow' not in sys.modules
+  assert source.__getitems__([5, 0]) == [source[5], source[0]]
+  assert source.describe(3) == 'fashion_mnist, example 3'
+  assert source.origin()['folder'] == f'{TFDS_DIR}/fashion_mnist/3.0.1'
+
+
+def copy_info(tmp_path, replacement):
+  """The committed data set with its dataset_info.json changed."""
+  folder = tmp_path / 'fashion_mnist' / '3.0.1'
+  folder.mkdir(parents=True)
+  for name in 'dataset_info.json', 'features.json', 'label.labels.txt':
+    with open(f'{TFDS_DIR}/fashion_mnist/3.0.1/{name}') as file:
+      (folder / name).write_text(file.read().replace(*replacement))
+
+
+def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
+  copy_info(tmp_path, ('"array_record"', '"tfrecord"'))
+  with pytest.raises(UserError, match='prepared as tfrecord.*convert_format'):
+    make_source('fashion_mnist', 'train', str(tmp_path))
+
+
+def test_an_incomplete_copy_is_told(tmp_path):
+  copy_info(tmp_path, ('', ''))
+  with pytest.raises(
+    UserError, match='cannot be read .* incomplete or damaged'
+  ):
+    make_source('fashion_mnist', 'train', str(tmp_path))
