@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bn_inception.errors import UserError
+
 Array = jax.Array
 
 # Luma of an RGB triple (ITU-R 601), as in PIL, which Howard's factors refer to.
@@ -31,19 +33,47 @@ LIGHTING_DIRECTIONS = np.array(
 
 
 def scale_image(
-  image: Array, mean: tuple[float, ...], std: tuple[float, ...]
+  image: Array,
+  value_range: tuple[float, float],
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  channel_order: str,
 ) -> Array:
-  """(image - mean) / std in float32; mean and std: one value or one a channel.
+  """What a network expects of its input: (image in `value_range` - mean) / std.
 
   Args:
-    image: [..., C] with values in 0..255.
-    mean, std: of length 1 or C.
+    image: [..., C] with values in 0..255, RGB or grey.
+    value_range: what 0 and 255 become, before mean and std.
+    mean, std: one value, or one for each channel in `channel_order`.
+    channel_order: 'rgb', or 'bgr' for networks trained with Caffe.
 
   Returns:
     float32 [..., C].
+
+  Raises:
+    UserError: for another order, or numbers that do not fit the channels.
   """
-  mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-  return (image.astype(jnp.float32) - mean) / std
+  num_channels = image.shape[-1]
+  if channel_order not in ('rgb', 'bgr'):
+    raise UserError(
+      f"input_scaling.channel_order '{channel_order}' is unknown: use rgb or bgr"
+    )
+  for name, values in (('mean', mean), ('std', std)):
+    if len(values) not in (1, num_channels):
+      raise UserError(
+        f'input_scaling.{name} has {len(values)} values: give one, or one for '
+        f'each of {num_channels} channels'
+      )
+  low, high = value_range
+  if low == high or 0.0 in std:
+    raise UserError('input_scaling must not divide by zero, nor make all equal')
+  if channel_order == 'bgr':
+    image = image[..., ::-1]
+  # One subtraction and one division, which no fusion can round differently.
+  step = 255.0 / (high - low)
+  offset = (np.asarray(mean, np.float64) - low) * step
+  divisor = np.asarray(std, np.float64) * step
+  return (image.astype(jnp.float32) - np.float32(offset)) / np.float32(divisor)
 
 
 def _luma(image: Array) -> Array:

@@ -170,7 +170,8 @@ def evaluate_checkpoint(
     split=population.split or names['train_split'],
   )
   split = split or names['eval_split']
-  names['dataset'] = dataset or names['dataset']
+  if dataset not in (None, trained_on):
+    names.update(dataset=dataset, num_holdout=0)
   if batch_size is not None:
     if batch_size < 1:
       raise UserError(f'batch_size must be positive, got {batch_size}')

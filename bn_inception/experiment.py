@@ -16,13 +16,13 @@ import jax
 from bn_inception import augment, inception, mesh, steps
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
+  DeviceBatches,
   InputOptions,
-  check_order,
   evaluation_batches,
-  to_devices,
   training_batches,
 )
 from bn_inception.optimizer import Optimizer, make_optimizer
+from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.train_state import TrainState, create_train_state
 
@@ -86,6 +86,8 @@ class Experiment:
     batch_size: global batch.
     num_steps: updates of the whole run.
     steps_per_epoch: training examples / global batch.
+    source: the training split.
+    met_again_fraction: how badly its order mixes: see `order`.
     create_state: () -> the initial state.
     batches: (first step) -> the batches from there to the end.
     train_step: (state, batch, rng) -> (state, metrics).
@@ -97,8 +99,10 @@ class Experiment:
   batch_size: int
   num_steps: int
   steps_per_epoch: float
+  source: Source
+  met_again_fraction: float
   create_state: Callable[[], TrainState]
-  batches: Callable[[int], Iterator[dict]]
+  batches: Callable[[int], DeviceBatches]
   train_step: Callable
   rng: jax.Array
   evaluator: Evaluator
@@ -113,7 +117,7 @@ def make_evaluator(
     UserError: if the data are missing.
   """
   dataset = config['source']['dataset']
-  source = make_source(dataset, split, data_dir)
+  source = _make_source(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   scale = partial(augment.scale_image, **config['input_scaling'])
@@ -129,7 +133,7 @@ def make_evaluator(
     make_eval_step=lambda model: steps.make_eval_step(
       device_mesh, model=model, prepare=scale
     ),
-    batches=lambda: to_devices(
+    batches=lambda: DeviceBatches(
       evaluation_batches(source, options, batch_size),
       mesh.split_batch(device_mesh),
     ),
@@ -175,16 +179,16 @@ def make_statistics_pass(
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
   device_mesh = _make_training_mesh(config)
-  source = make_source(dataset, split, data_dir)
+  source = _make_source(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   return StatisticsPass(
     step=steps.make_statistics_step(
       device_mesh,
       model=model.clone(train=True, axis_name=mesh.MEMBER),
-      prepare=_training_input(config),
+      prepare=_training_input(config, source.num_channels),
     ),
-    batches=lambda num_batches: to_devices(
+    batches=lambda num_batches: DeviceBatches(
       training_batches(source, options, batch_size, seed, 0, num_batches),
       mesh.split_batch(device_mesh),
     ),
@@ -206,13 +210,14 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   batch_size, seed = config['batch_size'], config['seed']
   _check_numbers(config)
   names = config['source']
-  source = make_source(names['dataset'], names['train_split'], data_dir)
+  source = _make_source(
+    config, names['dataset'], names['train_split'], data_dir
+  )
   optimizer = _make_optimizer(config, len(source))
   device_mesh = _make_training_mesh(config)
   evaluator = make_evaluator(config, data_dir, device_mesh, names['eval_split'])
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
-  check_order(source, input_options)
   model = _make_model(config, source)
   shape = (
     input_options.image_size, input_options.image_size, source.num_channels,
@@ -231,8 +236,16 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     batch_size=batch_size,
     num_steps=num_steps,
     steps_per_epoch=steps_per_epoch,
+    source=source,
+    met_again_fraction=met_again_fraction(
+      len(source),
+      input_options.num_shards,
+      input_options.shuffle,
+      seed,
+      examples_sharing_statistics(config) or batch_size,
+    ),
     create_state=lambda: create_state(weights_key),
-    batches=lambda first_step: to_devices(
+    batches=lambda first_step: DeviceBatches(
       training_batches(
         source,
         input_options,
@@ -248,11 +261,28 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
       device_mesh,
       model=model.clone(train=True, axis_name=mesh.MEMBER),
       optimizer=optimizer,
-      prepare=_training_input(config),
+      prepare=_training_input(config, source.num_channels),
     ),
     rng=jax.device_put(steps_key, replicated),
     evaluator=evaluator,
   )
+
+
+def examples_sharing_statistics(config: dict) -> int:
+  """How many examples share batch statistics in training; 0 without BN."""
+  if not config['model']['use_batch_norm']:
+    return 0
+  micro_batch = config['batch_size'] // config['optimizer']['accumulate_steps']
+  return config['norm_batch_size'] or micro_batch
+
+
+def _make_source(
+  config: dict, dataset: str, split: str, data_dir: str | None
+) -> Source:
+  # What the run held out means nothing for another data set.
+  names = config['source']
+  num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
+  return make_source(dataset, split, data_dir, num_holdout)
 
 
 def _check_numbers(config: dict) -> None:
@@ -289,7 +319,7 @@ def _make_optimizer(config: dict, num_examples: int) -> Optimizer:
   )
 
 
-def _training_input(config: dict) -> Callable:
+def _training_input(config: dict, num_channels: int) -> Callable:
   """(image, index, key) -> the network's input: distorted, then scaled."""
   distort = partial(augment.photometric_distortion, **config['augment'])
   scale = partial(augment.scale_image, **config['input_scaling'])
@@ -298,6 +328,6 @@ def _training_input(config: dict) -> Callable:
     return scale(distort(image, index, key))
 
   # Tried on nothing, so that a misspelt key fails here and not in the step.
-  image = jax.ShapeDtypeStruct((1, 1, 1, 1), 'uint8')
+  image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
   jax.eval_shape(prepare, image, jax.numpy.zeros(1, int), jax.random.key(0))
   return prepare

@@ -34,33 +34,38 @@ class BadImageError(ValueError):
 
 
 class Image:
-  """A decoded image, or the JPEG to decode it from.
+  """A decoded image.
 
   Attributes:
-    height, width: of the whole.
+    height, width: in pixels.
   """
 
-  def __init__(self, pixels: np.ndarray | None, stream=None, encoded=None):
-    whole = pixels if stream is None else stream
-    self.height, self.width = (
-      whole.shape[:2] if stream is None else (stream.height, stream.width)
-    )
-    self._pixels, self._stream, self._encoded = pixels, stream, encoded
+  def __init__(self, pixels: np.ndarray):
+    self.height, self.width = pixels.shape[:2]
+    self._pixels = pixels
 
   def cut(self, box: Box) -> np.ndarray:
     """The pixels of a box: uint8 [height, width, C].
 
     Raises:
-      BadImageError: if the JPEG ends before them.
+      BadImageError: if they cannot be decoded.
     """
     top, left, height, width = box
-    if self._pixels is None:
-      pixels = _decode_part(self._stream, box)
-      if pixels is not None:
-        return pixels
-      # Let OpenCV have a try, and the last word.
-      self._pixels = _decode_whole(self._encoded, 3)
     return self._pixels[top : top + height, left : left + width]
+
+
+class _Jpeg(Image):
+  """A JPEG of which the parts are decoded when they are cut."""
+
+  def __init__(self, encoded: bytes, stream):
+    self.height, self.width = stream.height, stream.width
+    self._encoded, self._stream = encoded, stream
+
+  def cut(self, box: Box) -> np.ndarray:
+    part = _decode_part(self._stream, box)
+    if part is None:  # let OpenCV have a try, and the last word
+      part = Image(_decode_whole(self._encoded, 3)).cut(box)
+    return part
 
 
 def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
@@ -82,7 +87,7 @@ def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
     except RuntimeError:  # a header that it cannot read
       is_rgb_or_grey = False
     if is_rgb_or_grey:
-      return Image(None, stream, image)
+      return _Jpeg(image, stream)
   return Image(_decode_whole(image, num_channels))
 
 
@@ -99,7 +104,11 @@ def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
 def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
   if not encoded:
     raise BadImageError('an image of 0 bytes')
-  decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[num_channels])
+  try:
+    array = np.frombuffer(encoded, np.uint8)
+    decoded = cv2.imdecode(array, _FLAGS[num_channels])
+  except cv2.error as error:  # a header that promises too many pixels
+    raise BadImageError(f'{len(encoded)} bytes: {error.err}') from error
   # OpenCV leaves the missing rows of a PNG black, and says nothing.
   is_cut_short = encoded.startswith(_PNG) and _PNG_END not in encoded[-16:]
   if decoded is None or is_cut_short:

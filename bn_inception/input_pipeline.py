@@ -1,4 +1,4 @@
-"""From a source to batches: order, decode, crop, batch, pad, prefetch.
+"""From a source to batches: order, decode, crop, resize, prefetch, devices.
 
 The order is a pure function of (seed, step): a run resumes from its step number
 and nothing else, on any number of hosts, threads and worker processes. Batches
@@ -6,28 +6,38 @@ are cut from an endless stream of epochs, in each of which every example comes
 exactly once; a batch may span two epochs.
 
 A batch on the host is {'image': uint8 [B, H, W, C], 'label': int32 [B],
-'mask': bool [B], 'index': int64 [B]}.
+'mask': bool [B], 'index': int64 [B]}; those of training also have 'replaced',
+int64 [B]: the bad example that another one stands in for, or -1.
 """
 
 import dataclasses
-import functools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import grain
 import jax
 import numpy as np
 
-from bn_inception import crops
+from bn_inception import crops, images
 from bn_inception.errors import UserError
-from bn_inception.sources import Source
+from bn_inception.order import SHUFFLES, epoch_order
+from bn_inception.sources import UNREADABLE, Example, Source
 
-SHUFFLES = ('shards', 'within_shards', 'global')
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = ('whole', 'centre')
+ON_BAD_IMAGE = ('raise', 'skip')
+_INTERPOLATIONS = {
+  'bilinear': cv2.INTER_LINEAR,
+  'area': cv2.INTER_AREA,
+  'nearest': cv2.INTER_NEAREST,
+  'bicubic': cv2.INTER_CUBIC,
+}
+RANDOM = 'random'
+# So many bad images in a row are no exception: the data are not what they seem.
+_MAX_BAD_IN_A_ROW = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,11 @@ class InputOptions:
     train_crop: 'whole' image, or 'area': 8-100 % of it, any position.
     eval_crop: 'whole' image, or 'centre': the middle 87.5 %.
     mirror: flip training images left to right at random.
+    interpolation: to resize with: 'bilinear', 'area', 'nearest', 'bicubic', or
+      'random': each training image one of the four (GoogLeNet, Section 6), and
+      bilinear in evaluation.
+    on_bad_image: in training, an image that cannot be decoded ends the run
+      ('raise') or is replaced by the next one of the order ('skip').
     num_workers: worker processes; 0 = threads of this process.
     prefetch: batches to prepare ahead.
   """
@@ -53,6 +68,8 @@ class InputOptions:
   train_crop: str
   eval_crop: str
   mirror: bool
+  interpolation: str
+  on_bad_image: str
   num_workers: int
   prefetch: int
 
@@ -61,6 +78,8 @@ class InputOptions:
       ('shuffle', SHUFFLES),
       ('train_crop', TRAIN_CROPS),
       ('eval_crop', EVAL_CROPS),
+      ('interpolation', (*_INTERPOLATIONS, RANDOM)),
+      ('on_bad_image', ON_BAD_IMAGE),
     ):
       if getattr(self, name) not in valid:
         raise UserError(
@@ -79,109 +98,67 @@ class InputOptions:
         )
 
 
-@functools.lru_cache(maxsize=4)
-def epoch_order(
-  num_examples: int, num_shards: int, shuffle: str, seed: int, epoch: int
-) -> np.ndarray:
-  """The order of the examples in one epoch.
+def _box(image: images.Image, crop: str, rng=None) -> crops.Box:
+  if crop == 'area':
+    return crops.training_crop(rng, image.height, image.width)
+  if crop == 'centre':
+    return crops.centre_square(image.height, image.width, 0.875)
+  return 0, 0, image.height, image.width
 
-  The source is permuted once and for all and cut into `num_shards` logical
-  shards. Every epoch visits them in a new order; what happens inside a shard,
-  and so who can meet whom in a mini-batch, is `shuffle`: see `InputOptions`.
 
-  Returns:
-    A permutation of range(num_examples), int64, read-only.
-
-  Raises:
-    UserError: for more shards than examples.
-  """
-  if not 1 <= num_shards <= num_examples:
-    raise UserError(
-      f'data.num_shards {num_shards} must be between 1 and the number of '
-      f'examples, {num_examples}'
-    )
-  rng = np.random.default_rng([seed, epoch])
-  if shuffle == 'global':
-    order = rng.permutation(num_examples)
+def _resize(
+  part: np.ndarray, interpolation: str, is_mirrored: bool, out: np.ndarray
+) -> None:
+  """Writes `part`, resized to a square, into uint8 [size, size, C]."""
+  size = len(out)
+  target = out[..., 0] if out.shape[-1] == 1 else out  # as OpenCV has it
+  if part.shape[:2] == (size, size):
+    resized = part.reshape(target.shape)
   else:
-    # Not a function of the seed: how the data lie on disk does not change.
-    fixed = np.random.default_rng(0).permutation(num_examples)
-    shards = np.array_split(fixed, num_shards)
-    if shuffle == 'within_shards':
-      shards = [rng.permutation(shard) for shard in shards]
-    order = np.concatenate([shards[i] for i in rng.permutation(num_shards)])
-  order.setflags(write=False)
-  return order
-
-
-def check_order(source: Source, options: InputOptions) -> None:
-  """Raises the UserError that the first batch would raise in a thread."""
-  epoch_order(len(source), options.num_shards, options.shuffle, 0, 0)
-
-
-def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
-  """uint8 [H, W, C] of encoded bytes (JPEG, PNG, ...) in RGB or grey order.
-
-  Raises:
-    ValueError: if the bytes are no image.
-  """
-  if isinstance(image, np.ndarray):
-    return image
-  if not image:
-    raise ValueError('an image of 0 bytes')
-  encoded = np.frombuffer(image, np.uint8)
-  if num_channels == 1:
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
-  else:
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-  if decoded is None:
-    raise ValueError(f'{len(image)} bytes do not decode to an image')
-  return decoded.reshape(*decoded.shape[:2], num_channels)
-
-
-def cut_and_resize(
-  image: np.ndarray, box: crops.Box, image_size: int
-) -> np.ndarray:
-  """The box of an image, resized to a square with bilinear interpolation."""
-  top, left, height, width = box
-  part = image[top : top + height, left : left + width]
-  if (height, width) != (image_size, image_size):
-    part = cv2.resize(part, (image_size, image_size))
-  return part.reshape(image_size, image_size, image.shape[-1])
+    resized = cv2.resize(
+      part, (size, size), dst=None if is_mirrored else target,
+      interpolation=_INTERPOLATIONS[interpolation],
+    )  # fmt: skip
+  if is_mirrored:
+    cv2.flip(resized, 1, dst=target)
+  elif resized is not target:
+    target[...] = resized
 
 
 def prepare_training_image(
-  image: np.ndarray, options: InputOptions, rng: np.random.Generator
-) -> np.ndarray:
-  """A random crop and mirror image: uint8 [image_size, image_size, C]."""
-  height, width = image.shape[:2]
-  box = (0, 0, height, width)
-  if options.train_crop == 'area':
-    box = crops.training_crop(rng, height, width)
-  image = cut_and_resize(image, box, options.image_size)
-  if options.mirror and rng.random() < 0.5:
-    image = image[:, ::-1]
-  return image
+  image: images.Image,
+  options: InputOptions,
+  rng: np.random.Generator,
+  out: np.ndarray,
+) -> None:
+  """Writes a random crop and mirror image into uint8 [image_size, image_size, C].
+
+  Raises:
+    BadImageError: if it cannot be decoded.
+  """
+  part = image.cut(_box(image, options.train_crop, rng))
+  is_mirrored = options.mirror and rng.random() < 0.5
+  interpolation = options.interpolation
+  if interpolation == RANDOM:
+    interpolation = tuple(_INTERPOLATIONS)[rng.integers(len(_INTERPOLATIONS))]
+  _resize(part, interpolation, is_mirrored, out)
 
 
 def prepare_evaluation_image(
-  image: np.ndarray, options: InputOptions
-) -> np.ndarray:
-  """The centre or the whole of an image: uint8 [image_size, image_size, C]."""
-  height, width = image.shape[:2]
-  box = (0, 0, height, width)
-  if options.eval_crop == 'centre':
-    box = crops.centre_square(height, width, 0.875)
-  return cut_and_resize(image, box, options.image_size)
+  image: images.Image, options: InputOptions, out: np.ndarray
+) -> None:
+  """Writes the centre or the whole into uint8 [image_size, image_size, C].
 
-
-def _example(image: np.ndarray, label: int, index: int, mask: bool) -> dict:
-  return {
-    'image': image,
-    'label': np.int32(label),
-    'mask': np.bool_(mask),
-    'index': np.int64(index),
-  }
+  Raises:
+    BadImageError: if it cannot be decoded.
+  """
+  interpolation = options.interpolation
+  _resize(
+    image.cut(_box(image, options.eval_crop)),
+    'bilinear' if interpolation == RANDOM else interpolation,
+    False,
+    out,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,18 +174,31 @@ class _HostPart:
   def local_batch_size(self) -> int:
     return self.batch_size // self.process_count
 
-  def global_position(self, local_position: int) -> int:
-    step, offset = divmod(local_position, self.local_batch_size)
-    return (
+  def positions(self, step: int) -> np.ndarray:
+    """Those of the examples of a batch, steps counted from the first one."""
+    start = (
       (self.first_step + step) * self.batch_size
       + self.process_index * self.local_batch_size
-      + offset
-    )
+    )  # fmt: skip
+    return start + np.arange(self.local_batch_size)
+
+
+def _empty_batch(
+  source: Source, options: InputOptions, batch_size: int
+) -> dict[str, np.ndarray]:
+  size = options.image_size
+  shape = (batch_size, size, size, source.num_channels)
+  return {
+    'image': np.empty(shape, np.uint8),
+    'label': np.empty(batch_size, np.int32),
+    'mask': np.ones(batch_size, bool),
+    'index': np.empty(batch_size, np.int64),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainingExamples:
-  """Random access to the endless training stream, from a step on."""
+class _TrainingBatches:
+  """Random access to the batches of the endless stream, from a step on."""
 
   source: Source
   options: InputOptions
@@ -217,12 +207,21 @@ class _TrainingExamples:
   seed: int
 
   def __len__(self) -> int:
-    return self.num_steps * self.part.local_batch_size
+    return self.num_steps
 
-  def __getitem__(self, local_position: int) -> dict:
-    position = self.part.global_position(local_position)
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    positions = self.part.positions(step)
+    batch = _empty_batch(self.source, self.options, len(positions))
+    batch['replaced'] = np.full(len(positions), -1)
+    examples = _read(self.source, [self._index(p) for p in positions])
+    for row, position in enumerate(positions):
+      self._fill(batch, row, int(position), examples[row])
+    return batch
+
+  def _index(self, position: int, ahead: int = 0) -> int:
+    """Of the example at a position, or so many ahead of it in its epoch."""
     num_examples = len(self.source)
-    epoch, offset = divmod(position, num_examples)
+    epoch, offset = divmod(int(position), num_examples)
     order = epoch_order(
       num_examples,
       self.options.num_shards,
@@ -230,15 +229,37 @@ class _TrainingExamples:
       self.seed,
       epoch,
     )
-    index = int(order[offset])
-    image, label = _read(self.source, index)
-    rng = np.random.default_rng([self.seed, epoch, index])
-    image = prepare_training_image(image, self.options, rng)
-    return _example(image, label, index, mask=True)
+    return int(order[(offset + ahead) % num_examples])
+
+  def _fill(
+    self, batch: dict, row: int, position: int, example: Example | Exception
+  ) -> None:
+    epoch = position // len(self.source)
+    index = self._index(position)
+    for ahead in range(1, _MAX_BAD_IN_A_ROW + 1):
+      try:
+        image, label = _open(self.source, example)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        prepare_training_image(image, self.options, rng, batch['image'][row])
+        batch['label'][row], batch['index'][row] = label, index
+        return
+      except images.BadImageError as error:
+        if self.options.on_bad_image == 'raise':
+          raise UserError(
+            f'{self.source.describe(index)}: {error}: mend it, or replace all '
+            'such images by others with --config.data.on_bad_image=skip'
+          ) from error
+        batch['replaced'][row] = self._index(position)
+        index = self._index(position, ahead)
+        (example,) = _read(self.source, [index])
+    raise UserError(
+      f'{_MAX_BAD_IN_A_ROW} bad images in a row, the last one '
+      f'{self.source.describe(index)}: is this a data set of images?'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvaluationExamples:
+class _EvaluationBatches:
   """Random access to one pass over the source, padded to whole batches."""
 
   source: Source
@@ -246,24 +267,48 @@ class _EvaluationExamples:
   part: _HostPart
 
   def __len__(self) -> int:
-    num_batches = -(-len(self.source) // self.part.batch_size)
-    return num_batches * self.part.local_batch_size
+    return -(-len(self.source) // self.part.batch_size)
 
-  def __getitem__(self, local_position: int) -> dict:
-    position = self.part.global_position(local_position)
-    is_real = position < len(self.source)
-    index = position if is_real else 0
-    image, label = _read(self.source, index)
-    image = prepare_evaluation_image(image, self.options)
-    return _example(image, label, index, mask=is_real)
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    positions = self.part.positions(step)
+    batch = _empty_batch(self.source, self.options, len(positions))
+    is_real = positions < len(self.source)
+    indices = np.where(is_real, positions, 0)
+    batch['mask'][:], batch['index'][:] = is_real, indices
+    examples = _read(self.source, indices)
+    for row, example in enumerate(examples):
+      try:
+        image, batch['label'][row] = _open(self.source, example)
+        prepare_evaluation_image(image, self.options, batch['image'][row])
+      except images.BadImageError as error:
+        raise UserError(
+          f'{self.source.describe(indices[row])}: {error}: evaluation leaves no '
+          'example out, so mend it'
+        ) from error
+    return batch
 
 
-def _read(source: Source, index: int) -> tuple[np.ndarray, int]:
-  image, label = source[index]
+def _read(source: Source, indices: Sequence[int]) -> list[Example | Exception]:
+  """The examples; for one that cannot be read, why."""
   try:
-    return decode_image(image, source.num_channels), label
-  except ValueError as error:
-    raise ValueError(f'{source.name}, example {index}: {error}') from error
+    return source.__getitems__(indices)
+  except UNREADABLE as error:
+    if len(indices) == 1:
+      return [error]
+    return [_read(source, [index])[0] for index in indices]
+
+
+def _open(
+  source: Source, example: Example | Exception
+) -> tuple[images.Image, int]:
+  if isinstance(example, Exception):
+    raise images.BadImageError(f'it cannot be read ({example})') from example
+  image, label = example
+  if not 0 <= label < len(source.class_names):
+    raise images.BadImageError(
+      f'label {label} is none of the {len(source.class_names)} classes'
+    )
+  return images.open_image(image, source.num_channels), label
 
 
 def _exit_with_parent(worker_index: int, worker_count: int) -> None:
@@ -279,11 +324,8 @@ def _exit_with_parent(worker_index: int, worker_count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _batches(
-  examples, part: _HostPart, options: InputOptions, stack: int = 1
-) -> Iterator:
-  # Batching before the workers: behind them, their number would change batches.
-  dataset = grain.MapDataset.source(examples).batch(part.local_batch_size)
+def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
+  dataset = grain.MapDataset.source(batches)
   if stack > 1:
     dataset = dataset.batch(stack)
   dataset = dataset.to_iter_dataset(
@@ -299,7 +341,10 @@ def _batches(
       ),
       worker_init_fn=_exit_with_parent,
     )
-  return iter(dataset)
+  try:
+    yield from dataset
+  except UserError as error:  # to whose line Grain appends several of its own
+    raise UserError(str(error).partition('\n')[0]) from error
 
 
 def training_batches(
@@ -330,8 +375,8 @@ def training_batches(
     first_step * accumulate_steps,
   )
   num_micro_batches = (last_step - first_step) * accumulate_steps
-  examples = _TrainingExamples(source, options, part, num_micro_batches, seed)
-  return _batches(examples, part, options, stack=accumulate_steps)
+  batches = _TrainingBatches(source, options, part, num_micro_batches, seed)
+  return _batches(batches, options, stack=accumulate_steps)
 
 
 def evaluation_batches(
@@ -343,27 +388,41 @@ def evaluation_batches(
   False.
   """
   part = _HostPart(batch_size, jax.process_index(), jax.process_count())
-  return _batches(_EvaluationExamples(source, options, part), part, options)
+  return _batches(_EvaluationBatches(source, options, part), options)
 
 
-def to_devices(
-  batches: Iterator[dict], sharding: jax.sharding.Sharding
-) -> Iterator[dict]:
-  """Sends batches to the devices, one ahead of the one in use."""
+class DeviceBatches(Iterator[dict]):
+  """Batches sent to the devices, one ahead of the one in use.
 
-  def send(batch: dict) -> dict:
+  Attributes:
+    wait_seconds: spent so far waiting for the host to prepare batches.
+    replaced: bad examples in the batches handed out so far, by their indices.
+  """
+
+  def __init__(self, batches: Iterator[dict], sharding: jax.sharding.Sharding):
+    self.wait_seconds, self.replaced = 0.0, []
+    self._batches, self._sharding = iter(batches), sharding
+    self._ahead = self._receive()
+
+  def __next__(self) -> dict:
+    if self._ahead is None:
+      raise StopIteration
+    batch, replaced = self._ahead
+    self._ahead = self._receive()
+    self.replaced += replaced
+    return batch
+
+  def _receive(self) -> tuple[dict, list[int]] | None:
+    start = time.monotonic()
+    batch = next(self._batches, None)
+    self.wait_seconds += time.monotonic() - start
+    if batch is None:
+      return None
+    replaced = batch.pop('replaced', np.empty(0, np.int64))
     # Without 64-bit mode devices hold int32, enough for 2 billion examples.
-    batch = {**batch, 'index': batch['index'].astype(np.int32)}
-    return {
-      name: jax.make_array_from_process_local_data(sharding, value)
+    batch['index'] = batch['index'].astype(np.int32)
+    sent = {
+      name: jax.make_array_from_process_local_data(self._sharding, value)
       for name, value in batch.items()
     }
-
-  ahead = None
-  for batch in batches:
-    sent = send(batch)
-    if ahead is not None:
-      yield ahead
-    ahead = sent
-  if ahead is not None:
-    yield ahead
+    return sent, replaced[replaced >= 0].tolist()

@@ -1,7 +1,7 @@
 """What a run tells while it runs: metrics.jsonl, TensorBoard events, progress.
 
-Every line of metrics.jsonl has a `kind` ('train' or 'eval') and a `step`, the
-updates done so far.
+Every line of metrics.jsonl has a `kind` ('train', 'eval', or 'replaced': a bad
+example) and a `step`, the updates done so far.
 """
 
 import json
@@ -120,13 +120,14 @@ class ProgressDisplay:
 
   def update(
     self, step: int, loss: float, top1: float, images_per_second: float,
-    seconds_left: float,
+    input_wait_fraction: float, seconds_left: float,
   ) -> None:  # fmt: skip
     """Shows where training is."""
     text = (
       f'step {step}/{self._last_step}  '
       f'epoch {step / self._steps_per_epoch:.2f}  loss {loss:.4f}  '
       f'accuracy {top1:.2f} %  {images_per_second:.0f} images/s  '
+      f'{100 * input_wait_fraction:.0f} % waiting for input  '
       f'{format_seconds(seconds_left)} left'
     )
     now = time.monotonic()

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
     'name',
     'eval_batch_size',
     'data.num_workers',
+    'data.on_bad_image',
     'data.prefetch',
     'training.num_epochs',
     'training.log_every_steps',
@@ -42,7 +43,7 @@ FREE_TO_CHANGE = frozenset(
 )
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain',
-  'tensorflow-datasets', 'opencv-python-headless',
+  'tensorflow-datasets', 'opencv-python-headless', 'nvidia-nvimgcodec-cu13',
 )  # fmt: skip
 
 
@@ -98,12 +99,13 @@ def read_json(path: str) -> dict:
 
 
 @contextlib.contextmanager
-def open_run(workdir: str, config: dict) -> Iterator[None]:
+def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
   """Locks a run directory for this config, making or checking it.
 
   Args:
     workdir: made if absent.
     config: as JSON gives it back: lists, not tuples.
+    data: where the training data come from, for the manifest.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with
@@ -137,7 +139,7 @@ def open_run(workdir: str, config: dict) -> Iterator[None]:
     write_json(path, config)
     path = os.path.join(workdir, MANIFEST_FILE)
     starts = read_json(path)['starts'] if os.path.exists(path) else []
-    write_json(path, {'starts': [*starts, manifest()]})
+    write_json(path, {'starts': [*starts, manifest() | {'data': data}]})
     yield
 
 

@@ -9,11 +9,19 @@ import jax
 from bn_inception import checkpoint, logbook, mesh, metrics, run_directory
 from bn_inception.errors import UserError
 from bn_inception.evaluation import evaluate, statistics_name
-from bn_inception.experiment import Experiment, make_experiment
+from bn_inception.experiment import (
+  Experiment,
+  examples_sharing_statistics,
+  make_experiment,
+)
+from bn_inception.input_pipeline import DeviceBatches
 from bn_inception.optimizer import effective_learning_rate
 from bn_inception.train_state import TrainState, count_parameters
 
 PAPER_BATCH_SIZE = 32
+# The host must not run further ahead: batches would pile up on the devices, and
+# waiting for them could not be told from waiting for input.
+MAX_STEPS_AHEAD = 2
 
 
 def train_and_evaluate(
@@ -34,7 +42,7 @@ def train_and_evaluate(
   """
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
-  with run_directory.open_run(workdir, config):
+  with run_directory.open_run(workdir, config, experiment.source.origin()):
     finished = _diverged_result(workdir)
     if finished:
       _print_result(finished, workdir)
@@ -127,9 +135,12 @@ class _Run:
       return
     pending, logged_step = [], step
     interval_start = None  # the first interval would measure compilation
-    for batch in experiment.batches(step):
+    batches = experiment.batches(step)
+    for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
       pending.append(step_metrics)
+      if len(pending) > MAX_STEPS_AHEAD:
+        jax.block_until_ready(pending[-1 - MAX_STEPS_AHEAD])
       step += 1
       is_last = step == experiment.num_steps
       is_eval = step % options.eval_every_steps == 0 or is_last
@@ -138,17 +149,21 @@ class _Run:
         continue
       # Fetching waits for the devices; until here the host only ran ahead.
       fetched, pending = jax.device_get(pending), []
-      now = time.monotonic()
-      rate = None
+      self._log_replaced(step, batches)
+      speed = {}
       if interval_start is not None:
-        rate = (
-          (step - logged_step) * experiment.batch_size / (now - interval_start)
-        )
-      self._log(step, fetched, rate)
+        seconds = time.monotonic() - interval_start
+        num_examples = (step - logged_step) * experiment.batch_size
+        speed = {
+          'images_per_second': num_examples / seconds,
+          'input_wait_fraction': batches.wait_seconds / seconds,
+        }
+      self._log(step, fetched, speed)
       if fetched[-1]['first_nonfinite_step'] >= 0:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
       interval_start, logged_step = time.monotonic(), step
+      batches.wait_seconds = 0.0
 
   def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
     top1, is_evaluated = None, False
@@ -162,7 +177,16 @@ class _Run:
         description = _description(self.config, self.experiment)
         checkpoint.save(self.checkpoints, state, description, top1)
 
-  def _log(self, step: int, fetched: list[dict], rate: float | None) -> None:
+  def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
+    """Names the bad examples that others stood in for."""
+    for index in batches.replaced:
+      self.book.write('replaced', step, index=index)
+      self.display.message(
+        f'replaced a bad image: {self.experiment.source.describe(index)}'
+      )
+    batches.replaced.clear()
+
+  def _log(self, step: int, fetched: list[dict], speed: dict) -> None:
     averages = metrics.averages(metrics.add_sums(fetched))
     latest = fetched[-1]
     bad_step = int(latest['first_nonfinite_step'])
@@ -174,17 +198,23 @@ class _Run:
       gradient_norm=float(latest['gradient_norm']),
       first_nonfinite_step=bad_step,
       seconds=self.seconds,
-      **({} if rate is None else {'images_per_second': rate}),
+      **speed,
     )
     if bad_step >= 0:
       self.display.message(
         f'diverged: loss or gradient was not finite at step {bad_step}'
       )
       return
-    if rate is not None:
+    if speed:
+      rate = speed['images_per_second']
       left = (self.experiment.num_steps - step) * self.experiment.batch_size
       self.display.update(
-        step, averages['loss'], averages['top1'], rate, left / rate
+        step,
+        averages['loss'],
+        averages['top1'],
+        rate,
+        speed['input_wait_fraction'],
+        left / rate,
       )
 
   def _evaluate(self, step: int, state: TrainState) -> float:
@@ -214,17 +244,14 @@ def _description(config: dict, experiment: Experiment) -> dict:
 
 
 def _print_summary(config: dict, experiment: Experiment, state) -> None:
-  optimizer, model = config['optimizer'], config['model']
+  optimizer, data = config['optimizer'], config['data']
   batch_size, num_steps = config['batch_size'], experiment.num_steps
   rate = effective_learning_rate(
     optimizer['learning_rate'], batch_size, optimizer['learning_rate_per_32']
   )
   rule = 'per 32 examples' if optimizer['learning_rate_per_32'] else 'as given'
-  norm, micro_batches = 'none', ''
-  accumulate_steps = optimizer['accumulate_steps']
-  if model['use_batch_norm']:
-    shared = config['norm_batch_size'] or batch_size // accumulate_steps
-    norm = f'{shared} examples share statistics'
+  micro_batches, accumulate_steps = '', optimizer['accumulate_steps']
+  shared = examples_sharing_statistics(config)
   if accumulate_steps > 1:
     micro_batches = f' in {accumulate_steps} micro-batches'
   device = jax.devices()[0].device_kind
@@ -232,7 +259,14 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     'run': config['name'],
     'devices': f'{jax.device_count()} x {device}',
     'batch': f'{batch_size} examples{micro_batches}',
-    'normalisation': norm,
+    'normalisation': f'{shared} examples share statistics'
+    if shared
+    else 'none',
+    'order': (
+      f'{data["shuffle"]}, {data["num_shards"]} shards: '
+      f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
+      'meet again in the next epoch'
+    ),
     'learning rate': (
       f'{rate:g} ({optimizer["learning_rate"]:g} {rule}), '
       f'x {optimizer["decay_factor"]:g} every '
@@ -257,8 +291,9 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
   Returns:
     `top1` and `top5` are of the last evaluation, in percent; `max_top1` is the
     best of all evaluations; `steps_to_target` the step of the first one at or
-    above the target, None if there was none; `images_per_second` the median
-    over the logged intervals.
+    above the target, None if there was none; `images_per_second` and
+    `input_wait_fraction` (of the time, spent waiting for the host's input) are
+    medians over the logged intervals; `replaced_examples` counts bad images.
   """
   train = [r for r in records if r['kind'] == 'train']
   evals = [r for r in records if r['kind'] == 'eval']
@@ -272,9 +307,6 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
   examples = step * experiment.batch_size
   target = experiment.options.target_accuracy
   reached = [r['step'] for r in evals if r['top1'] >= target]
-  rates = sorted(
-    r['images_per_second'] for r in train if r.get('images_per_second')
-  )
   last = evals[-1] if evals else {}
   return {
     'name': config['name'],
@@ -294,9 +326,16 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
     'steps_to_target': reached[0] if reached else None,
     'diverged': bad_step >= 0,
     'first_nonfinite_step': bad_step if bad_step >= 0 else None,
-    'images_per_second': rates[len(rates) // 2] if rates else None,
+    'images_per_second': _median(train, 'images_per_second'),
+    'input_wait_fraction': _median(train, 'input_wait_fraction'),
+    'replaced_examples': sum(r['kind'] == 'replaced' for r in records),
     'wall_seconds': records[-1]['seconds'],
   }
+
+
+def _median(records: list[dict], name: str) -> float | None:
+  values = sorted(r[name] for r in records if r.get(name) is not None)
+  return values[len(values) // 2] if values else None
 
 
 def _print_result(result: dict, workdir: str) -> None:

@@ -31,17 +31,22 @@ BASE = {
   'source.dataset': '',
   'source.train_split': 'train',
   'source.eval_split': 'test',
+  'source.num_holdout': 0,  # training examples set apart as train_holdout
   'data.image_size': 224,
   'data.shuffle': 'shards',  # change 6 is the alternative
   'data.num_shards': 1,
   'data.train_crop': 'whole',
   'data.eval_crop': 'whole',
   'data.mirror': False,
+  'data.interpolation': 'bilinear',  # GoogLeNet: 'random', benefit unclear
+  'data.on_bad_image': 'raise',
   'data.num_workers': 0,
   'data.prefetch': 4,
   'augment.photometric_strength': 1.0,  # Howard 2013, whom GoogLeNet follows
-  'input_scaling.mean': (127.5,),  # to [-1, 1]: TF-Slim's Inception
-  'input_scaling.std': (127.5,),
+  'input_scaling.value_range': (-1.0, 1.0),  # TF-Slim's Inception
+  'input_scaling.mean': (0.0,),
+  'input_scaling.std': (1.0,),
+  'input_scaling.channel_order': 'rgb',
   'model.stem': 'separable',
   'model.stem_stride': 2,
   'model.width': 1.0,

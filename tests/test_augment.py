@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bn_inception import augment
+from bn_inception.errors import UserError
 
 
 def images(num_channels, num_images=5):
@@ -63,12 +64,40 @@ def test_factors_span_what_howard_states():
   assert 0.5 <= factor.min() < 0.52 and 1.48 < factor.max() <= 1.5
 
 
-def test_scaling_is_per_channel():
+SCALINGS = [  # of public networks: TF-Slim, PyTorch, Caffe
+  (((-1.0, 1.0), (0.0,), (1.0,), 'rgb'), [-1.0, 0.0, 1.0]),
+  (
+    ((0.0, 1.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'rgb'),
+    [-0.485 / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225],
+  ),
+  (
+    ((0.0, 255.0), (104.0, 117.0, 128.0), (1.0,), 'bgr'),
+    [255.0 - 104.0, 127.5 - 117.0, 0.0 - 128.0],
+  ),
+]
+
+
+@pytest.mark.parametrize('scaling, expected', SCALINGS)
+def test_scaling_is_that_of_public_networks(scaling, expected):
   image = jnp.array([[0, 127.5, 255.0]])
   np.testing.assert_allclose(
-    augment.scale_image(image, (127.5,), (127.5,)), [[-1, 0, 1]]
+    augment.scale_image(image, *scaling)[0], expected, rtol=1e-6, atol=1e-6
   )
-  np.testing.assert_allclose(
-    augment.scale_image(image, (10.0, 20.0, 30.0), (1.0, 1.0, 5.0)),
-    [[-10, 107.5, 45]],
-  )
+
+
+@pytest.mark.parametrize(
+  'scaling, message',
+  [
+    (((0, 1), (0.0,), (1.0,), 'gbr'), "channel_order 'gbr' is unknown"),
+    (
+      ((0, 1), (0.0, 1.0), (1.0,), 'rgb'),
+      'mean has 2 values: give one, or one',
+    ),
+    (((0, 1), (0.0,), (1.0,) * 4, 'rgb'), 'std has 4 values'),
+    (((0, 1), (0.0,), (0.0,), 'rgb'), 'must not divide by zero'),
+    (((1, 1), (0.0,), (1.0,), 'rgb'), 'nor make all equal'),
+  ],
+)
+def test_scaling_that_makes_no_sense_is_refused(scaling, message):
+  with pytest.raises(UserError, match=message):
+    augment.scale_image(jnp.zeros((2, 2, 3)), *scaling)

@@ -9,7 +9,7 @@ FLOORS = [
   {'errors'},
   {
     'augment', 'batch_norm', 'crops', 'logbook', 'mesh', 'metrics',
-    'optimizer', 'sources.imagenet', 'sources.source',
+    'optimizer', 'order', 'sources.imagenet', 'sources.source',
   },
   {
     'claims_transform', 'images', 'layers', 'sources.built_in', 'sources.folders',

@@ -1,7 +1,6 @@
 """Order, batches, padding: what they promise, on real digits."""
 
 import dataclasses
-import itertools
 import os
 import pathlib
 import subprocess
@@ -13,15 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import input_pipeline, mesh
+from bn_inception import crops, images, input_pipeline, mesh
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
   InputOptions,
-  epoch_order,
   evaluation_batches,
   training_batches,
 )
-from bn_inception.sources import make_source
+from bn_inception.order import epoch_order
+from bn_inception.sources import Source, make_source
 
 OPTIONS = InputOptions(
   image_size=8,
@@ -30,6 +29,8 @@ OPTIONS = InputOptions(
   train_crop='whole',
   eval_crop='whole',
   mirror=True,
+  interpolation='bilinear',
+  on_bad_image='raise',
   num_workers=0,
   prefetch=2,
 )
@@ -39,40 +40,6 @@ SHUFFLES = input_pipeline.SHUFFLES
 @pytest.fixture(scope='module')
 def digits():
   return make_source('digits', 'train')
-
-
-@pytest.mark.parametrize('shuffle', SHUFFLES)
-def test_every_epoch_is_a_permutation_of_its_own(shuffle):
-  orders = [epoch_order(1000, 16, shuffle, seed=1, epoch=e) for e in range(3)]
-  for order in orders:
-    np.testing.assert_array_equal(np.sort(order), np.arange(1000))
-  assert not np.array_equal(orders[0], orders[1])
-  again = epoch_order.__wrapped__(1000, 16, shuffle, 1, 0)
-  np.testing.assert_array_equal(again, orders[0])
-  assert not np.array_equal(epoch_order(1000, 16, shuffle, 2, 0), orders[0])
-
-
-def pairs_that_meet_again(shuffle):
-  """Fraction of the pairs in a mini-batch that met in the epoch before, too."""
-  met = []
-  for epoch in range(2):
-    order = epoch_order(2048, 16, shuffle, seed=0, epoch=epoch)
-    batches = order.reshape(-1, 16)
-    met.append(
-      {p for b in batches for p in itertools.combinations(sorted(b), 2)}
-    )
-  return len(met[0] & met[1]) / len(met[1])
-
-
-def test_shuffles_differ_in_who_meets_again():
-  # 15 others in a batch: of the 127 of a shard, or of the 2047 of all.
-  assert pairs_that_meet_again('shards') == 1.0
-  np.testing.assert_allclose(
-    pairs_that_meet_again('within_shards'), 15 / 127, rtol=0.15
-  )
-  np.testing.assert_allclose(
-    pairs_that_meet_again('global'), 15 / 2047, rtol=0.35
-  )
 
 
 @pytest.mark.parametrize('shuffle', SHUFFLES)
@@ -90,6 +57,7 @@ def test_stream_shows_every_example_once_per_epoch(digits, shuffle):
     'label': ('int32', (28,)),
     'mask': ('bool', (28,)),
     'index': ('int64', (28,)),
+    'replaced': ('int64', (28,)),
   }
   for image, label, i in zip(
     batch['image'], batch['label'], batch['index'], strict=True
@@ -144,6 +112,42 @@ def test_micro_batches_are_consecutive_parts_of_the_stream(digits):
     for i in range(3)
   ]
   assert_same_batches(small, parts)
+
+
+def host_parts(monkeypatch, process_count, make_batches):
+  """What each of so many processes would read."""
+  monkeypatch.setattr(jax, 'process_count', lambda: process_count)
+  for process in range(process_count):
+    monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
+    yield list(make_batches())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 1, 4])
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+@pytest.mark.parametrize('shuffle', SHUFFLES)
+def test_any_hosts_and_workers_read_every_example_once_an_epoch(
+  digits, monkeypatch, shuffle, process_count, num_workers
+):
+  options = dataclasses.replace(
+    OPTIONS, shuffle=shuffle, num_workers=num_workers
+  )
+  steps = 2 * 1442 // 28  # two epochs, of 51.5 batches each
+  parts = list(
+    host_parts(
+      monkeypatch,
+      process_count,
+      lambda: training_batches(digits, options, 28, 3, 0, steps),
+    )
+  )
+  index = np.concatenate(
+    [b['index'] for step in zip(*parts, strict=True) for b in step]
+  )
+  for epoch in range(2):
+    np.testing.assert_array_equal(
+      index[epoch * 1442 : (epoch + 1) * 1442],
+      epoch_order(1442, 16, shuffle, 3, epoch),
+    )
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
@@ -210,12 +214,16 @@ def test_hosts_have_disjoint_parts_of_the_same_batches(
 ):
   whole = list(training_batches(digits, OPTIONS, 32, 5, 2, 6))
   evaluation = list(evaluation_batches(digits, OPTIONS, 400))
-  monkeypatch.setattr(jax, 'process_count', lambda: process_count)
-  parts, evaluation_parts = [], []
-  for process in range(process_count):
-    monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
-    parts.append(list(training_batches(digits, OPTIONS, 32, 5, 2, 6)))
-    evaluation_parts.append(list(evaluation_batches(digits, OPTIONS, 400)))
+  parts = host_parts(
+    monkeypatch,
+    process_count,
+    lambda: training_batches(digits, OPTIONS, 32, 5, 2, 6),
+  )
+  evaluation_parts = host_parts(
+    monkeypatch,
+    process_count,
+    lambda: evaluation_batches(digits, OPTIONS, 400),
+  )
 
   def joined(parts):
     return [
@@ -235,36 +243,168 @@ def test_evaluation_pads_and_masks(digits, batch_size):
   np.testing.assert_array_equal(index, np.arange(1442))
 
 
-def test_images_are_decoded_in_rgb_order(tmp_path):
-  image = np.zeros((4, 6, 3), np.uint8)
-  image[..., 0], image[..., 2] = 200, 50  # red and a little blue
-  png = cv2.imencode('.png', image[..., ::-1])[1].tobytes()
-  np.testing.assert_array_equal(input_pipeline.decode_image(png, 3), image)
-  grey = input_pipeline.decode_image(png, 1)
-  assert grey.shape == (4, 6, 1)
-  with pytest.raises(ValueError, match='3 bytes do not decode'):
-    input_pipeline.decode_image(b'abc', 3)
+def photograph(height=30, width=50, seed=0):
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+  return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def test_photographs_are_cropped_and_resized():
-  rng = np.random.default_rng(0)
-  photograph = rng.integers(0, 256, (30, 50, 3)).astype(np.uint8)
-  options = dataclasses.replace(
-    OPTIONS, image_size=12, train_crop='area', eval_crop='centre'
-  )
-  crop = input_pipeline.prepare_training_image(
-    photograph, options, np.random.default_rng(1)
-  )
-  assert crop.shape == (12, 12, 3) and crop.dtype == np.uint8
-  centre = input_pipeline.prepare_evaluation_image(photograph, options)
-  expected = cv2.resize(photograph[2:28, 12:38], (12, 12))
+def prepare(prepare_image, image, options, *rng):
+  out = np.empty((options.image_size, options.image_size, 3), np.uint8)
+  prepare_image(images.open_image(image, 3), options, *rng, out)
+  return out
+
+
+def test_the_centre_is_cropped_and_resized():
+  options = dataclasses.replace(OPTIONS, image_size=12, eval_crop='centre')
+  image = photograph()
+  centre = prepare(input_pipeline.prepare_evaluation_image, image, options)
+  expected = cv2.resize(image[2:28, 12:38], (12, 12))
   np.testing.assert_array_equal(centre, expected)
+  whole = dataclasses.replace(options, image_size=30, eval_crop='whole')
+  square = np.ascontiguousarray(image[:, :30])
+  kept = prepare(input_pipeline.prepare_evaluation_image, square, whole)
+  np.testing.assert_array_equal(kept, square)
+
+
+@pytest.mark.parametrize(
+  'interpolation', ['bilinear', 'area', 'nearest', 'bicubic', 'random']
+)
+def test_crops_are_those_of_the_documented_draws(interpolation):
+  options = dataclasses.replace(
+    OPTIONS, image_size=12, train_crop='area', interpolation=interpolation
+  )
+  flags = [cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC]
+  names = ['bilinear', 'area', 'nearest', 'bicubic']
+  image, used = photograph(), set()
+  for seed in range(20):
+    found = prepare(
+      input_pipeline.prepare_training_image,
+      image,
+      options,
+      np.random.default_rng(seed),
+    )
+    rng = np.random.default_rng(seed)
+    top, left, height, width = crops.training_crop(rng, 30, 50)
+    is_mirrored = rng.random() < 0.5
+    which = (
+      rng.integers(4)
+      if interpolation == 'random'
+      else names.index(interpolation)
+    )
+    part = image[top : top + height, left : left + width]
+    expected = cv2.resize(part, (12, 12), interpolation=flags[which])
+    np.testing.assert_array_equal(
+      found, expected[:, ::-1] if is_mirrored else expected
+    )
+    used.add((int(which), is_mirrored))
+  assert len(used) == (8 if interpolation == 'random' else 2)
+
+
+class Files(Source):
+  """JPEGs in memory, some of them bad."""
+
+  name, class_names, num_channels = 'files', ('a', 'b'), 3
+
+  def __init__(self, num_examples, **bad):
+    self.files = []
+    for i in range(num_examples):
+      self.files.append(cv2.imencode('.jpg', photograph(seed=i))[1].tobytes())
+    self.labels = [i % 2 for i in range(num_examples)]
+    self.unreadable = bad.get('unreadable', ())
+    for index in bad.get('cut_short', ()):
+      self.files[index] = self.files[index][:200]
+    for index in bad.get('empty', ()):
+      self.files[index] = b''
+    for index in bad.get('unlabelled', ()):
+      self.labels[index] = -1
+
+  def __len__(self):
+    return len(self.files)
+
+  def __getitem__(self, index):
+    if index in self.unreadable:
+      raise OSError('the disk is gone')
+    return self.files[index], self.labels[index]
+
+
+BAD = {
+  'cut_short': [3],
+  'empty': [11],
+  'unlabelled': [20],
+  'unreadable': [7, 8],
+}
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
+  options = dataclasses.replace(
+    OPTIONS, image_size=8, num_shards=4, on_bad_image='skip',
+    num_workers=num_workers,
+  )  # fmt: skip
+  good, damaged = Files(32), Files(32, **BAD)
+  bad = {i for indices in BAD.values() for i in indices}
+  expected = list(training_batches(good, options, 8, 1, 0, 8))
+  found = list(training_batches(damaged, options, 8, 1, 0, 8))
+  order = np.concatenate([b['index'] for b in expected])
+  replaced = np.concatenate([b['replaced'] for b in found])
+  index = np.concatenate([b['index'] for b in found])
+  assert sorted(replaced[replaced >= 0]) == sorted([*bad, *bad])  # two epochs
+  for epoch in range(2):
+    part = order[32 * epoch : 32 * epoch + 32]
+    for offset, i in enumerate(part):
+      following = [j for j in np.roll(part, -offset) if j not in bad]
+      assert index[32 * epoch + offset] == following[0]
+      assert replaced[32 * epoch + offset] == (i if i in bad else -1)
+  images_of = {
+    i: image for b in expected[:4] for i, image in zip(b['index'], b['image'], strict=True)
+  }  # fmt: skip
+  for b in found[:4]:
+    for i, image, label in zip(b['index'], b['image'], b['label'], strict=True):
+      np.testing.assert_array_equal(image, images_of[i])
+      assert label == i % 2
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize(
+  'bad, message',
+  [
+    ({'cut_short': [3]}, 'files, example 3: 200 bytes do not decode'),
+    ({'empty': [3]}, 'files, example 3: an image of 0 bytes'),
+    ({'unlabelled': [3]}, 'files, example 3: label -1 is none of the 2'),
+    ({'unreadable': [3]}, r'files, example 3: it cannot be read \(the disk'),
+  ],
+  ids=str,
+)
+def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
+  options = dataclasses.replace(OPTIONS, num_shards=2, num_workers=num_workers)
+  source = Files(8, **bad)
+  with pytest.raises(UserError, match=message + '.*on_bad_image=skip$'):
+    list(training_batches(source, options, 4, 0, 0, 2))
+  skipping = dataclasses.replace(options, on_bad_image='skip')
+  with pytest.raises(UserError, match=message + '.*mend it$'):
+    list(evaluation_batches(source, skipping, 4))
+
+
+def test_nothing_but_bad_images_is_an_error():
+  options = dataclasses.replace(OPTIONS, num_shards=2, on_bad_image='skip')
+  with pytest.raises(UserError, match='100 bad images in a row, the last one'):
+    list(training_batches(Files(9, empty=range(9)), options, 4, 0, 0, 1))
 
 
 def test_devices_receive_their_parts(digits):
   sharding = mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()))
   host = list(training_batches(digits, OPTIONS, 32, 5, 0, 3))
-  placed = list(input_pipeline.to_devices(iter(host), sharding))
+  copies = [{k: v.copy() for k, v in batch.items()} for batch in host]
+  copies[1]['replaced'][5], copies[2]['replaced'][[0, 9]] = 17, (4, 8)
+  batches = input_pipeline.DeviceBatches(iter(copies), sharding)
+  placed, replaced = [], []
+  for batch in batches:
+    placed.append(batch)
+    replaced.append(list(batches.replaced))
+  assert replaced == [[], [17], [17, 4, 8]]
+  for batch in host:
+    del batch['replaced']
   assert len(placed) == 3
   for on_device, on_host in zip(placed, host, strict=True):
     assert on_device['index'].dtype == np.int32
@@ -275,5 +415,11 @@ def test_devices_receive_their_parts(digits):
 def test_unknown_options_are_refused(digits):
   with pytest.raises(UserError, match="data.shuffle 'all' is unknown: use one"):
     dataclasses.replace(OPTIONS, shuffle='all')
-  with pytest.raises(UserError, match='data.num_shards 2000 must be between'):
-    epoch_order(1442, 2000, 'shards', 0, 0)
+
+
+def test_waiting_for_the_host_is_timed(digits, monkeypatch):
+  clock = iter(range(100))  # a second each time it is read
+  monkeypatch.setattr(input_pipeline.time, 'monotonic', lambda: next(clock))
+  sharding = mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()))
+  batches = input_pipeline.DeviceBatches(iter([]), sharding)
+  assert batches.wait_seconds == 1.0 and list(batches) == []

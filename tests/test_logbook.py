@@ -53,11 +53,12 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
   with logbook.ProgressDisplay(
     0, 100, 50.0, seconds_between_lines=0
   ) as display:
-    display.update(75, 0.5, 91.25, 1234.5, 3725.0)
+    display.update(75, 0.5, 91.25, 1234.5, 0.034, 3725.0)
     display.message('evaluation')
   lines = capsys.readouterr().out.splitlines()
   assert lines == [
     'step 75/100  epoch 1.50  loss 0.5000  accuracy 91.25 %  1234 images/s  '
+    '3 % waiting for input  '
     '1:02:05 left',
     'evaluation',
   ]
@@ -67,7 +68,7 @@ def test_live_display_on_a_terminal(capsys, monkeypatch):
   monkeypatch.setenv('FORCE_COLOR', '1')
   monkeypatch.setenv('COLUMNS', '120')
   with logbook.ProgressDisplay(0, 100, 50.0) as display:
-    display.update(75, 0.5, 91.25, 1234.5, 65.0)
+    display.update(75, 0.5, 91.25, 1234.5, 0.034, 65.0)
     display.message('evaluation of [all]')
   output = capsys.readouterr().out
   assert 'step 75/100' in output and '1:05 left' in output

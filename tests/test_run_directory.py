@@ -28,7 +28,7 @@ def changed(**updates):
 def test_the_same_config_may_resume_and_run_longer(tmp_path):
   workdir = str(tmp_path / 'run')
   for config in CONFIG, CONFIG, changed(training__num_epochs=5.0, name='b'):
-    with run_directory.open_run(workdir, config):
+    with run_directory.open_run(workdir, config, {}):
       pass
   saved = run_directory.read_json(f'{workdir}/config.json')
   assert saved['training'] == {'num_epochs': 5.0}
@@ -39,14 +39,14 @@ def test_the_same_config_may_resume_and_run_longer(tmp_path):
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
   # Before anything was trained a config may be corrected.
-  with run_directory.open_run(str(tmp_path), changed(seed=7)):
+  with run_directory.open_run(str(tmp_path), changed(seed=7), {}):
     pass
-  with run_directory.open_run(str(tmp_path), CONFIG):
+  with run_directory.open_run(str(tmp_path), CONFIG, {'dataset': 'digits'}):
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   other = changed(seed=1, model__width=0.5)
   message = r'another config \(model.width: 1.0 -> 0.5; seed: 0 -> 1\)'
   with pytest.raises(UserError, match=message):
-    with run_directory.open_run(str(tmp_path), other):
+    with run_directory.open_run(str(tmp_path), other, {}):
       pass
   assert run_directory.read_json(f'{tmp_path}/config.json')['seed'] == 0
 
@@ -54,10 +54,10 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
 def test_a_second_process_is_refused(tmp_path):
   program = (
     'import sys; from bn_inception.run_directory import open_run\n'
-    'with open_run(sys.argv[1], {}): pass'
+    'with open_run(sys.argv[1], {}, {}): pass'
   )
   command = [sys.executable, '-c', program, str(tmp_path)]
-  with run_directory.open_run(str(tmp_path), {}):
+  with run_directory.open_run(str(tmp_path), {}, {}):
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode != 0
     assert 'another process is training in' in second.stderr
@@ -67,7 +67,7 @@ def test_a_second_process_is_refused(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='file/run cannot be written'):
-    with run_directory.open_run(str(tmp_path / 'file' / 'run'), CONFIG):
+    with run_directory.open_run(str(tmp_path / 'file' / 'run'), CONFIG, {}):
       pass
 
 

@@ -50,7 +50,7 @@ def batch():
 
 
 def scale(image):
-  return augment.scale_image(image, (127.5,), (127.5,))
+  return augment.scale_image(image, (-1.0, 1.0), (0.0,), (1.0,), 'rgb')
 
 
 def prepare(image, index, key):

@@ -5,13 +5,15 @@ import json
 import os
 import shutil
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
-from bn_inception import checkpoint, logbook, mesh, training
+from bn_inception import checkpoint, evaluation, logbook, mesh, training
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
+from bn_inception.sources import make_source
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -46,6 +48,8 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
   assert result['statistics'] == 'moving averages'
   assert result['diverged'] is False and result['steps_to_target'] is None
   assert result['wall_seconds'] > 0 and result['images_per_second'] > 0
+  assert 0 <= result['input_wait_fraction'] < 1
+  assert result['replaced_examples'] == 0
   records = logbook.read_metrics(workdir)
   evals = [r for r in records if r['kind'] == 'eval']
   assert [r['step'] for r in evals] == [3, 6]
@@ -60,6 +64,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
     'devices        8 x cpu',
     'batch          16 examples',
     'normalisation  16 examples share statistics',
+    'order          within_shards, 16 shards: 15 % of the pairs in a mini-batch',
     'learning rate  0.015 (0.015 as given), x 0.96 every 0.356 epochs, momen',
     'L2             4e-05 on kernels',
     'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
@@ -88,6 +93,77 @@ def test_a_resumed_run_is_bit_identical(tmp_path, digits_config):
     for path in (whole, resumed)
   ]  # fmt: skip
   assert records[0] <= records[1]
+
+
+def colour_folder(root, num_train=64, num_test=16):
+  """Digits in colours as PNG files, in folders of two classes."""
+  for split, number in (('train', num_train), ('test', num_test)):
+    source = make_source('digits', split)
+    for index in range(number):
+      digit = source[index][0][..., 0]
+      image = np.stack([digit, digit // 2, 255 - digit], axis=-1)
+      folder = root / split / ('even', 'odd')[index % 2]
+      folder.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(folder / f'{index:03}.png'), image[..., ::-1])
+  return str(root)
+
+
+def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, digits_config, capsys):
+  data_dir = colour_folder(tmp_path / 'data')
+  bad = tmp_path / 'data' / 'train' / 'odd' / '033.png'
+  bad.write_bytes(b'')
+  config, workdir = digits_config, str(tmp_path / 'run')
+  config['source'].update(dataset='image_folder', eval_split='test')
+  config['data'].update(num_shards=4)
+  config['training'].update(
+    num_epochs=6 * 16 / 64
+  )  # 033.png comes at least once
+  with pytest.raises(UserError, match=f'{bad}: an image of 0 bytes: mend it'):
+    training.train_and_evaluate(config, workdir, data_dir)
+  config['data']['on_bad_image'] = 'skip'
+  result = training.train_and_evaluate(config, workdir, data_dir)
+  assert result['steps'] == 6 and result['replaced_examples'] in (1, 2)
+  assert (
+    capsys.readouterr().out.count(f'replaced a bad image: {bad}\n')
+    == (result['replaced_examples'])
+  )
+  records = logbook.read_metrics(workdir)
+  replaced = [r for r in records if r['kind'] == 'replaced']
+  assert len(replaced) == result['replaced_examples']
+  source = make_source('image_folder', 'train', data_dir)
+  assert {source.describe(int(r['index'])) for r in replaced} == {str(bad)}
+  starts = json.loads((tmp_path / 'run' / 'manifest.json').read_text())[
+    'starts'
+  ]
+  assert starts[-1]['data'] == {
+    'dataset': 'image_folder', 'examples': 64, 'folder': f'{data_dir}/train',
+  }  # fmt: skip
+
+
+def test_evaluation_scales_the_input_as_training_did(tmp_path, digits_config):
+  data_dir = colour_folder(tmp_path / 'data')
+  config, workdir = digits_config, str(tmp_path / 'run')
+  config['source'].update(dataset='image_folder', eval_split='test')
+  config['data'].update(num_shards=4)
+  config['training'].update(num_epochs=2 * 16 / 64)
+  config['input_scaling'] = {
+    'value_range': (0.0, 1.0), 'mean': (0.4, 0.2, 0.1), 'std': (0.5, 0.5, 0.2),
+    'channel_order': 'bgr',
+  }  # fmt: skip
+  result = training.train_and_evaluate(config, workdir, data_dir)
+  path = evaluation.find_checkpoint(workdir, None)
+
+  def loss():
+    values = evaluation.evaluate_checkpoint(path, data_dir=data_dir)
+    return values['results']['moving averages']['loss']
+
+  assert loss() == pytest.approx(result['loss'], rel=1e-5)
+  description = checkpoint.read_description(path)
+  description['config']['input_scaling']['channel_order'] = 'rgb'
+  other = lambda path: description  # noqa: E731
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint, 'read_description', other)
+    assert abs(loss() - result['loss']) > 1e-3
 
 
 def test_divergence_is_a_result(tmp_path, digits_config, capsys):

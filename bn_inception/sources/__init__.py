@@ -18,9 +18,15 @@ from bn_inception.sources.folders import (
   find_split,
 )
 from bn_inception.sources.prepared import TfdsSource, is_prepared
-from bn_inception.sources.source import TRAIN_SPLIT, Example, Part, Source
+from bn_inception.sources.source import (
+  TRAIN_SPLIT,
+  UNREADABLE,
+  Example,
+  Part,
+  Source,
+)
 
-__all__ = ['Example', 'Source', 'make_source']
+__all__ = ['UNREADABLE', 'Example', 'Source', 'make_source']
 
 HOLDOUT_SPLIT = 'train_holdout'
 

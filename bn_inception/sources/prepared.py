@@ -7,7 +7,7 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import Example, Source
+from bn_inception.sources.source import UNREADABLE, Example, Source
 
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
@@ -107,13 +107,10 @@ class TfdsSource(Source):
 
   def _check_readable(self, folder: str) -> None:
     """Reads the first and the last record."""
-    from google.protobuf.message import DecodeError
-
     try:
       for index in (0, len(self) - 1):
         self[index]
-    # What array_record and TFDS raise for missing and for damaged records.
-    except (RuntimeError, ValueError, TypeError, OSError, DecodeError) as error:
+    except UNREADABLE as error:
       raise UserError(
         f'the records in {folder} cannot be read ({type(error).__name__}): the '
         'copy is incomplete or damaged, copy or prepare it again'

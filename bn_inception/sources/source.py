@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
+
+# What files, array_record and TFDS raise for an example that cannot be read.
+UNREADABLE = (RuntimeError, ValueError, TypeError, OSError, DecodeError)
 
 # An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
 Example = tuple[bytes | np.ndarray, int]

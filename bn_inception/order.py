@@ -1,0 +1,74 @@
+"""The order of training examples (Section 4.2.1, change 6), and how it mixes."""
+
+import functools
+
+import numpy as np
+
+from bn_inception.errors import UserError
+
+SHUFFLES = ('shards', 'within_shards', 'global')
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(
+  num_examples: int, num_shards: int, shuffle: str, seed: int, epoch: int
+) -> np.ndarray:
+  """The order of the examples in one epoch.
+
+  The source is permuted once and for all and cut into `num_shards` logical
+  shards. Every epoch visits them in a new order; what happens inside a shard,
+  and so who can meet whom in a mini-batch, is `shuffle`: 'shards': nothing;
+  'within_shards': a new permutation; 'global': there are no shards.
+
+  Returns:
+    A permutation of range(num_examples), int64, read-only.
+
+  Raises:
+    UserError: for more shards than examples.
+  """
+  if not 1 <= num_shards <= num_examples:
+    raise UserError(
+      f'data.num_shards {num_shards} must be between 1 and the number of '
+      f'examples, {num_examples}'
+    )
+  rng = np.random.default_rng([seed, epoch])
+  if shuffle == 'global':
+    order = rng.permutation(num_examples)
+  else:
+    # Not a function of the seed: how the data lie on disk does not change.
+    fixed = np.random.default_rng(0).permutation(num_examples)
+    shards = np.array_split(fixed, num_shards)
+    if shuffle == 'within_shards':
+      shards = [rng.permutation(shard) for shard in shards]
+    order = np.concatenate([shards[i] for i in rng.permutation(num_shards)])
+  order.setflags(write=False)
+  return order
+
+
+def met_again_fraction(
+  num_examples: int, num_shards: int, shuffle: str, seed: int, batch_size: int
+) -> float:
+  """How badly the order mixes: 1 = the same mini-batches again and again.
+
+  Of all pairs of examples that are together in a mini-batch of the second
+  epoch, the fraction that was together in the first epoch too. Chance, which
+  'global' reaches, is (batch_size - 1) / (num_examples - 1).
+  """
+  batch_of = []
+  for epoch in range(2):
+    order = epoch_order(num_examples, num_shards, shuffle, seed, epoch)
+    batch = np.empty(num_examples, np.int64)
+    batch[order] = (
+      epoch * num_examples + np.arange(num_examples)
+    ) // batch_size
+    batch_of.append(batch)
+  first, second = batch_of
+  both = second * (first.max() + 1) + first
+  together = _count_pairs(second)
+  return _count_pairs(both) / together if together else 0.0
+
+
+def _count_pairs(group: np.ndarray) -> int:
+  """Pairs of examples in the same group."""
+  _, size = np.unique(group, return_counts=True)
+  return int(np.sum(size * (size - 1)) // 2)
