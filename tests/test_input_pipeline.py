@@ -301,6 +301,20 @@ def test_crops_are_those_of_the_documented_draws(interpolation):
   assert len(used) == (8 if interpolation == 'random' else 2)
 
 
+@pytest.mark.parametrize('height, width', [(1, 300), (300, 1), (1, 1)])
+def test_images_of_one_row_or_column_are_resized(height, width):
+  options = dataclasses.replace(
+    OPTIONS, image_size=12, train_crop='area', eval_crop='centre'
+  )
+  image = np.full((height, width, 3), 77, np.uint8)
+  for seed in range(5):
+    rng = np.random.default_rng(seed)
+    crop = prepare(input_pipeline.prepare_training_image, image, options, rng)
+    np.testing.assert_array_equal(crop, 77)
+  centre = prepare(input_pipeline.prepare_evaluation_image, image, options)
+  np.testing.assert_array_equal(centre, 77)
+
+
 class Files(Source):
   """JPEGs in memory, some of them bad."""
 

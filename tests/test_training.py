@@ -108,20 +108,27 @@ def colour_folder(root, num_train=64, num_test=16):
   return str(root)
 
 
-def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, digits_config, capsys):
-  data_dir = colour_folder(tmp_path / 'data')
+@pytest.fixture
+def folder_config(digits_config):
+  """Trains on `colour_folder`; unusual input, so that it must be recorded."""
+  digits_config['source'].update(dataset='image_folder', eval_split='test')
+  digits_config['data'].update(num_shards=4)
+  digits_config['input_scaling'] = {
+    'value_range': (0.0, 1.0), 'mean': (0.4, 0.2, 0.1), 'std': (0.5, 0.5, 0.2),
+    'channel_order': 'bgr',
+  }  # fmt: skip
+  digits_config['training'].update(num_epochs=6 * 16 / 64)
+  return digits_config
+
+
+def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, folder_config, capsys):
+  data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
   bad = tmp_path / 'data' / 'train' / 'odd' / '033.png'
   bad.write_bytes(b'')
-  config, workdir = digits_config, str(tmp_path / 'run')
-  config['source'].update(dataset='image_folder', eval_split='test')
-  config['data'].update(num_shards=4)
-  config['training'].update(
-    num_epochs=6 * 16 / 64
-  )  # 033.png comes at least once
   with pytest.raises(UserError, match=f'{bad}: an image of 0 bytes: mend it'):
-    training.train_and_evaluate(config, workdir, data_dir)
-  config['data']['on_bad_image'] = 'skip'
-  result = training.train_and_evaluate(config, workdir, data_dir)
+    training.train_and_evaluate(folder_config, workdir, data_dir)
+  folder_config['data']['on_bad_image'] = 'skip'
+  result = training.train_and_evaluate(folder_config, workdir, data_dir)
   assert result['steps'] == 6 and result['replaced_examples'] in (1, 2)
   assert (
     capsys.readouterr().out.count(f'replaced a bad image: {bad}\n')
@@ -140,30 +147,23 @@ def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, digits_config, capsys):
   }  # fmt: skip
 
 
-def test_evaluation_scales_the_input_as_training_did(tmp_path, digits_config):
-  data_dir = colour_folder(tmp_path / 'data')
-  config, workdir = digits_config, str(tmp_path / 'run')
-  config['source'].update(dataset='image_folder', eval_split='test')
-  config['data'].update(num_shards=4)
-  config['training'].update(num_epochs=2 * 16 / 64)
-  config['input_scaling'] = {
-    'value_range': (0.0, 1.0), 'mean': (0.4, 0.2, 0.1), 'std': (0.5, 0.5, 0.2),
-    'channel_order': 'bgr',
-  }  # fmt: skip
-  result = training.train_and_evaluate(config, workdir, data_dir)
+def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
+  data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
+  result = training.train_and_evaluate(folder_config, workdir, data_dir)
   path = evaluation.find_checkpoint(workdir, None)
+  description = checkpoint.read_description(path)
 
-  def loss():
-    values = evaluation.evaluate_checkpoint(path, data_dir=data_dir)
+  def loss_with(channel_order):
+    scaling = description['config']['input_scaling']
+    scaling['channel_order'] = channel_order
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(checkpoint, 'read_description', lambda path: description)
+      values = evaluation.evaluate_checkpoint(path, data_dir=data_dir)
     return values['results']['moving averages']['loss']
 
-  assert loss() == pytest.approx(result['loss'], rel=1e-5)
-  description = checkpoint.read_description(path)
-  description['config']['input_scaling']['channel_order'] = 'rgb'
-  other = lambda path: description  # noqa: E731
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, 'read_description', other)
-    assert abs(loss() - result['loss']) > 1e-3
+  stored = description['config']['input_scaling']['channel_order']
+  assert loss_with(stored) == pytest.approx(result['loss'], rel=1e-5)
+  assert abs(loss_with('rgb') - result['loss']) > 1e-3
 
 
 def test_divergence_is_a_result(tmp_path, digits_config, capsys):
