@@ -1,10 +1,11 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
 # make test-peers: batch norm against PyTorch, in an environment of its own.
+# make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-peers format install
+.PHONY: train test test-peers test-prepare format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -21,6 +22,10 @@ format: install
 test-peers:
 	$(call environment,.venv-peers,requirements-bench.txt)
 	.venv-peers/bin/python -m pytest -m peers $(ARGS)
+
+test-prepare: install
+	$(call environment,.venv-prepare,requirements-prepare.txt)
+	TFDS=.venv-prepare/bin/tfds $(BIN)/python -m pytest -m prepare $(ARGS)
 
 install:
 	$(call environment,.venv,requirements.txt)

@@ -1,6 +1,8 @@
 """Copies prepared by TFDS: read without TensorFlow; what is said of bad ones."""
 
 import pathlib
+import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -40,8 +42,25 @@ def copy_info(tmp_path, replacement):
 
 def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
   copy_info(tmp_path, ('"array_record"', '"tfrecord"'))
-  with pytest.raises(UserError, match='prepared as tfrecord.*convert_format'):
+  with pytest.raises(
+    UserError,
+    match=r'prepared as tfrecord.* --dataset_version_dir=\S+/3.0.1 ',
+  ):
     make_source('fashion_mnist', 'train', str(tmp_path))
+
+
+def test_a_converted_copy_is_read_in_its_second_format(tmp_path):
+  shutil.copytree(TFDS_DIR, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'fashion_mnist' / '3.0.1' / 'dataset_info.json'
+  formats = '"alternativeFileFormats": ["array_record"], "fileFormat": '
+  text = path.read_text().replace(
+    '"fileFormat": "array_record"', f'{formats}"tfrecord"'
+  )
+  assert formats in text
+  path.write_text(text)
+  source = make_source('fashion_mnist', 'train', str(tmp_path))
+  expected = make_source('fashion_mnist', 'train', TFDS_DIR)
+  assert pickle.loads(pickle.dumps(source))[199] == expected[199]
 
 
 def test_an_incomplete_copy_is_told(tmp_path):

@@ -9,6 +9,7 @@ from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.source import UNREADABLE, Example, Source
 
+FILE_FORMAT = 'array_record'  # the one that can be read in any order
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
 
@@ -62,6 +63,7 @@ class TfdsSource(Source):
       ) from error
     self.name = name
     self._check_prepared(builder)
+    self._choose_format(builder)
     self._check_features(builder.info.features)
     self.class_names = tuple(builder.info.features['label'].names)
     self.num_channels = builder.info.features['image'].shape[-1]
@@ -85,16 +87,26 @@ class TfdsSource(Source):
       raise UserError(
         f'{self.name} is not prepared in {root}: point --data_dir at a prepared '
         f'copy, or run `pip install -r requirements-prepare.txt && tfds build '
-        f'{self.name} --file_format=array_record --data_dir={root}'
+        f'{self.name} --file_format={FILE_FORMAT} --data_dir={root}'
         f'{manual if is_imagenet else ""}`'
       )
-    file_format = builder.info.file_format.value
-    if file_format != 'array_record':
+
+  def _choose_format(self, builder) -> None:
+    info = builder.info
+    # `tfds convert_format` adds a format to a copy. TFDS reads of it into the
+    # proto only, and would still choose the first.
+    formats = [info.file_format.value, *info.as_proto.alternative_file_formats]
+    if FILE_FORMAT not in formats:
+      # With several workers the command ends with success even if all fail.
       raise UserError(
-        f'{builder.data_dir} is prepared as {file_format}, which has no random '
+        f'{builder.data_dir} is prepared as {formats[0]}, which has no random '
         'access: run `pip install -r requirements-prepare.txt && tfds '
-        f'convert_format --dataset_dir={builder.data_dir} '
-        '--out_file_format=array_record`'
+        f'convert_format --dataset_version_dir={builder.data_dir} '
+        f'--out_file_format={FILE_FORMAT} --num_workers=1`'
+      )
+    if formats[0] != FILE_FORMAT:
+      info.set_file_format(
+        FILE_FORMAT, override=True, override_if_initialized=True
       )
 
   def _check_features(self, features) -> None:
