@@ -9,14 +9,18 @@ FLOORS = [
   {'errors'},
   {
     'augment', 'batch_norm', 'crops', 'logbook', 'mesh', 'metrics',
-    'optimizer', 'order', 'sources.imagenet', 'sources.source',
+    'optimizer', 'order', 'sources.imagenet', 'sources.progress',
+    'sources.source',
   },
   {
     'claims_transform', 'images', 'layers', 'sources.built_in', 'sources.folders',
     'sources.prepared',
   },
   {'inception', 'sources'},
-  {'claims_perceptron', 'input_pipeline', 'train_state'},
+  {
+    'claims_perceptron', 'input_pipeline', 'sources.shrink',
+    'train_state',
+  },
   {'checkpoint', 'claims_networks', 'steps'},
   {'experiment', 'run_directory'},
   {'evaluation'},
