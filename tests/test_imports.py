@@ -18,7 +18,7 @@ FLOORS = [
   },
   {'inception', 'sources'},
   {
-    'claims_perceptron', 'input_pipeline', 'sources.shrink',
+    'claims_perceptron', 'input_pipeline', 'sources.check', 'sources.shrink',
     'train_state',
   },
   {'checkpoint', 'claims_networks', 'steps'},
@@ -26,7 +26,7 @@ FLOORS = [
   {'evaluation'},
   {'training'},
   {'command_line'},
-  {'claims'},
+  {'claims', 'sources.__main__'},
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parent.parent
