@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -42,6 +42,29 @@ def run(main: Callable[[], None], default_config: str | None = None) -> None:
       _stop(str(error))
 
   app.run(guarded, arguments, _parse)
+
+
+def run_one_of(
+  commands: Mapping[str, Callable[[], Callable[[], None]]],
+) -> None:
+  """Runs the command that the first argument names, as `run` does.
+
+  Args:
+    commands: name -> a function that defines the command's flags and returns
+      its main function.
+  """
+  first = sys.argv[1] if len(sys.argv) > 1 else None
+  if first is not None and re.match('--?(h|help|helpfull|helpshort)$', first):
+    run(lambda: None)
+  if first not in commands:
+    names = ' or '.join(commands)
+    is_flag = first is None or first.startswith('-')
+    _stop(
+      f'give a command: {names}; see --help' if is_flag
+      else f"there is no command '{first}': use {names}; see --help"
+    )  # fmt: skip
+  del sys.argv[1]
+  run(commands[first]())
 
 
 def _parse(arguments: list[str]) -> list[str]:

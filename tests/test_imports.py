@@ -9,20 +9,24 @@ FLOORS = [
   {'errors'},
   {
     'augment', 'batch_norm', 'crops', 'logbook', 'mesh', 'metrics',
-    'optimizer', 'order', 'sources.imagenet', 'sources.source',
+    'optimizer', 'order', 'sources.imagenet', 'sources.progress',
+    'sources.source',
   },
   {
     'claims_transform', 'images', 'layers', 'sources.built_in', 'sources.folders',
     'sources.prepared',
   },
   {'inception', 'sources'},
-  {'claims_perceptron', 'input_pipeline', 'train_state'},
+  {
+    'claims_perceptron', 'input_pipeline', 'sources.check', 'sources.shrink',
+    'train_state',
+  },
   {'checkpoint', 'claims_networks', 'steps'},
   {'experiment', 'run_directory'},
   {'evaluation'},
   {'training'},
   {'command_line'},
-  {'claims'},
+  {'claims', 'sources.__main__'},
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parent.parent

@@ -129,6 +129,7 @@ def build(tars, tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('prepared')
   command = printed_command(data_dir, 'is not prepared in')
   in_readme = command.replace(str(data_dir), '/data/tfds')
+  in_readme = in_readme.replace('FOLDER_OF_THE_TWO_TARS', '/data/tars')
   assert in_readme in (ROOT / 'README.md').read_text()
   return command.replace('FOLDER_OF_THE_TWO_TARS', str(tars)), data_dir
 

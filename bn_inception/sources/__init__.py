@@ -30,6 +30,11 @@ __all__ = ['UNREADABLE', 'Example', 'Source', 'make_source']
 
 HOLDOUT_SPLIT = 'train_holdout'
 
+# The forms of ImageNet.
+PREPARED = 'prepared by TFDS'
+FOLDERS = 'image folders'
+ARCHIVES = 'official tars'
+
 
 def make_source(
   dataset: str,
@@ -84,16 +89,31 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
   return TfdsSource(dataset, split, data_dir)
 
 
+def imagenet_forms(data_dir: str) -> list[str]:
+  """The forms of ImageNet that a folder holds, the preferred one first.
+
+  Returns:
+    Of PREPARED, FOLDERS and ARCHIVES those that are there.
+  """
+  root = epath.Path(data_dir)
+  is_there = {
+    PREPARED: is_prepared(imagenet.NAME, data_dir),
+    FOLDERS: find_split(root, TRAIN_SPLIT) or find_split(root, 'validation'),
+    ARCHIVES: any((root / name).exists() for name in imagenet.ARCHIVES),
+  }
+  return [form for form, found in is_there.items() if found]
+
+
 def _open_imagenet(split: str, data_dir: str) -> Source:
   """ImageNet in whatever form a folder holds it."""
-  root = epath.Path(data_dir)
-  if is_prepared(imagenet.NAME, data_dir):
+  forms = imagenet_forms(data_dir)
+  if PREPARED in forms:
     return TfdsSource(imagenet.NAME, split, data_dir)
-  if find_split(root, TRAIN_SPLIT) or find_split(root, 'validation'):
+  if FOLDERS in forms:
     return ImageFolderSource(
       data_dir, split, imagenet.NAME, imagenet.class_names()
     )
-  archive = root / imagenet.VALIDATION_ARCHIVE
+  archive = epath.Path(data_dir) / imagenet.VALIDATION_ARCHIVE
   if split == 'validation' and archive.exists():
     return ValidationArchiveSource(str(archive))
   return TfdsSource(imagenet.NAME, split, data_dir)

@@ -28,7 +28,8 @@ def find_split(root: epath.Path, split: str) -> epath.Path | None:
   return None
 
 
-def _class_folders(folder: epath.Path) -> list[str]:
+def class_folders(folder: epath.Path) -> list[str]:
+  """Names of the folders of classes, sorted."""
   return sorted(
     path.name
     for path in folder.iterdir()
@@ -50,6 +51,9 @@ class ImageFolderSource(Source):
     split: 'train', 'validation' (its folder may be named val), ...
     name: of the data set.
     class_names: None: the folders of the training split, sorted.
+
+  Attributes:
+    labels: of all images, int32 [N].
 
   Raises:
     UserError: if there is no such split, a class too many, or no image.
@@ -74,10 +78,10 @@ class ImageFolderSource(Source):
     self.name, self._folder = name, folder
     if class_names is None:
       class_names = tuple(
-        _class_folders(find_split(root, TRAIN_SPLIT) or folder)
+        class_folders(find_split(root, TRAIN_SPLIT) or folder)
       )
     self.class_names = class_names
-    found = _class_folders(folder)
+    found = class_folders(folder)
     unknown = sorted(set(found) - set(class_names))
     if unknown:
       raise UserError(
@@ -94,7 +98,7 @@ class ImageFolderSource(Source):
       )
     # Arrays of bytes: a million strings would be slow to send to workers.
     self._paths = np.array([os.fsencode(path) for path in paths])
-    self._labels = np.array(labels, np.int32)
+    self.labels = np.array(labels, np.int32)
 
   def _list_class_folders(
     self, found: list[str]
@@ -127,9 +131,13 @@ class ImageFolderSource(Source):
   def __getitem__(self, index: int) -> Example:
     path = self._path(index)
     if '://' in path:
-      return epath.Path(path).read_bytes(), int(self._labels[index])
+      return epath.Path(path).read_bytes(), int(self.labels[index])
     with open(path, 'rb') as file:  # several times faster than epath
-      return file.read(), int(self._labels[index])
+      return file.read(), int(self.labels[index])
+
+  def file_name(self, index: int) -> str:
+    """Of an image, without its folder."""
+    return os.path.basename(self._path(index))
 
   def describe(self, index: int) -> str:
     return self._path(index)
@@ -173,6 +181,10 @@ class ValidationArchiveSource(Source):
     with open(self._archive, 'rb') as file:
       file.seek(self._start[index])
       return file.read(self._size[index]), self._labels[index]
+
+  def file_name(self, index: int) -> str:
+    """Of an image, without the archive's folders."""
+    return self._names[index]
 
   def describe(self, index: int) -> str:
     return f'{self._names[index]} in {self._archive}'

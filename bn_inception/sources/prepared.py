@@ -30,6 +30,93 @@ def is_folder(path: str) -> bool:
     raise UserError(f'{path} cannot be read: {error}') from error
 
 
+def describe_error(error: Exception) -> str:
+  """The kind and the first line of an error of array_record or TFDS."""
+  first_line = str(error).partition('\n')[0]
+  return f'{type(error).__name__}{": " if first_line else ""}{first_line}'
+
+
+def open_builder(name: str, data_dir: str | None):
+  """TFDS's builder of a data set that is prepared as array_record.
+
+  Args:
+    name: in the TFDS catalogue.
+    data_dir: where the data sets are; None: TFDS's own default.
+
+  Raises:
+    UserError: if the data set is unknown, not prepared under `data_dir`, in
+      another file format, or not one of labelled images.
+  """
+  import tensorflow_datasets as tfds
+
+  if data_dir is not None and not is_folder(data_dir):
+    raise UserError(
+      f'data_dir {data_dir} does not exist: give the folder that holds '
+      f'{name}/, the data_dir of `tfds build`'
+    )
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  # TFDS asserts that versions and builder configs exist.
+  except (
+    tfds.core.DatasetNotFoundError,
+    AssertionError,
+    ValueError,
+  ) as error:
+    raise UserError(
+      f"unknown data set '{name}': use digits, synthetic, or a name of the "
+      'TFDS catalogue, such as fashion_mnist or imagenet2012'
+    ) from error
+  _check_prepared(name, builder)
+  _choose_format(builder)
+  _check_features(name, builder.info.features)
+  return builder
+
+
+def _check_prepared(name: str, builder) -> None:
+  root = builder.data_dir_root
+  if not builder.info.splits:
+    manual = ' --manual_dir=FOLDER_OF_THE_TWO_TARS'
+    raise UserError(
+      f'{name} is not prepared in {root}: point --data_dir at a prepared '
+      f'copy, or run `pip install -r requirements-prepare.txt && tfds build '
+      f'{name} --file_format={FILE_FORMAT} --data_dir={root}'
+      f'{manual if name == imagenet.NAME else ""}`'
+    )
+
+
+def _choose_format(builder) -> None:
+  info = builder.info
+  # `tfds convert_format` adds a format to a copy. TFDS reads of it into the
+  # proto only, and would still choose the first.
+  formats = [info.file_format.value, *info.as_proto.alternative_file_formats]
+  if FILE_FORMAT not in formats:
+    # With several workers the command ends with success even if all fail.
+    raise UserError(
+      f'{builder.data_dir} is prepared as {formats[0]}, which has no random '
+      'access: run `pip install -r requirements-prepare.txt && tfds '
+      f'convert_format --dataset_version_dir={builder.data_dir} '
+      f'--out_file_format={FILE_FORMAT} --num_workers=1`'
+    )
+  if formats[0] != FILE_FORMAT:
+    info.set_file_format(
+      FILE_FORMAT, override=True, override_if_initialized=True
+    )
+
+
+def _check_features(name: str, features) -> None:
+  missing = {'image', 'label'} - set(features)
+  if missing:
+    raise UserError(
+      f'{name} is not a classification data set: its examples have '
+      f'{sorted(features)}, without {sorted(missing)}'
+    )
+  num_channels = features['image'].shape[-1]
+  if num_channels not in (1, 3):
+    raise UserError(
+      f'{name} has images of {num_channels} channels: use a data set of 1 or 3'
+    )
+
+
 class TfdsSource(Source):
   """A split of a data set prepared by TensorFlow Datasets as array_record.
 
@@ -37,34 +124,15 @@ class TfdsSource(Source):
   TensorFlow.
 
   Raises:
-    UserError: if the data set is unknown, not prepared under `data_dir`, in
-      another file format, or not one of labelled images.
+    UserError: as `open_builder`, or if there is no such split or its records
+      cannot be read.
   """
 
   def __init__(self, name: str, split: str, data_dir: str | None):
     import tensorflow_datasets as tfds
 
-    if data_dir is not None and not is_folder(data_dir):
-      raise UserError(
-        f'data_dir {data_dir} does not exist: give the folder that holds '
-        f'{name}/, the data_dir of `tfds build`'
-      )
-    try:
-      builder = tfds.builder(name, data_dir=data_dir)
-    # TFDS asserts that versions and builder configs exist.
-    except (
-      tfds.core.DatasetNotFoundError,
-      AssertionError,
-      ValueError,
-    ) as error:
-      raise UserError(
-        f"unknown data set '{name}': use digits, synthetic, or a name of the "
-        'TFDS catalogue, such as fashion_mnist or imagenet2012'
-      ) from error
+    builder = open_builder(name, data_dir)
     self.name = name
-    self._check_prepared(builder)
-    self._choose_format(builder)
-    self._check_features(builder.info.features)
     self.class_names = tuple(builder.info.features['label'].names)
     self.num_channels = builder.info.features['image'].shape[-1]
     try:
@@ -77,55 +145,18 @@ class TfdsSource(Source):
         f'{", ".join(builder.info.splits)}'
       ) from error
     self.folder = str(builder.data_dir)
-    self._check_readable(self.folder)
+    self._check_readable()
 
-  def _check_prepared(self, builder) -> None:
-    root = builder.data_dir_root
-    if not builder.info.splits:
-      manual = ' --manual_dir=FOLDER_OF_THE_TWO_TARS'
-      is_imagenet = self.name == imagenet.NAME
-      raise UserError(
-        f'{self.name} is not prepared in {root}: point --data_dir at a prepared '
-        f'copy, or run `pip install -r requirements-prepare.txt && tfds build '
-        f'{self.name} --file_format={FILE_FORMAT} --data_dir={root}'
-        f'{manual if is_imagenet else ""}`'
-      )
-
-  def _choose_format(self, builder) -> None:
-    info = builder.info
-    # `tfds convert_format` adds a format to a copy. TFDS reads of it into the
-    # proto only, and would still choose the first.
-    formats = [info.file_format.value, *info.as_proto.alternative_file_formats]
-    if FILE_FORMAT not in formats:
-      # With several workers the command ends with success even if all fail.
-      raise UserError(
-        f'{builder.data_dir} is prepared as {formats[0]}, which has no random '
-        'access: run `pip install -r requirements-prepare.txt && tfds '
-        f'convert_format --dataset_version_dir={builder.data_dir} '
-        f'--out_file_format={FILE_FORMAT} --num_workers=1`'
-      )
-    if formats[0] != FILE_FORMAT:
-      info.set_file_format(
-        FILE_FORMAT, override=True, override_if_initialized=True
-      )
-
-  def _check_features(self, features) -> None:
-    missing = {'image', 'label'} - set(features)
-    if missing:
-      raise UserError(
-        f'{self.name} is not a classification data set: its examples have '
-        f'{sorted(features)}, without {sorted(missing)}'
-      )
-
-  def _check_readable(self, folder: str) -> None:
+  def _check_readable(self) -> None:
     """Reads the first and the last record."""
     try:
       for index in (0, len(self) - 1):
         self[index]
     except UNREADABLE as error:
       raise UserError(
-        f'the records in {folder} cannot be read ({type(error).__name__}): the '
-        'copy is incomplete or damaged, copy or prepare it again'
+        f'the records in {self.folder} cannot be read '
+        f'({type(error).__name__}): the copy is incomplete or damaged, copy or '
+        'prepare it again'
       ) from error
 
   def __len__(self) -> int:

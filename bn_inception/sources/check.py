@@ -1,0 +1,344 @@
+"""Verifies a copy of a data set before anyone waits for hours.
+
+Prints a line for each thing that was looked at, and one for each problem.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from bn_inception.errors import UserError
+from bn_inception.images import BadImageError, decode_image
+from bn_inception.sources import (
+  ARCHIVES,
+  FOLDERS,
+  PREPARED,
+  UNREADABLE,
+  imagenet,
+  imagenet_forms,
+)
+from bn_inception.sources.folders import (
+  FOLDERS_OF_SPLITS,
+  ImageFolderSource,
+  class_folders,
+  find_split,
+)
+from bn_inception.sources.prepared import (
+  SHRUNK_FILE,
+  describe_error,
+  is_folder,
+  is_prepared,
+  open_builder,
+)
+from bn_inception.sources.progress import Progress
+
+NUM_NAMED = 5  # classes named in one line
+CHUNK_BYTES = 2**24
+LABEL_FILE = 'label.labels.txt'  # of TFDS, beside dataset_info.json
+BYTES_PER_MB = 10**6
+
+
+class Expected(NamedTuple):
+  """What a complete copy of a data set holds.
+
+  Attributes:
+    num_examples: of each split.
+    class_names: label i is class_names[i].
+    archives: file name of each official tar -> its size and MD5.
+  """
+
+  num_examples: Mapping[str, int]
+  class_names: tuple[str, ...]
+  archives: Mapping[str, imagenet.Archive]
+
+
+class _Report:
+  """Prints findings as they come, and counts the problems."""
+
+  def __init__(self):
+    self.num_problems = 0
+
+  def title(self, form: str, place: epath.Path | str) -> None:
+    print(f'{form}: {place}', flush=True)
+
+  def found(self, name: str, finding: str) -> None:
+    print(f'  {name:<26} {finding}', flush=True)
+
+  def problem(self, text: str) -> None:
+    """A line that names the thing and the remedy."""
+    self.num_problems += 1
+    print(f'  PROBLEM: {text}', flush=True)
+
+
+def expected_of_imagenet() -> Expected:
+  """The numbers, names and tars of ILSVRC 2012."""
+  return Expected(
+    imagenet.NUM_EXAMPLES, imagenet.class_names(), imagenet.ARCHIVES
+  )
+
+
+def check(
+  dataset: str, data_dir: str, expected: Expected | None = None
+) -> None:
+  """Checks all forms of a data set that a folder holds, and prints 'ok'.
+
+  Args:
+    dataset: in the TFDS catalogue. 'imagenet2012' may also be in folders or in
+      the official tars.
+    data_dir: the folder.
+    expected: None: the facts of ImageNet for 'imagenet2012', and for other data
+      sets what their own dataset_info.json says.
+
+  Raises:
+    UserError: if there is no copy, or if any problem was found and printed.
+  """
+  if not is_folder(data_dir):
+    raise UserError(f'data_dir {data_dir} does not exist')
+  root = epath.Path(data_dir)
+  name = re.split('[/:]', dataset)[0]
+  if name == imagenet.NAME:
+    expected = expected or expected_of_imagenet()
+    forms = imagenet_forms(data_dir)
+  else:
+    forms = [PREPARED] if is_prepared(name, data_dir) else []
+  if not forms:
+    others = f', train/ or val/, or {" or ".join(imagenet.ARCHIVES)}'
+    raise UserError(
+      f'{data_dir} holds no copy of {dataset}: it needs {name}/ as TFDS prepares '
+      f'it{others if name == imagenet.NAME else ""}'
+    )
+  report = _Report()
+  if PREPARED in forms:
+    _check_prepared(dataset, data_dir, expected, report)
+  if FOLDERS in forms:
+    _check_folders(root, expected, report)
+  if ARCHIVES in forms:
+    _check_archives(root, expected.archives, report)
+  if report.num_problems:
+    problems = 'problem' if report.num_problems == 1 else 'problems'
+    raise UserError(
+      f'{report.num_problems} {problems} with {dataset} in {data_dir}: mend what '
+      'the lines with PROBLEM name'
+    )
+  print('ok', flush=True)
+
+
+def _check_prepared(
+  dataset: str, data_dir: str, expected: Expected | None, report: _Report
+) -> None:
+  try:
+    builder = open_builder(dataset, data_dir)
+  except UserError as error:
+    report.title(PREPARED, f'{data_dir}/{dataset}')
+    report.problem(str(error))
+    return
+  report.title(PREPARED, builder.data_dir)
+  report.found('format', 'array_record')
+  shrunk = epath.Path(builder.data_dir) / SHRUNK_FILE
+  if shrunk.exists():
+    report.found('images', f'shrunk, as {SHRUNK_FILE} says')
+  _check_label_names(builder, expected, report)
+  for split in expected.num_examples if expected else builder.info.splits:
+    number = expected.num_examples[split] if expected else None
+    _check_prepared_split(builder, split, number, report)
+
+
+def _check_label_names(
+  builder, expected: Expected | None, report: _Report
+) -> None:
+  names = tuple(builder.info.features['label'].names)
+  if expected:
+    # Of data sets in its catalogue, TFDS does not read the copy's own names.
+    file = epath.Path(builder.data_dir) / LABEL_FILE
+    names = tuple(file.read_text().split()) if file.exists() else ()
+  if expected and names != expected.class_names:
+    report.problem(
+      f'{file} does not have the {len(expected.class_names):,} names of '
+      f'{builder.name} in their order: prepare the copy again'
+    )
+  else:
+    report.found('label names', f'{len(names):,}')
+
+
+def _check_prepared_split(
+  builder, split: str, expected: int | None, report: _Report
+) -> None:
+  if split not in builder.info.splits:
+    report.problem(
+      f'{builder.data_dir} has no split {split}: prepare it again with both tars '
+      'in --manual_dir'
+    )
+    return
+  info = builder.info.splits[split]
+  report.found(
+    split, f'{info.num_examples:,} examples in {info.num_shards:,} shards'
+  )
+  if expected not in (None, info.num_examples):
+    report.problem(
+      f'{split} has {info.num_examples:,} examples, not {expected:,}: prepare it '
+      'again from the complete tar'
+    )
+  progress = Progress(split, info.num_shards, 'shards')
+  num_before = report.num_problems
+  for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+    if not path.exists():
+      report.problem(f'{path} is missing: copy it again')
+    elif problem := _problem_of_shard(builder, path, length):
+      report.problem(f'{path} {problem}: copy or prepare it again')
+    progress.advance()
+  if report.num_problems == num_before:
+    report.found(split, 'first and last example of every shard are good')
+
+
+def _problem_of_shard(builder, path: epath.Path, length: int) -> str | None:
+  """What is wrong with the number of records, the first or the last one."""
+  import tensorflow_datasets as tfds
+  from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+  features = builder.info.features
+  try:
+    with ArrayRecordDataSource(str(path)) as records:
+      if len(records) != length:
+        return f'has {len(records):,} records, not {length:,}'
+      ends = records.__getitems__(sorted({0, length - 1}))
+    examples = [
+      features.deserialize_example_np(
+        record, decoders={'image': tfds.decode.SkipDecoding()}
+      )
+      for record in ends
+    ]
+  except UNREADABLE as error:
+    return f'cannot be read ({describe_error(error)})'
+  num_classes = features['label'].num_classes
+  for which, example in zip(('first', 'last'), examples, strict=False):
+    if not 0 <= example['label'] < num_classes:
+      return f'has the label {example["label"]} in its {which} record'
+    try:
+      decode_image(example['image'], features['image'].shape[-1])
+    except BadImageError as error:
+      return f'has a bad image in its {which} record ({error})'
+  return None
+
+
+def _check_folders(
+  root: epath.Path, expected: Expected, report: _Report
+) -> None:
+  report.title(FOLDERS, root)
+  for split, number in expected.num_examples.items():
+    folder = find_split(root, split)
+    if folder is None:
+      names = FOLDERS_OF_SPLITS.get(split, (split,))
+      report.problem(
+        f'{root} has no folder {" or ".join(f"{name}/" for name in names)}: '
+        f'extract the tar of the split {split} there'
+      )
+      continue
+    try:
+      _check_folder(root, split, number, expected.class_names, report)
+    except UserError as error:  # no images, or no names of images
+      report.problem(str(error))
+
+
+def _check_folder(
+  root: epath.Path,
+  split: str,
+  expected: int,
+  class_names: tuple[str, ...],
+  report: _Report,
+) -> None:
+  folder = find_split(root, split)
+  present = set(class_folders(folder))
+  missing = sorted(set(class_names) - present) if present else []
+  unknown = sorted(present - set(class_names))
+  if missing:
+    report.problem(
+      f'{folder} lacks {_count(missing)}: extract their images there'
+    )
+  if unknown:
+    report.problem(f'{folder} has {_count(unknown)} too many: move them away')
+  names = (*class_names, *unknown)  # so that the images are counted anyway
+  source = ImageFolderSource(
+    str(root), split, imagenet.NAME, names if present else class_names
+  )
+  if len(source) != expected:
+    report.problem(
+      f'{folder} has {len(source):,} images, not {expected:,}: extract the tar '
+      'again'
+    )
+  labels, first = np.unique(source.labels, return_index=True)
+  last = len(source) - 1 - np.unique(source.labels[::-1], return_index=True)[1]
+  empty = sorted(present - {names[label] for label in labels})
+  if empty:
+    report.problem(
+      f'{folder} has no images of {_count(empty)}: extract them again'
+    )
+  report.found(
+    split, f'{len(source):,} images of {len(labels) - len(unknown):,} classes'
+  )
+  num_before = report.num_problems
+  _check_images(source, np.union1d(first, last), split, report)
+  if report.num_problems == num_before:
+    report.found(split, 'first and last image of every class are good')
+
+
+def _count(names: list[str]) -> str:
+  """['a', 'b'] -> '2 classes (a, b)'."""
+  named = ', '.join(names[:NUM_NAMED])
+  more = ', ...' if len(names) > NUM_NAMED else ''
+  classes = 'class' if len(names) == 1 else 'classes'
+  return f'{len(names):,} {classes} ({named}{more})'
+
+
+def _check_images(
+  source: ImageFolderSource, indices: np.ndarray, split: str, report: _Report
+) -> None:
+  progress = Progress(split, len(indices), 'images')
+  for index in indices:
+    try:
+      decode_image(source[index][0], source.num_channels)
+    except (BadImageError, OSError) as error:
+      report.problem(f'{source.describe(index)}: {error}: extract it again')
+    progress.advance()
+
+
+def _check_archives(
+  root: epath.Path, archives: Mapping[str, imagenet.Archive], report: _Report
+) -> None:
+  report.title(ARCHIVES, root)
+  for name, archive in archives.items():
+    path = root / name
+    if not path.exists():
+      report.found(name, 'absent')
+      continue
+    num_bytes = path.stat().length
+    if num_bytes != archive.num_bytes:  # at once: the MD5 takes minutes
+      report.problem(
+        f'{path} has {num_bytes:,} bytes, not {archive.num_bytes:,}: download it '
+        'again'
+      )
+      continue
+    report.found(name, f'{num_bytes:,} bytes; computing the MD5')
+    md5 = _md5(path, num_bytes)
+    if md5 != archive.md5:
+      report.problem(
+        f'{path} has the MD5 {md5}, not {archive.md5}: download it again'
+      )
+    else:
+      report.found(name, f'MD5 {md5}')
+
+
+def _md5(path: epath.Path, num_bytes: int) -> str:
+  progress = Progress(path.name, max(1, num_bytes // BYTES_PER_MB), 'MB')
+  digest = hashlib.md5(usedforsecurity=False)
+  num_read = 0
+  with path.open('rb') as file:
+    while chunk := file.read(CHUNK_BYTES):
+      digest.update(chunk)
+      num_mb = num_read // BYTES_PER_MB
+      num_read += len(chunk)
+      progress.advance(num_read // BYTES_PER_MB - num_mb)
+  return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""A line now and then about a job that takes long."""
+
+import time
+from collections.abc import Callable
+
+
+class Progress:
+  """Prints how much is done and how long the rest may take.
+
+  Args:
+    name: of the job.
+    total: amount of work, more than 0.
+    unit: of the amount.
+    interval: seconds between lines; a job that is done sooner prints none.
+    clock: seconds since some start.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    total: int,
+    unit: str,
+    interval: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._name, self._total, self._unit = name, total, unit
+    self._interval, self._clock = interval, clock
+    self._done, self._start = 0, clock()
+    self._last = self._start
+
+  def advance(self, amount: int = 1) -> None:
+    """Notes that an amount of work is done."""
+    self._done += amount
+    now = self._clock()
+    if now - self._last < self._interval:
+      return
+    self._last = now
+    seconds_left = (now - self._start) * (self._total / self._done - 1)
+    print(
+      f'  {self._name}: {self._done:,} of {self._total:,} {self._unit} '
+      f'({self._done / self._total:.0%}), {seconds_left / 60:.1f} minutes left',
+      flush=True,
+    )
