@@ -192,6 +192,20 @@ def test_every_problem_of_folders_is_named(tmp_path, capsys):
   assert 'has 7 images, not 1,281,167' in found[2]
 
 
+def test_validation_images_in_a_wrong_folder_are_noticed(tmp_path, capsys):
+  write_folders(tmp_path)
+  first, second = (imagenet.class_names()[label] for label in LABELS[:2])
+  path = tmp_path / 'val' / first / VALIDATION[0]
+  path.rename(tmp_path / 'val' / second / VALIDATION[0])
+  write_images(tmp_path / 'val' / first, ['other.JPEG'])
+  expected = IN_FOLDERS._replace(num_examples={'train': 12, 'validation': 5})
+  (problem,) = problems(capsys, tmp_path, expected)
+  assert problem.startswith(
+    f'{tmp_path}/val has 1 image ({tmp_path}/val/{second}'
+  )
+  assert f'the first one of {first}: sort' in problem
+
+
 def test_archives_are_told_apart_by_size_before_the_md5(
   tmp_path, capsys, monkeypatch
 ):

@@ -280,17 +280,41 @@ def _check_folder(
     split, f'{len(source):,} images of {len(labels) - len(unknown):,} classes'
   )
   num_before = report.num_problems
+  if split == 'validation':
+    _check_ground_truth(source, folder, report)
   _check_images(source, np.union1d(first, last), split, report)
   if report.num_problems == num_before:
     report.found(split, 'first and last image of every class are good')
 
 
-def _count(names: list[str]) -> str:
+def _check_ground_truth(
+  source: ImageFolderSource, folder: epath.Path, report: _Report
+) -> None:
+  """That the official validation images are in the folders of their classes."""
+  labels, class_names = imagenet.validation_labels(), imagenet.class_names()
+  wrong = []
+  for index in range(len(source)):
+    label = labels.get(source.file_name(index))
+    folder_name = source.class_names[source.labels[index]]
+    if label is not None and class_names[label] != folder_name:
+      wrong.append((index, class_names[label]))
+  if wrong:
+    index, class_name = wrong[0]
+    report.problem(
+      f'{folder} has {_count([source.describe(i) for i, _ in wrong], "image", "images")} '
+      f'in the folder of another class, the first one of {class_name}: sort them '
+      'again'
+    )
+
+
+def _count(
+  names: list[str], one: str = 'class', several: str = 'classes'
+) -> str:
   """['a', 'b'] -> '2 classes (a, b)'."""
   named = ', '.join(names[:NUM_NAMED])
   more = ', ...' if len(names) > NUM_NAMED else ''
-  classes = 'class' if len(names) == 1 else 'classes'
-  return f'{len(names):,} {classes} ({named}{more})'
+  noun = one if len(names) == 1 else several
+  return f'{len(names):,} {noun} ({named}{more})'
 
 
 def _check_images(
