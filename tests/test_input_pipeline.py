@@ -122,24 +122,19 @@ def host_parts(monkeypatch, process_count, make_batches):
     yield list(make_batches())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('num_workers', [0, 1, 4])
 @pytest.mark.parametrize('process_count', [1, 2, 4])
 @pytest.mark.parametrize('shuffle', SHUFFLES)
 def test_any_hosts_and_workers_read_every_example_once_an_epoch(
-  digits, monkeypatch, shuffle, process_count, num_workers
+  digits, monkeypatch, shuffle, process_count
 ):
-  options = dataclasses.replace(
-    OPTIONS, shuffle=shuffle, num_workers=num_workers
-  )
-  steps = 2 * 1442 // 28  # two epochs, of 51.5 batches each
-  parts = list(
-    host_parts(
-      monkeypatch,
-      process_count,
-      lambda: training_batches(digits, options, 28, 3, 0, steps),
+  def batches(num_workers):
+    options = dataclasses.replace(
+      OPTIONS, shuffle=shuffle, num_workers=num_workers
     )
-  )
+    steps = 2 * 1442 // 28  # two epochs, of 51.5 batches each
+    return training_batches(digits, options, 28, 3, 0, steps)
+
+  parts = list(host_parts(monkeypatch, process_count, lambda: batches(0)))
   index = np.concatenate(
     [b['index'] for step in zip(*parts, strict=True) for b in step]
   )
@@ -148,6 +143,9 @@ def test_any_hosts_and_workers_read_every_example_once_an_epoch(
       index[epoch * 1442 : (epoch + 1) * 1442],
       epoch_order(1442, 16, shuffle, 3, epoch),
     )
+  # The last host again, with workers: the same part, whatever their number.
+  for num_workers in (1, 4):
+    assert_same_batches(parts[-1], batches(num_workers))
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
