@@ -2,7 +2,7 @@
 
   python -m benchmarks.input_pipeline --output=results/input_pipeline.json
 
-Prints the tables of docs/input_pipeline.md. All make the same training batches
+Prints the tables of docs/input_benchmark.md. All make the same training batches
 of 224x224 uint8 pixels from the same synthetic photographs; what only decodes
 them is the limit. Each measurement is a new process, limited to the same cores.
 A round measures every pipeline once; ratios are of one round.
@@ -13,16 +13,11 @@ not run.
 
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
-import platform
-import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,14 +27,11 @@ import psutil
 from absl import flags
 
 from benchmarks import photographs, readers
+from benchmarks.results import Row, label, machine, print_results, write_json
 from bn_inception import command_line
 from bn_inception.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-PACKAGES = (
-  'numpy', 'opencv-python-headless', 'nvidia-nvimgcodec-cu13', 'grain', 'jax',
-  'tensorflow', 'torch', 'pillow',
-)  # fmt: skip
 INSTALL = 'pip install -r requirements-bench.txt'
 START_SECONDS = 120  # that a process may take for all but measuring
 
@@ -79,17 +71,10 @@ _OUTPUT = flags.DEFINE_string(
 _MEASURE = flags.DEFINE_string(
   'measure', None, 'Internal: what this process measures, as JSON.'
 )
-
-
-@dataclasses.dataclass
-class Row:
-  """A pipeline on one kind of photographs, and what was measured."""
-
-  photographs: str
-  setup: readers.Setup
-  not_run: str | None = None
-  images_per_second: list[float] = dataclasses.field(default_factory=list)
-  cpu_ms_per_image: list[float] = dataclasses.field(default_factory=list)
+_SETTINGS = (
+  _ROUNDS, _SECONDS, _WARM_UP, _BATCH_SIZE, _PREFETCH, _NUM_PHOTOGRAPHS,
+  _INTERPOLATION, _TF_DTYPE,
+)  # fmt: skip
 
 
 # One measurement, in a process of its own.
@@ -117,19 +102,19 @@ def measure(
   setup: readers.Setup, warm_up: float, seconds: float
 ) -> dict[str, float]:
   """Takes batches as fast as they come, from a batch's arrival to another's."""
-  batches = readers.READERS[setup.reader](setup)
-  batch = next(batches)
-  if setup.reader not in readers.ONLY_DECODE:
-    check_batch(batch, setup)
-  start = time.perf_counter()
-  while time.perf_counter() - start < warm_up:
-    next(batches)
-  num_images, elapsed = 0, 0.0
-  start, cpu_start = time.perf_counter(), cpu_seconds()
-  while elapsed < seconds or not num_images:
-    num_images += len(next(batches))
-    elapsed = time.perf_counter() - start
-  cpu = cpu_seconds() - cpu_start
+  with contextlib.closing(readers.READERS[setup.reader](setup)) as batches:
+    batch = next(batches)
+    if setup.reader not in readers.ONLY_DECODE:
+      check_batch(batch, setup)
+    start = time.perf_counter()
+    while time.perf_counter() - start < warm_up:
+      next(batches)
+    num_images, elapsed = 0, 0.0
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    while elapsed < seconds or not num_images:
+      num_images += len(next(batches))
+      elapsed = time.perf_counter() - start
+    cpu = cpu_seconds() - cpu_start
   return {
     'images_per_second': num_images / elapsed,
     'cpu_ms_per_image': 1e3 * cpu / num_images,
@@ -202,21 +187,30 @@ def reason_not_to_run(reader: str) -> str | None:
   return None
 
 
-def make_rows(folders: dict[str, str], cores: int) -> list[Row]:
-  unknown = set(_READERS.value) - set(readers.READERS)
-  if unknown:
-    raise UserError(
-      f'--readers: {sorted(unknown)[0]} is none of {", ".join(readers.READERS)}'
-    )
-  threads = powers_of_two(cores)
+def check_readers() -> None:
+  for name in _READERS.value:
+    if name not in readers.READERS:
+      raise UserError(
+        f'--readers: {name} is none of {", ".join(readers.READERS)}'
+      )
+
+
+def parse_workers() -> list[int]:
   try:
-    workers = [int(w) for w in _WORKERS.value] or [0, *threads]
+    return [int(count) for count in _WORKERS.value]
   except ValueError:
     raise UserError('--workers takes numbers, such as --workers=0,2') from None
+
+
+def make_rows(
+  folders: dict[str, str], cores: int, workers: list[int]
+) -> list[Row]:
+  threads = powers_of_two(cores)
+  workers = workers or [0, *threads]
+  counts = {'tf.data': [cores], 'ours': workers, 'torch': workers}
   rows = []
   for kind, folder in folders.items():
     for reader in _READERS.value:
-      counts = {'tf.data': [cores], 'ours': workers, 'torch': workers}
       for count in counts.get(reader, threads):
         setup = readers.Setup(
           reader, folder, count, cores, _BATCH_SIZE.value, _INTERPOLATION.value,
@@ -244,166 +238,6 @@ def run_rounds(rows: list[Row]) -> None:
   print(f'\r{"":79}\r', end='', file=sys.stderr, flush=True)
 
 
-# What is printed and written.
-
-
-def label(setup: readers.Setup) -> str:
-  count = setup.workers
-  plural = '' if count == 1 else 's'
-  if setup.reader == 'tf.data' or setup.reader in readers.ONLY_DECODE:
-    return f'{setup.reader}, {count} thread{plural}'
-  return f'{setup.reader}, {count} worker{plural}'
-
-
-def best(rows: list[Row], reader: str) -> Row | None:
-  """The number of workers that has the highest median."""
-  run = [r for r in rows if r.setup.reader == reader and r.not_run is None]
-  return max(
-    run, key=lambda row: statistics.median(row.images_per_second), default=None
-  )
-
-
-def spread(values: list[float], digits: int) -> dict[str, float]:
-  """Median, lowest and highest."""
-  return {
-    name: round(function(values), digits)
-    for name, function in (
-      ('median', statistics.median), ('lowest', min), ('highest', max)
-    )
-  }  # fmt: skip
-
-
-def divide(a: list[float], b: list[float]) -> list[float]:
-  return [x / y for x, y in zip(a, b, strict=True)]
-
-
-def ratios(rows: list[Row]) -> list[dict]:
-  """The best of ours by the best of the others, in each round.
-
-  Speeds, and CPU times: these hardly notice what else the machine does.
-  """
-  found = []
-  for kind in dict.fromkeys(row.photographs for row in rows):
-    of_kind = [row for row in rows if row.photographs == kind]
-    mine = best(of_kind, 'ours')
-    for reader in ('tf.data', 'torch', 'decode crop', 'decode whole'):
-      other = best(of_kind, reader)
-      if mine is None or other is None:
-        continue
-      speed = divide(mine.images_per_second, other.images_per_second)
-      cpu = divide(mine.cpu_ms_per_image, other.cpu_ms_per_image)
-      found.append(
-        {
-          'photographs': kind,
-          'ours': label(mine.setup),
-          'other': label(other.setup),
-          'images_per_second': spread(speed, 3),
-          'cpu_ms_per_image': spread(cpu, 3),
-        }
-      )
-  return found
-
-
-def print_table(header: list[str], lines: list[list[str]]) -> None:
-  """In Markdown, aligned: text to the left, numbers to the right."""
-  widths = [
-    max(map(len, column)) for column in zip(header, *lines, strict=True)
-  ]
-  is_number = [
-    all(re.match(r'[\d.]+( - |$)|not run$|$', line[i]) for line in lines)
-    for i in range(len(header))
-  ]
-
-  def show(cells):
-    padded = [
-      cell.rjust(width) if number else cell.ljust(width)
-      for cell, width, number in zip(cells, widths, is_number, strict=True)
-    ]
-    print(f'| {" | ".join(padded)} |')
-
-  print()
-  show(header)
-  show(
-    [
-      '-' * (width - 1) + (':' if number else '-')
-      for width, number in zip(widths, is_number, strict=True)
-    ]
-  )
-  for line in lines:
-    show(line)
-
-
-def show_spread(values: dict[str, float], digits: int) -> tuple[str, str]:
-  median, lowest, highest = (f'{v:.{digits}f}' for v in values.values())
-  return median, f'{lowest} - {highest}'
-
-
-def print_results(rows: list[Row]) -> None:
-  lines = []
-  for row in rows:
-    cells = ('not run', '', '', '')
-    if row.not_run is None:
-      cells = (
-        *show_spread(spread(row.images_per_second, 1), 0),
-        *show_spread(spread(row.cpu_ms_per_image, 3), 2),
-      )
-    lines.append([row.photographs, label(row.setup), *cells])
-  print_table(
-    ['photographs', 'reader', 'images/s', 'range', 'CPU ms/image', 'range'],
-    lines,
-  )
-  for row in rows:
-    if row.not_run is not None:
-      print(f'not run: {row.photographs}, {label(row.setup)}: {row.not_run}')
-  lines = [
-    [
-      ratio['photographs'],
-      ratio['ours'],
-      ratio['other'],
-      *show_spread(ratio['images_per_second'], 2),
-      *show_spread(ratio['cpu_ms_per_image'], 2),
-    ]
-    for ratio in ratios(rows)
-  ]
-  if lines:
-    print_table(
-      [
-        'photographs',
-        'best of',
-        'by best of',
-        'images/s',
-        'range',
-        'CPU',
-        'range',
-      ],
-      lines,
-    )
-
-
-def version_of(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def machine(cores: int) -> dict:
-  fields = {}
-  with contextlib.suppress(OSError):
-    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-      name, _, value = line.partition(':')
-      fields.setdefault(name.strip(), value.strip())
-  names = ('model name', 'cpu family', 'model')
-  return {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'cpu': {name: fields[name] for name in names if name in fields},
-    'cores': cores,
-    'cores_of_machine': os.cpu_count(),
-    'python': platform.python_version(),
-    'versions': {name: version_of(name) for name in PACKAGES},
-  }
-
-
 def make_photographs(folder: str) -> tuple[dict[str, str], dict[str, dict]]:
   """Folders of the photographs, and what these are, by kind."""
   folders, facts = {}, {}
@@ -415,41 +249,14 @@ def make_photographs(folder: str) -> tuple[dict[str, str], dict[str, dict]]:
   return folders, facts
 
 
-def write_json(path: str, rows: list[Row], facts: dict) -> None:
-  results = []
-  for row in rows:
-    setup = row.setup
-    result = {
-      'photographs': row.photographs,
-      'reader': setup.reader,
-      'workers': setup.workers,
-    }
-    if row.not_run is None:
-      result['images_per_second'] = spread(row.images_per_second, 1)
-      result['cpu_ms_per_image'] = spread(row.cpu_ms_per_image, 3)
-      result['rounds'] = [round(value, 1) for value in row.images_per_second]
-    else:
-      result['not_run'] = row.not_run
-    results.append(result)
-  settings = {
-    flag.name: flag.value
-    for flag in (
-      _ROUNDS, _SECONDS, _WARM_UP, _BATCH_SIZE, _PREFETCH, _NUM_PHOTOGRAPHS,
-      _INTERPOLATION, _TF_DTYPE,
-    )
-  }  # fmt: skip
-  content = {
-    **facts, 'settings': settings, 'results': results, 'ratios': ratios(rows)
-  }  # fmt: skip
-  pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')
-
-
 def main() -> None:
   if _MEASURE.value is not None:
     task = json.loads(_MEASURE.value)
     setup = readers.Setup(**task.pop('setup'))
     print(json.dumps(measure(setup, **task)))
     return
+  check_readers()
+  workers = parse_workers()
   if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
     raise UserError(
       f'--output={_OUTPUT.value} is in a folder that is not there'
@@ -457,13 +264,17 @@ def main() -> None:
   cores = limit_cores(_CORES.value)
   with tempfile.TemporaryDirectory() as folder:
     folders, kinds = make_photographs(folder)
-    rows = make_rows(folders, cores)
+    rows = make_rows(folders, cores, workers)
     load = os.getloadavg()[0]
     run_rounds(rows)
   print_results(rows)
   if _OUTPUT.value:
-    facts = {'machine': machine(cores), 'load_before': load}
-    write_json(_OUTPUT.value, rows, facts | {'photographs': kinds})
+    facts = {
+      'machine': machine(cores) | {'load_before': round(load, 2)},
+      'photographs': kinds,
+      'settings': {flag.name: flag.value for flag in _SETTINGS},
+    }
+    write_json(_OUTPUT.value, rows, facts)
 
 
 if __name__ == '__main__':
