@@ -1,0 +1,1 @@
+"""Measurements that docs/ quotes; product code never imports them."""
