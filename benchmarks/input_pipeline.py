@@ -49,8 +49,11 @@ _WORKERS = flags.DEFINE_list(
   'Default: 0, 1, 2, 4, ..., cores.',
 )
 _PREFETCH = flags.DEFINE_integer('prefetch', 4, 'data.prefetch of ours.', 1)
-_READERS = flags.DEFINE_list(
-  'readers', list(readers.READERS), 'Which to measure.'
+_READERS = flags.DEFINE_multi_enum(
+  'reader',
+  list(readers.READERS),
+  list(readers.READERS),
+  'What to measure; repeat it for several. Default: all.',
 )
 _NUM_PHOTOGRAPHS = flags.DEFINE_integer('num_photographs', 256, 'To make.', 1)
 _SHORT_SIDE = flags.DEFINE_integer(
@@ -187,14 +190,6 @@ def reason_not_to_run(reader: str) -> str | None:
   return None
 
 
-def check_readers() -> None:
-  for name in _READERS.value:
-    if name not in readers.READERS:
-      raise UserError(
-        f'--readers: {name} is none of {", ".join(readers.READERS)}'
-      )
-
-
 def parse_workers() -> list[int]:
   try:
     return [int(count) for count in _WORKERS.value]
@@ -207,7 +202,10 @@ def make_rows(
 ) -> list[Row]:
   threads = powers_of_two(cores)
   workers = workers or [0, *threads]
-  counts = {'tf.data': [cores], 'ours': workers, 'torch': workers}
+  counts = {
+    'tf.data': [cores], 'torch': workers,
+    'ours, ArrayRecord': workers, 'ours, files': workers,
+  }  # fmt: skip
   rows = []
   for kind, folder in folders.items():
     for reader in _READERS.value:
@@ -244,6 +242,7 @@ def make_photographs(folder: str) -> tuple[dict[str, str], dict[str, dict]]:
   for short_side in dict.fromkeys((None, _SHORT_SIDE.value or None)):
     path = pathlib.Path(folder) / f'short_side_{short_side}'
     found = photographs.write_folder(path, _NUM_PHOTOGRAPHS.value, short_side)
+    photographs.write_array_records(path)
     kind = f'{found["width"]}x{found["height"]}'
     folders[kind], facts[kind] = str(path), found
   return folders, facts
@@ -255,7 +254,6 @@ def main() -> None:
     setup = readers.Setup(**task.pop('setup'))
     print(json.dumps(measure(setup, **task)))
     return
-  check_readers()
   workers = parse_workers()
   if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
     raise UserError(

@@ -1,13 +1,18 @@
 """Synthetic photographs of the average size and quality of ImageNet's."""
 
+import contextlib
+import io
 import pathlib
 
 import cv2
 import numpy as np
 
+from bn_inception.sources import imagenet
+from bn_inception.sources.shrink import shrink, shrink_image
+
 HEIGHT, WIDTH = 375, 500
 QUALITY = 94  # makes about 100 kB
-SHRUNK_QUALITY = 95
+SHRUNK_QUALITY = 95  # the default of `python -m bn_inception.sources shrink`
 NUM_CLASSES = 8
 # Waves of random colours: how many across the width, and how strong.
 SCALES = ((4, 54), (16, 30), (64, 18), (180, 12))
@@ -28,16 +33,10 @@ def photograph(index: int) -> np.ndarray:
   return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
-  scale = short_side / min(image.shape[:2])
-  size = (round(scale * image.shape[1]), round(scale * image.shape[0]))
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def write_folder(
   folder: pathlib.Path, num_photographs: int, short_side: int | None = None
 ) -> dict:
-  """Writes train/CLASS/PHOTOGRAPH.jpg under a folder.
+  """Writes train/CLASS/PHOTOGRAPH.jpg under a folder, as ImageNet has it.
 
   Args:
     folder: is made.
@@ -49,22 +48,31 @@ def write_folder(
   """
   sizes = []
   for index in range(num_photographs):
-    image, quality = photograph(index), QUALITY
+    _, encoded = cv2.imencode(
+      '.jpg', photograph(index), (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
+    )
+    encoded = encoded.tobytes()
     if short_side is not None:
-      # Of the photograph as it is decoded: as a real copy is shrunk.
-      image = cv2.imdecode(_encode(image, quality), cv2.IMREAD_COLOR)
-      image, quality = shrink(image, short_side), SHRUNK_QUALITY
-    encoded = _encode(image, quality)
-    class_folder = folder / 'train' / f'class_{index % NUM_CLASSES}'
-    class_folder.mkdir(parents=True, exist_ok=True)
-    (class_folder / f'{index:06}.jpg').write_bytes(encoded.tobytes())
+      encoded = shrink_image(encoded, short_side, SHRUNK_QUALITY)
+    class_name = imagenet.class_names()[index % NUM_CLASSES]
+    (folder / 'train' / class_name).mkdir(parents=True, exist_ok=True)
+    (folder / 'train' / class_name / f'{index:06}.jpg').write_bytes(encoded)
     sizes.append(len(encoded))
+  decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
   return {
-    'height': image.shape[0],
-    'width': image.shape[1],
+    'height': decoded.shape[0],
+    'width': decoded.shape[1],
     'mean_bytes': round(float(np.mean(sizes))),
   }
 
 
-def _encode(image: np.ndarray, quality: int) -> np.ndarray:
-  return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+def write_array_records(folder: pathlib.Path) -> None:
+  """Writes prepared/: the same files as TFDS prepares ImageNet."""
+  with contextlib.redirect_stdout(io.StringIO()):  # where it tells of progress
+    shrink(
+      imagenet.NAME,
+      str(folder),
+      str(folder / 'prepared'),
+      short_side=max(HEIGHT, WIDTH),  # of none: the bytes stay as they are
+      splits=['train'],
+    )

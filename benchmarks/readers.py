@@ -33,7 +33,8 @@ class Setup:
 
   Attributes:
     reader: a key of `READERS`.
-    folder: of the photographs: train/CLASS/PHOTOGRAPH.jpg.
+    folder: of the photographs: train/CLASS/PHOTOGRAPH.jpg, and prepared/ as
+      TFDS has them.
     workers: threads where it only decodes, else worker processes.
     cores: to which the process is limited.
     batch_size: of one host.
@@ -56,8 +57,10 @@ def _paths(folder: str) -> list[str]:
   return sorted(map(str, pathlib.Path(folder).glob('train/*/*.jpg')))
 
 
-def _label(path: str) -> int:
-  return int(pathlib.Path(path).parent.name.removeprefix('class_'))
+def _labels(paths: list[str]) -> list[int]:
+  classes = [pathlib.Path(path).parent.name for path in paths]
+  numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
+  return [numbers[name] for name in classes]
 
 
 def _decoded(setup: Setup, decode: Callable) -> Iterator[list[np.ndarray]]:
@@ -135,12 +138,12 @@ def _input_options(setup: Setup):
   )
 
 
-def ours(setup: Setup) -> Iterator[np.ndarray]:
+def _ours(setup: Setup, dataset: str, folder: str) -> Iterator[np.ndarray]:
   from bn_inception import input_pipeline
   from bn_inception.sources import make_source
 
   batches = input_pipeline.training_batches(
-    make_source('image_folder', 'train', setup.folder),
+    make_source(dataset, 'train', folder),
     _input_options(setup),
     setup.batch_size,
     seed=0,
@@ -149,6 +152,14 @@ def ours(setup: Setup) -> Iterator[np.ndarray]:
   )
   for batch in batches:
     yield batch['image']
+
+
+def ours_array_record(setup: Setup) -> Iterator[np.ndarray]:
+  return _ours(setup, 'imagenet2012', f'{setup.folder}/prepared')
+
+
+def ours_files(setup: Setup) -> Iterator[np.ndarray]:
+  return _ours(setup, 'image_folder', setup.folder)
 
 
 def _write_tfrecords(folder: str) -> list[str]:
@@ -160,11 +171,12 @@ def _write_tfrecords(folder: str) -> list[str]:
     unfinished = place.with_name(f'unfinished-{os.getpid()}')
     unfinished.mkdir()
     paths = _paths(folder)
+    examples = list(zip(paths, _labels(paths), strict=True))
     for i in range(NUM_TFRECORD_FILES):
       with tf.io.TFRecordWriter(str(unfinished / f'{i:02}.tfrecord')) as file:
-        for path in paths[i::NUM_TFRECORD_FILES]:
+        for path, number in examples[i::NUM_TFRECORD_FILES]:
           image = tf.train.BytesList(value=[pathlib.Path(path).read_bytes()])
-          label = tf.train.Int64List(value=[_label(path)])
+          label = tf.train.Int64List(value=[number])
           feature = {
             'image': tf.train.Feature(bytes_list=image),
             'label': tf.train.Feature(int64_list=label),
@@ -251,6 +263,7 @@ class TorchPhotographs:
 
   def __init__(self, setup: Setup):
     self._paths = _paths(setup.folder)
+    self._labels = _labels(self._paths)
     self._interpolation = setup.interpolation
     self._rng = None  # of the worker process
 
@@ -274,7 +287,7 @@ class TorchPhotographs:
     )
     if self._rng.random() < 0.5:
       image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image)), _label(self._paths[index])
+    return torch.from_numpy(np.array(image)), self._labels[index]
 
 
 class EndlessPermutations:
@@ -309,7 +322,8 @@ def torch_loader(setup: Setup) -> Iterator[np.ndarray]:
 READERS = {
   'decode whole': decode_whole,
   'decode crop': decode_part,
-  'ours': ours,
+  'ours, ArrayRecord': ours_array_record,
+  'ours, files': ours_files,
   'tf.data': tf_data,
   'torch': torch_loader,
 }

@@ -13,6 +13,14 @@ import statistics
 
 from benchmarks import readers
 
+# Ours, and what it is compared with. tf.data reads records, too, torch files.
+PAIRS = (
+  ('ours, ArrayRecord', 'tf.data'),
+  ('ours, files', 'torch'),
+  ('ours, ArrayRecord', 'ours, files'),
+  ('ours, ArrayRecord', 'decode crop'),
+  ('ours, ArrayRecord', 'decode whole'),
+)
 PACKAGES = (
   'numpy', 'opencv-python-headless', 'nvidia-nvimgcodec-cu13', 'grain', 'jax',
   'tensorflow', 'torch', 'pillow',
@@ -68,9 +76,8 @@ def ratios(rows: list[Row]) -> list[dict]:
   found = []
   for kind in dict.fromkeys(row.photographs for row in rows):
     of_kind = [row for row in rows if row.photographs == kind]
-    mine = best(of_kind, 'ours')
-    for reader in ('tf.data', 'torch', 'decode crop', 'decode whole'):
-      other = best(of_kind, reader)
+    for name, other_name in PAIRS:
+      mine, other = best(of_kind, name), best(of_kind, other_name)
       if mine is None or other is None:
         continue
       speed = divide(mine.images_per_second, other.images_per_second)
