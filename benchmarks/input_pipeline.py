@@ -136,8 +136,10 @@ def measure_apart(
     'setup': dataclasses.asdict(setup), 'warm_up': warm_up, 'seconds': seconds
   }  # fmt: skip
   quiet = {
-    'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'
-  }  # fmt: skip
+    'JAX_PLATFORMS': 'cpu',
+    'CUDA_VISIBLE_DEVICES': '',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
   program = [sys.executable, '-m', 'benchmarks.input_pipeline']
   process = subprocess.Popen(
     [*program, f'--measure={json.dumps(task)}'],

@@ -305,7 +305,7 @@ class EndlessPermutations:
 def torch_loader(setup: Setup) -> Iterator[np.ndarray]:
   import torch
 
-  # As in worker processes: two threads to stack a batch cost more than they save.
+  # As in worker processes: threads to stack a batch cost more than they save.
   torch.set_num_threads(1)
   dataset = TorchPhotographs(setup)
   loader = torch.utils.data.DataLoader(
