@@ -30,14 +30,18 @@ def training_crop(
   Returns:
     The box; the largest centred square if no draw fitted.
   """
-  for _ in range(num_attempts):
-    area = rng.uniform(*area_range) * height * width
-    aspect = math.exp(rng.uniform(*np.log(aspect_range)))
+  least_area, most_area = area_range
+  least_aspect, most_aspect = aspect_range
+  # All at once: drawing one by one takes four times as long.
+  for draws in rng.random((num_attempts, 4)).tolist():
+    area = least_area + draws[0] * (most_area - least_area)
+    area *= height * width
+    aspect = least_aspect * (most_aspect / least_aspect) ** draws[1]
     crop_width = round(math.sqrt(area * aspect))
     crop_height = round(math.sqrt(area / aspect))
     if 0 < crop_height <= height and 0 < crop_width <= width:
-      top = int(rng.integers(height - crop_height + 1))
-      left = int(rng.integers(width - crop_width + 1))
+      top = int(draws[2] * (height - crop_height + 1))
+      left = int(draws[3] * (width - crop_width + 1))
       return top, left, crop_height, crop_width
   return centre_square(height, width, 1.0)
 

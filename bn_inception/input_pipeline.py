@@ -14,7 +14,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
 import grain
@@ -24,7 +24,7 @@ import numpy as np
 from bn_inception import crops, images
 from bn_inception.errors import UserError
 from bn_inception.order import SHUFFLES, epoch_order
-from bn_inception.sources import UNREADABLE, Example, Source
+from bn_inception.sources import UNREADABLE, Source
 
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = ('whole', 'centre')
@@ -213,9 +213,8 @@ class _TrainingBatches:
     positions = self.part.positions(step)
     batch = _empty_batch(self.source, self.options, len(positions))
     batch['replaced'] = np.full(len(positions), -1)
-    examples = _read(self.source, [self._index(p) for p in positions])
     for row, position in enumerate(positions):
-      self._fill(batch, row, int(position), examples[row])
+      self._fill(batch, row, int(position))
     return batch
 
   def _index(self, position: int, ahead: int = 0) -> int:
@@ -231,14 +230,12 @@ class _TrainingBatches:
     )
     return int(order[(offset + ahead) % num_examples])
 
-  def _fill(
-    self, batch: dict, row: int, position: int, example: Example | Exception
-  ) -> None:
+  def _fill(self, batch: dict, row: int, position: int) -> None:
     epoch = position // len(self.source)
     index = self._index(position)
     for ahead in range(1, _MAX_BAD_IN_A_ROW + 1):
       try:
-        image, label = _open(self.source, example)
+        image, label = _open(self.source, index)
         rng = np.random.default_rng([self.seed, epoch, index])
         prepare_training_image(image, self.options, rng, batch['image'][row])
         batch['label'][row], batch['index'][row] = label, index
@@ -251,7 +248,6 @@ class _TrainingBatches:
           ) from error
         batch['replaced'][row] = self._index(position)
         index = self._index(position, ahead)
-        (example,) = _read(self.source, [index])
     raise UserError(
       f'{_MAX_BAD_IN_A_ROW} bad images in a row, the last one '
       f'{self.source.describe(index)}: is this a data set of images?'
@@ -275,35 +271,28 @@ class _EvaluationBatches:
     is_real = positions < len(self.source)
     indices = np.where(is_real, positions, 0)
     batch['mask'][:], batch['index'][:] = is_real, indices
-    examples = _read(self.source, indices)
-    for row, example in enumerate(examples):
+    for row, index in enumerate(indices):
       try:
-        image, batch['label'][row] = _open(self.source, example)
+        image, batch['label'][row] = _open(self.source, index)
         prepare_evaluation_image(image, self.options, batch['image'][row])
       except images.BadImageError as error:
         raise UserError(
-          f'{self.source.describe(indices[row])}: {error}: evaluation leaves no '
+          f'{self.source.describe(index)}: {error}: evaluation leaves no '
           'example out, so mend it'
         ) from error
     return batch
 
 
-def _read(source: Source, indices: Sequence[int]) -> list[Example | Exception]:
-  """The examples; for one that cannot be read, why."""
+def _open(source: Source, index: int) -> tuple[images.Image, int]:
+  """An example, not yet decoded.
+
+  Raises:
+    BadImageError: if it cannot be read, is no image, or has no label.
+  """
   try:
-    return source.__getitems__(indices)
+    image, label = source[index]
   except UNREADABLE as error:
-    if len(indices) == 1:
-      return [error]
-    return [_read(source, [index])[0] for index in indices]
-
-
-def _open(
-  source: Source, example: Example | Exception
-) -> tuple[images.Image, int]:
-  if isinstance(example, Exception):
-    raise images.BadImageError(f'it cannot be read ({example})') from example
-  image, label = example
+    raise images.BadImageError(f'it cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise images.BadImageError(
       f'label {label} is none of the {len(source.class_names)} classes'
@@ -324,14 +313,38 @@ def _exit_with_parent(worker_index: int, worker_count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+class _OneLine(Iterator[dict]):
+  """Batches from Grain, which appends lines of its own to an error's line."""
+
+  def __init__(self, batches: Iterator[dict]):
+    self._batches = batches
+
+  def __next__(self) -> dict:
+    try:
+      return next(self._batches)
+    except UserError as error:
+      raise UserError(str(error).partition('\n')[0]) from error
+
+
+def _num_cores() -> int:
+  """That this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
 def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
+  num_threads = options.prefetch
+  if not options.num_workers:  # then the threads are all there is
+    num_threads = max(num_threads, _num_cores())
+  num_threads = min(num_threads, 16)
   dataset = grain.MapDataset.source(batches)
   if stack > 1:
     dataset = dataset.batch(stack)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(
-      num_threads=min(options.prefetch, 16),
-      prefetch_buffer_size=options.prefetch,
+      num_threads=num_threads,
+      prefetch_buffer_size=max(num_threads, options.prefetch),
     )
   )
   if options.num_workers:
@@ -341,10 +354,7 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
       ),
       worker_init_fn=_exit_with_parent,
     )
-  try:
-    yield from dataset
-  except UserError as error:  # to whose line Grain appends several of its own
-    raise UserError(str(error).partition('\n')[0]) from error
+  return _OneLine(iter(dataset))
 
 
 def training_batches(

@@ -275,7 +275,7 @@ def test_crops_are_those_of_the_documented_draws(interpolation):
   flags = [cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC]
   names = ['bilinear', 'area', 'nearest', 'bicubic']
   image, used = photograph(), set()
-  for seed in range(20):
+  for seed in range(40):
     found = prepare(
       input_pipeline.prepare_training_image,
       image,

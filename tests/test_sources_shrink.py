@@ -82,7 +82,7 @@ def test_folders_become_a_copy_that_is_read_like_any_other(
   assert folder == f'{out}/imagenet2012/5.1.0'
   train = make_source('imagenet2012', 'train', out)
   assert train.class_names == imagenet.class_names()
-  assert [label for _, label in train.__getitems__(range(9))] == [
+  assert [train[i][1] for i in range(9)] == [
     label for label in LABELS for _ in range(3)
   ]
   name = imagenet.class_names()[281]
@@ -124,8 +124,8 @@ def test_a_prepared_copy_keeps_its_shards_order_and_features(
   )
   everything = range(len(original))
   # No smaller than they are: byte for byte.
-  assert same.__getitems__(everything) == original.__getitems__(everything)
   for index in everything:
+    assert same[index] == original[index]
     assert small[index][1] == same[index][1]
     assert small.describe(index) == same.describe(index)
     assert shape(small[index][0]) == (12, 16, 3)

@@ -290,7 +290,7 @@ def _write_shard(
 
   num_bytes = 0
   try:
-    writer = ArrayRecordWriter(shard.path, 'group_size:1')  # as TFDS writes
+    writer = ArrayRecordWriter(shard.path, 'group_size:1,uncompressed')
     try:
       for position, record in enumerate(_read(split, shard)):
         if stopped.is_set():  # the copy has failed elsewhere

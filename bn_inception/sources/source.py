@@ -1,6 +1,5 @@
 """What the input pipeline asks of a data set."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +8,9 @@ from google.protobuf.message import DecodeError
 TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
 
 # What files, array_record and TFDS raise for an example that cannot be read.
-UNREADABLE = (RuntimeError, ValueError, TypeError, OSError, DecodeError)
+UNREADABLE = (
+  RuntimeError, ValueError, TypeError, OSError, DecodeError,
+)  # fmt: skip
 
 # An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
 Example = tuple[bytes | np.ndarray, int]
@@ -31,10 +32,6 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Example: ...
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    """Several examples; sources that read them faster together override it."""
-    return [self[index] for index in indices]
 
   def describe(self, index: int) -> str:
     """The file or record of an example, for a message."""
@@ -58,9 +55,6 @@ class Part(Source):
 
   def __getitem__(self, index: int) -> Example:
     return self._whole[int(self._indices[index])]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    return self._whole.__getitems__([int(self._indices[i]) for i in indices])
 
   def describe(self, index: int) -> str:
     return self._whole.describe(int(self._indices[index]))
