@@ -334,10 +334,10 @@ def _num_cores() -> int:
 
 
 def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
-  num_threads = options.prefetch
-  if not options.num_workers:  # then the threads are all there is
-    num_threads = max(num_threads, _num_cores())
-  num_threads = min(num_threads, 16)
+  # As many threads as cores, in all processes together: more of them were
+  # slower, twice as many by a tenth.
+  num_threads = _num_cores() // max(1, options.num_workers)
+  num_threads = min(max(1, num_threads), 16)
   dataset = grain.MapDataset.source(batches)
   if stack > 1:
     dataset = dataset.batch(stack)
