@@ -1,22 +1,37 @@
-"""Evaluates a checkpoint: top-1 and top-5 accuracy, as a table and as JSON."""
+"""Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
 import os
 
 from absl import flags
 
-from bn_inception import command_line, evaluation
+from bn_inception import (
+  command_line,
+  evaluation,
+  inference,
+  predictions,
+  scores,
+)
+from bn_inception import evaluation_report as report
 from bn_inception.errors import UserError
+from bn_inception.sources import imagenet
+
+CROPS = {
+  '1': 'centre',
+  '1_of_256': 'short_side',
+  '10': 'ten',
+  '144': 'googlenet',
+}
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   'runs/digits',
   'Folder of a run, as given to train.py. Example: --workdir=runs/digits',
 )
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = flags.DEFINE_multi_string(
   'checkpoint',
-  None,
-  'Folder of one checkpoint, instead of --workdir. '
-  'Example: --checkpoint=runs/digits/checkpoints/450',
+  [],
+  'Folder of one checkpoint, instead of --workdir; several are an ensemble. '
+  'Example: --checkpoint=runs/a/checkpoints/450 --checkpoint=runs/b/checkpoints/450',
 )
 _STEP = flags.DEFINE_integer(
   'step',
@@ -78,6 +93,38 @@ _STATISTICS_SPLIT = flags.DEFINE_string(
   'Split to take them from; default: that of training. '
   'Example: --statistics_split=test',
 )
+_CROPS = flags.DEFINE_enum(
+  'crops',
+  None,
+  list(CROPS),
+  "Crops of an image to average over; default: the run's rule. 1: its centre, as "
+  'the middle 87.5 %; 1_of_256: as the middle of the short side resized to 256 '
+  "(of 224); 10: AlexNet's; 144: GoogLeNet's. Example: --crops=144",
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  '',
+  ['', 'float32', 'bfloat16'],
+  "Of the computation; default: the run's. Example: --dtype=bfloat16",
+)
+_SAVE_PREDICTIONS = flags.DEFINE_string(
+  'save_predictions',
+  None,
+  "NPZ file for the class probabilities of every image, with the images' names. "
+  'Example: --save_predictions=a.npz',
+)
+_PREDICTIONS = flags.DEFINE_multi_string(
+  'predictions',
+  [],
+  'Average saved predictions, without running anything. '
+  'Example: --predictions a.npz b.npz',
+)
+_IMAGES = flags.DEFINE_multi_string(
+  'images',
+  [],
+  'Name the five most probable classes of image files. '
+  'Example: --images a.jpg b.png',
+)
 _FOLD = flags.DEFINE_bool(
   'fold',
   False,
@@ -93,19 +140,25 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main() -> None:
+  if _PREDICTIONS.value:
+    evaluate_predictions()
+    return
   if _CHECKPOINT.value and _STEP.value is not None:
     raise UserError(
       '--step chooses in --workdir: leave it out beside --checkpoint'
     )
-  path = _CHECKPOINT.value or evaluation.find_checkpoint(
-    _WORKDIR.value, _STEP.value
-  )
-  result = evaluation.evaluate_checkpoint(
-    path,
+  paths = _CHECKPOINT.value or [
+    evaluation.find_checkpoint(_WORKDIR.value, _STEP.value)
+  ]
+  if _IMAGES.value:
+    classify(paths)
+    return
+  options = evaluation.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
     batch_size=_BATCH_SIZE.value,
     data_dir=_DATA_DIR.value,
+    crops=CROPS.get(_CROPS.value),
     statistics=_STATISTICS.value,
     population=evaluation.PopulationOptions(
       num_batches=_STATISTICS_BATCHES.value,
@@ -114,14 +167,55 @@ def main() -> None:
       split=_STATISTICS_SPLIT.value,
     ),
     fold=_FOLD.value,
+    dtype=_DTYPE.value,
+    is_named=_SAVE_PREDICTIONS.value is not None,
   )
-  evaluation.print_table(result)
-  folder = os.path.dirname(os.path.abspath(path))
-  if _CHECKPOINT.value is None:
+  result, found = evaluation.evaluate_checkpoints(paths, options)
+  report.print_table(result)
+  *_, last = found.values()  # of both statistics, those of the population
+  report.print_worst_classes(last)
+  folder = os.path.dirname(os.path.abspath(paths[0]))
+  if not _CHECKPOINT.value:
     folder = _WORKDIR.value
-  output = _OUTPUT.value or evaluation.default_output(result, folder)
-  evaluation.write_result(result, output)
+  output = _OUTPUT.value or report.default_output(result, folder)
+  report.write_result(result, output)
+  report.write_classes(last, os.path.splitext(output)[0] + '.csv')
+  if _SAVE_PREDICTIONS.value:
+    predictions.save(_SAVE_PREDICTIONS.value, last)
+    print(f'written to {_SAVE_PREDICTIONS.value}')
+
+
+def classify(paths: list[str]) -> None:
+  """Prints the most probable classes of the files of --images."""
+  if len(paths) > 1:
+    raise UserError('--images takes one --checkpoint')
+  found = inference.top_classes(
+    paths[0], _IMAGES.value, CROPS.get(_CROPS.value)
+  )
+  for path, classes in zip(_IMAGES.value, found, strict=True):
+    print(path)
+    for name, probability in classes:
+      print(f'  {100 * probability:6.2f} %  {imagenet.readable(name)}')
+
+
+def evaluate_predictions() -> None:
+  """The mean of saved predictions, and each of them alone."""
+  members = [predictions.load(path) for path in _PREDICTIONS.value]
+  for member in members:
+    alone = scores.summary(member.probabilities, member.labels)
+    print(
+      f'{alone["top1"]:.2f} % top-1, {alone["top5"]:.2f} % top-5: {member.origin}'
+    )
+  mean = predictions.average(members)
+  result = scores.summary(mean.probabilities, mean.labels)
+  print(f'mean of {len(members)}, {result["examples"]:,} examples')
+  report.print_accuracies([result])
+  report.print_worst_classes(mean)
+  if _OUTPUT.value:
+    report.write_result(
+      {'predictions': _PREDICTIONS.value, 'results': result}, _OUTPUT.value
+    )
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, of_several=('images', 'predictions'))

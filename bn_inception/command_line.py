@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -15,7 +15,11 @@ from bn_inception.errors import UserError
 EXIT_USER_ERROR = 2
 
 
-def run(main: Callable[[], None], default_config: str | None = None) -> None:
+def run(
+  main: Callable[[], None],
+  default_config: str | None = None,
+  of_several: Sequence[str] = (),
+) -> None:
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0, or 2 for what the user can mend; a defect keeps its traceback.
@@ -24,11 +28,12 @@ def run(main: Callable[[], None], default_config: str | None = None) -> None:
     main: reads its flags itself.
     default_config: value of --config where it is not given. (A default of the
       flag itself would be loaded, and fail, before this function is called.)
+    of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  arguments = list(sys.argv)
+  arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
     arguments.insert(1, f'--config={default_config}')
@@ -42,6 +47,20 @@ def run(main: Callable[[], None], default_config: str | None = None) -> None:
       _stop(str(error))
 
   app.run(guarded, arguments, _parse)
+
+
+def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+  """['--images', 'a', 'b'] -> ['--images=a', '--images=b']."""
+  repeated, current = [], None
+  for argument in arguments:
+    if not argument.startswith('-'):
+      repeated.append(f'--{current}={argument}' if current else argument)
+      continue
+    name, equals, _ = argument.lstrip('-').partition('=')
+    current = name if name in names else None
+    if current is None or equals:
+      repeated.append(argument)
+  return repeated
 
 
 def run_one_of(

@@ -4,6 +4,7 @@ A box is (top, left, height, width) in pixels.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,3 +51,93 @@ def centre_square(height: int, width: int, fraction: float) -> Box:
   """The centred square of `fraction` of the shorter side."""
   size = max(1, round(fraction * min(height, width)))
   return (height - size) // 2, (width - size) // 2, size, size
+
+
+class View(NamedTuple):
+  """A box of an image after resizing, itself to be resized to the input.
+
+  Attributes:
+    size: (height, width) to resize the whole image to; None: as it is.
+    box: in the resized image.
+  """
+
+  size: tuple[int, int] | None
+  box: Box
+
+
+# Of evaluation: names of the rules, and how many crops each makes. Those of
+# several crops come with their mirror images.
+NUM_CROPS = {
+  'whole': 1,
+  'centre': 1,
+  'short_side': 1,
+  'ten': 10,
+  'googlenet': 144,
+}
+
+
+def num_views(rule: str) -> int:
+  """How many boxes a rule cuts; the rest of its crops are their mirror images."""
+  return max(1, NUM_CROPS[rule] // 2)
+
+
+_TEN_SCALE = 256 / 224  # AlexNet, Section 4.1, and the rule short_side
+_GOOGLENET_SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
+
+
+def evaluation_views(
+  height: int, width: int, rule: str, image_size: int
+) -> list[View]:
+  """The views of an image that evaluation averages over, without mirror images.
+
+  whole: the image; centre: the middle 87.5 % of its short side (TF-Slim);
+  short_side: its short side resized to 256/224 of the input, then the middle
+  (Caffe, PyTorch); ten: so resized, corners and middle of the centre square
+  (AlexNet); googlenet: 4 scales x 3 squares x (4 corners, middle, the square
+  itself) (GoogLeNet, Section 7).
+
+  Args:
+    height, width: of the image.
+    rule: a key of `NUM_CROPS`.
+    image_size: of the network's input, square.
+  """
+  if rule == 'whole':
+    return [View(None, (0, 0, height, width))]
+  if rule == 'centre':
+    return [View(None, centre_square(height, width, 0.875))]
+  scales = _GOOGLENET_SCALES if rule == 'googlenet' else (_TEN_SCALE,)
+  found = []
+  for scale in scales:
+    size = _with_short_side(height, width, round(scale * image_size))
+    if rule == 'short_side':
+      found.append(View(size, _centre(*size, image_size)))
+      continue
+    for square in _squares(*size)[: 3 if rule == 'googlenet' else 1]:
+      boxes = _corners_and_centre(square, image_size)
+      found += [View(size, box) for box in boxes]
+      if rule == 'googlenet':
+        found.append(View(size, square))
+  return found
+
+
+def _with_short_side(height: int, width: int, side: int) -> tuple[int, int]:
+  scale = side / min(height, width)
+  return max(side, round(scale * height)), max(side, round(scale * width))
+
+
+def _centre(height: int, width: int, size: int) -> Box:
+  return (height - size) // 2, (width - size) // 2, size, size
+
+
+def _squares(height: int, width: int) -> list[Box]:
+  """Centre, then first and last: left and right, or top and bottom."""
+  side = min(height, width)
+  last = (height - side, width - side, side, side)
+  return [_centre(height, width, side), (0, 0, side, side), last]
+
+
+def _corners_and_centre(square: Box, size: int) -> list[Box]:
+  top, left, side, _ = square
+  far = side - size
+  offsets = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
+  return [(top + y, left + x, size, size) for y, x in offsets]

@@ -1,20 +1,33 @@
 """Accuracy of a network on a split, every example counted exactly once."""
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
-from bn_inception import checkpoint, inception, mesh, metrics, run_directory
+from bn_inception import (
+  checkpoint,
+  inception,
+  mesh,
+  metrics,
+  run_directory,
+  scores,
+)
+from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Evaluator,
   make_evaluator,
   make_statistics_pass,
+  open_split,
 )
+from bn_inception.predictions import Predictions, average
+from bn_inception.sources import Source
 
 MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
 
@@ -73,6 +86,59 @@ def evaluate(
   return {**metrics.averages(total), 'examples': counted}
 
 
+def predict(
+  predict_step: Callable,
+  variables: dict,
+  batches: Iterable[dict],
+  source: Source,
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+  """Class probabilities of every example of a source.
+
+  Args:
+    predict_step: see `steps.make_predict_step`.
+    variables: params and batch_stats.
+    batches: on the devices, padded and masked.
+    source: what the batches are of.
+
+  Returns:
+    Probabilities float32 [N, classes] and labels int32 [N] in the order of the
+    source, and images per second without the first batch, which compiles; None
+    if there is no other.
+
+  Raises:
+    RuntimeError: if an example is missing, or comes twice.
+  """
+  num_examples = len(source)
+  probabilities = np.empty((num_examples, len(source.class_names)), np.float32)
+  labels, times_seen = np.empty(num_examples, np.int32), np.zeros(num_examples)
+  start = count = None
+  for batch in batches:
+    found = _fetch(predict_step(variables, batch))
+    is_real = found['mask']
+    index = found['index'][is_real]
+    probabilities[index] = found['probabilities'][is_real]
+    labels[index] = found['label'][is_real]
+    times_seen[index] += 1
+    if start is None:
+      start, count = time.monotonic(), 0
+    else:
+      count += len(index)
+  if not np.all(times_seen == 1):
+    raise RuntimeError(
+      f'{np.sum(times_seen != 1)} of {num_examples} examples were not evaluated '
+      'once'
+    )
+  speed = count / (time.monotonic() - start) if count else None
+  return probabilities, labels, speed
+
+
+def _fetch(tree):
+  """Arrays that are split over all devices of all processes, on the host."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def statistics_name(config: dict) -> str:
   """Which statistics the batch-norm layers use while a run is tracked."""
   return MOVING if config['model']['use_batch_norm'] else NONE
@@ -128,80 +194,172 @@ def find_checkpoint(workdir: str, step: int | None) -> str:
   )
 
 
-def evaluate_checkpoint(
-  path: str,
-  dataset: str | None = None,
-  split: str | None = None,
-  batch_size: int | None = None,
-  data_dir: str | None = None,
-  statistics: str = 'moving',
-  population: PopulationOptions | None = None,
-  fold: bool = False,
-) -> dict:
-  """Evaluates one checkpoint on all devices.
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+  """What to evaluate checkpoints on, and how.
 
-  Args:
-    path: of the checkpoint.
-    dataset, split: default to those of the run.
-    batch_size: examples at a time; None: the run's.
-    data_dir: where TFDS data sets are; None: TFDS's default.
+  Attributes:
+    dataset, split: None: those of the run.
+    data_dir: where the data are; None: TFDS's default.
+    batch_size: network inputs at a time; None: the run's.
+    crops: a rule of `crops.NUM_CROPS`; None: the run's.
     statistics: of the batch-norm layers: 'moving' averages, those of the
       'population', or 'both'.
     population: see `PopulationOptions`.
-    fold: evaluate the network with its batch norm folded into convolutions.
+    fold: batch norm folded into the convolutions.
+    dtype: of the computation; '': the run's.
+    is_named: whether predictions name their images, which reads these again.
+  """
+
+  dataset: str | None = None
+  split: str | None = None
+  data_dir: str | None = None
+  batch_size: int | None = None
+  crops: str | None = None
+  statistics: str = 'moving'
+  population: PopulationOptions = PopulationOptions()
+  fold: bool = False
+  dtype: str = ''
+  is_named: bool = False
+
+  def __post_init__(self):
+    if self.batch_size is not None and self.batch_size < 1:
+      raise UserError(f'batch_size must be positive, got {self.batch_size}')
+    if self.crops not in (None, *NUM_CROPS):
+      raise UserError(
+        f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"
+      )
+
+
+def evaluate_checkpoints(
+  paths: Sequence[str], options: EvaluationOptions
+) -> tuple[dict, dict[str, Predictions]]:
+  """Evaluates checkpoints on all devices; several as an ensemble.
+
+  An ensemble's class probabilities are the mean of its members' (Section 4.2.3).
+
+  Args:
+    paths: of the checkpoints.
+    options: see `EvaluationOptions`.
 
   Returns:
-    `checkpoint`, `name`, `trained_on`, `step`, `dataset`, `split`, `examples`,
-    `folded`, and `results`: for each kind of statistics `top1`, `top5`
-    (percent), `loss` (None if it is not finite), and what the statistics were
-    taken from.
+    `dataset`, `split`, `examples`, `crops`, `num_crops`, `folded`,
+    `images_per_second` (of one network), `results`: for each kind of statistics
+    what `scores.summary` returns, and `members`: for each checkpoint its path
+    as `checkpoint`, its `name`, `trained_on`, `step`, and its own `results`,
+    with what its statistics were taken from. And the predictions, by kind.
 
   Raises:
     UserError: if checkpoint or data are missing, or do not fit each other.
   """
+  members, results, predictions, speeds = [], {}, {}, []
+  for path in paths:
+    member, found, speed = _evaluate_member(path, options)
+    members.append(member)
+    speeds += [speed] if speed else []
+    for kind, values in found.items():
+      predictions.setdefault(kind, []).append(values)
+  for kind, values in predictions.items():
+    if len(values) != len(paths):
+      raise UserError(
+        'networks with and without batch normalization have no statistics in '
+        'common: save their predictions, then average those'
+      )
+    predictions[kind] = average(values)
+    results[kind] = scores.summary(
+      predictions[kind].probabilities, predictions[kind].labels
+    )
+  first, facts = members[0], members[0].pop('facts')
+  for member in members[1:]:
+    del member['facts']
+  if len(members) == 1:
+    results = first['results']
+  return {
+    **facts,
+    'images_per_second': min(speeds, default=None),
+    'results': results,
+    'members': members,
+  }, predictions
+
+
+def _evaluate_member(
+  path: str, options: EvaluationOptions
+) -> tuple[dict, dict[str, Predictions], float | None]:
   description = checkpoint.read_description(path)
   config = description['config']
-  names = config['source']
-  trained_on = names['dataset']
-  population = population or PopulationOptions()
+  trained_on, split = _apply(options, config)
   population = dataclasses.replace(
-    population,
-    dataset=population.dataset or trained_on,
-    split=population.split or names['train_split'],
+    options.population,
+    dataset=options.population.dataset or trained_on,
+    split=options.population.split or config['source']['train_split'],
   )
-  split = split or names['eval_split']
-  if dataset not in (None, trained_on):
-    names.update(dataset=dataset, num_holdout=0)
-  if batch_size is not None:
-    if batch_size < 1:
-      raise UserError(f'batch_size must be positive, got {batch_size}')
-    config['eval_batch_size'] = batch_size
   evaluator = make_evaluator(
-    config, data_dir, mesh.make_evaluation_mesh(jax.devices()), split
+    config,
+    open_split(config, config['source']['dataset'], split, options.data_dir),
+    mesh.make_evaluation_mesh(jax.devices()),
   )
   _check_fit(path, description, evaluator)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )
-  results = {}
-  for name in _statistics_kinds(config, statistics):
+  source, results, predictions = evaluator.source, {}, {}
+  names = np.array(
+    [source.file_name(i) for i in range(len(source))] if options.is_named
+    else [''] * len(source)
+  )  # fmt: skip
+  for kind in _statistics_kinds(config, options.statistics):
     variables, origin = state.evaluation_variables, {}
-    if name == POPULATION:
+    if kind == POPULATION:
       variables, origin = _with_population_statistics(
-        variables, config, data_dir, population
+        variables, config, options.data_dir, population
       )
-    results[name] = _evaluate_variables(evaluator, variables, fold) | origin
-  return {
+    probabilities, labels, speed = _predict(evaluator, variables, options.fold)
+    predictions[kind] = Predictions(
+      probabilities,
+      labels,
+      names,
+      np.array(source.class_names),
+      f'{config["name"]} at step {int(state.step)} ({kind})',
+    )
+    results[kind] = scores.summary(probabilities, labels) | origin
+  crops = config['data']['eval_crop']
+  facts = {
+    'dataset': source.name,
+    'split': split,
+    'examples': len(source),
+    'crops': crops,
+    'num_crops': NUM_CROPS[crops],
+    'folded': options.fold,
+    'dtype': config['model']['dtype'],
+  }
+  member = {
     'checkpoint': os.path.abspath(path),
     'name': config['name'],
     'trained_on': trained_on,
     'step': int(state.step),
-    'dataset': evaluator.source.name,
-    'split': split,
-    'examples': len(evaluator.source),
-    'folded': fold,
     'results': results,
+    'facts': facts,
   }
+  return member, predictions, speed
+
+
+def _apply(options: EvaluationOptions, config: dict) -> tuple[str, str]:
+  """Changes a run's config to the options.
+
+  Returns:
+    The data set that the run was trained on, and the split to evaluate.
+  """
+  names = config['source']
+  trained_on = names['dataset']
+  if options.dataset not in (None, trained_on):
+    names.update(dataset=options.dataset, num_holdout=0)
+  if options.batch_size is not None:
+    config['eval_batch_size'] = options.batch_size
+  if options.crops is not None:
+    config['data']['eval_crop'] = options.crops
+  if options.dtype:
+    config['model']['dtype'] = options.dtype
+  return trained_on, options.split or names['eval_split']
 
 
 def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
@@ -248,20 +406,16 @@ def _with_population_statistics(
   return {**variables, 'batch_stats': batch_stats}, origin
 
 
-def _evaluate_variables(
-  evaluator: Evaluator, variables: dict, fold: bool
-) -> dict:
+def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   model = evaluator.model
   if fold:
     model, variables = inception.fold_batch_norm(model, variables)
-  values = evaluate(
-    evaluator.make_eval_step(model),
+  return predict(
+    evaluator.make_predict_step(model),
     variables,
     evaluator.batches(),
-    len(evaluator.source),
+    evaluator.source,
   )
-  loss = values['loss']
-  return {**values, 'loss': loss if math.isfinite(loss) else None}
 
 
 def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
@@ -276,55 +430,3 @@ def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
         f'{given}: evaluate on the data set that the network was trained for, '
         'with --dataset'
       )
-
-
-def default_output(result: dict, folder: str) -> str:
-  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between."""
-  special = []
-  if POPULATION in result['results']:
-    origin = result['results'][POPULATION]
-    special += [
-      POPULATION, origin['statistics_dataset'], origin['statistics_split'],
-    ]  # fmt: skip
-  if result['dataset'] != result['trained_on']:
-    special.append(result['dataset'])
-  if result['folded']:
-    special.append('folded')
-  parts = ['evaluation', *special, result['split'], str(result['step'])]
-  return os.path.join(folder, '_'.join(parts).replace('/', '-') + '.json')
-
-
-def print_table(result: dict) -> None:
-  """Prints what `evaluate_checkpoint` returns, a column for each statistics."""
-  results = result['results'].values()
-  folded = ', batch norm folded' if result['folded'] else ''
-  rows = {
-    'run': [f'{result["name"]}, step {result["step"]}{folded}'],
-    'split': [f'{result["dataset"]} {result["split"]}'],
-    'examples': [f'{result["examples"]:,}'],
-    'statistics': list(result['results']),
-    'batches': [str(r.get('statistics_num_batches', '-')) for r in results],
-    'top-1': [f'{r["top1"]:.2f} %' for r in results],
-    'top-5': [f'{r["top5"]:.2f} %' for r in results],
-    'loss': [
-      'not finite' if r['loss'] is None else f'{r["loss"]:.4f}' for r in results
-    ],
-  }
-  for name, values in rows.items():
-    columns = ''.join(f'{value:17}' for value in values)
-    print(f'{name:12}{columns}'.rstrip())
-
-
-def write_result(result: dict, path: str) -> None:
-  """Writes what `evaluate_checkpoint` returns as JSON, and says where.
-
-  Raises:
-    UserError: if the file cannot be written.
-  """
-  try:
-    run_directory.write_json(path, result)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): give another --output'
-    ) from error
-  print(f'written to {path}')

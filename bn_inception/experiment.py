@@ -14,6 +14,7 @@ from functools import partial
 import jax
 
 from bn_inception import augment, inception, mesh, steps
+from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
   DeviceBatches,
@@ -64,6 +65,7 @@ class Evaluator:
     source: the split.
     model: the network, in evaluation mode.
     make_eval_step: model -> ((variables, batch) -> sums).
+    make_predict_step: model -> ((variables, batch) -> probabilities).
     batches: () -> one pass over the split, on the devices.
     abstract_state: shapes of the train state, for restoring checkpoints.
     device_mesh: the devices.
@@ -72,6 +74,7 @@ class Evaluator:
   source: Source
   model: inception.Inception
   make_eval_step: Callable
+  make_predict_step: Callable
   batches: Callable[[], Iterator[dict]]
   abstract_state: TrainState
   device_mesh: jax.sharding.Mesh
@@ -109,21 +112,21 @@ class Experiment:
 
 
 def make_evaluator(
-  config: dict, data_dir: str | None, device_mesh: jax.sharding.Mesh, split: str
+  config: dict, source: Source, device_mesh: jax.sharding.Mesh
 ) -> Evaluator:
   """Assembles the evaluation of one split.
 
   Raises:
-    UserError: if the data are missing.
+    UserError: if its config makes no sense.
   """
-  dataset = config['source']['dataset']
-  source = _make_source(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   scale = partial(augment.scale_image, **config['input_scaling'])
   # Padded and masked, so that any batch size can be cut into equal parts.
   num_devices = device_mesh.devices.size
-  batch_size = -(-config['eval_batch_size'] // num_devices) * num_devices
+  # Of images: the network sees as many inputs at a time whatever the crops.
+  num_images = max(1, config['eval_batch_size'] // NUM_CROPS[options.eval_crop])
+  batch_size = -(-num_images // num_devices) * num_devices
   shape = (options.image_size, options.image_size, source.num_channels)
   # Shapes do not depend on the schedule, so that any epoch length will do.
   optimizer = _make_optimizer(config, num_examples=len(source))
@@ -131,6 +134,9 @@ def make_evaluator(
     source=source,
     model=model,
     make_eval_step=lambda model: steps.make_eval_step(
+      device_mesh, model=model, prepare=scale
+    ),
+    make_predict_step=lambda model: steps.make_predict_step(
       device_mesh, model=model, prepare=scale
     ),
     batches=lambda: DeviceBatches(
@@ -179,7 +185,7 @@ def make_statistics_pass(
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
   device_mesh = _make_training_mesh(config)
-  source = _make_source(config, dataset, split, data_dir)
+  source = open_split(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   return StatisticsPass(
@@ -210,12 +216,13 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   batch_size, seed = config['batch_size'], config['seed']
   _check_numbers(config)
   names = config['source']
-  source = _make_source(
-    config, names['dataset'], names['train_split'], data_dir
-  )
+  source = open_split(config, names['dataset'], names['train_split'], data_dir)
   optimizer = _make_optimizer(config, len(source))
   device_mesh = _make_training_mesh(config)
-  evaluator = make_evaluator(config, data_dir, device_mesh, names['eval_split'])
+  eval_source = open_split(
+    config, names['dataset'], names['eval_split'], data_dir
+  )
+  evaluator = make_evaluator(config, eval_source, device_mesh)
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
   model = _make_model(config, source)
@@ -276,9 +283,10 @@ def examples_sharing_statistics(config: dict) -> int:
   return config['norm_batch_size'] or micro_batch
 
 
-def _make_source(
+def open_split(
   config: dict, dataset: str, split: str, data_dir: str | None
 ) -> Source:
+  """A split of a data set, usually that of the config; see `make_source`."""
   # What the run held out means nothing for another data set.
   names = config['source']
   num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0

@@ -119,6 +119,8 @@ class Inception(nn.Module):
     per_activation_modules: names of modules, such as '5b', whose normalisation
       is per activation (Section 4.2.3); their size is then that of the image
       that the parameters were made for.
+    initial_scale: multiplies the initial weights of the convolutions (Section
+      4.2.3 has larger ones).
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
     remat: recompute each module in the backward pass instead of keeping its
       activations.
@@ -141,6 +143,7 @@ class Inception(nn.Module):
   epsilon: float = 1e-3
   use_scale: bool = True
   per_activation_modules: tuple[str, ...] = ()
+  initial_scale: float = 1.0
   dtype: str = 'float32'
   remat: bool = False
   rows: tuple[Row, ...] = FIGURE_5
@@ -170,8 +173,11 @@ class Inception(nn.Module):
         f'model.dropout_rate must be at least 0 and below 1, got '
         f'{self.dropout_rate}'
       )
-    if self.width <= 0.0:
-      raise UserError(f'model.width must be positive, got {self.width}')
+    for name in ('width', 'initial_scale'):
+      if getattr(self, name) <= 0.0:
+        raise UserError(
+          f'model.{name} must be positive, got {getattr(self, name)}'
+        )
     super().__post_init__()
 
   @nn.compact
@@ -223,6 +229,7 @@ class Inception(nn.Module):
       nonlinearity=NONLINEARITIES[self.nonlinearity],
       norm=norm,
       dtype=self.dtype,
+      initial_scale=self.initial_scale,
     )
 
   def _num_features(self, full_width: int) -> int:

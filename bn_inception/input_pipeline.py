@@ -27,7 +27,7 @@ from bn_inception.order import SHUFFLES, epoch_order
 from bn_inception.sources import UNREADABLE, Source
 
 TRAIN_CROPS = ('whole', 'area')
-EVAL_CROPS = ('whole', 'centre')
+EVAL_CROPS = tuple(crops.NUM_CROPS)
 ON_BAD_IMAGE = ('raise', 'skip')
 _INTERPOLATIONS = {
   'bilinear': cv2.INTER_LINEAR,
@@ -51,7 +51,8 @@ class InputOptions:
       a new permutation of everything.
     num_shards: logical shards, cut from a fixed permutation of the source.
     train_crop: 'whole' image, or 'area': 8-100 % of it, any position.
-    eval_crop: 'whole' image, or 'centre': the middle 87.5 %.
+    eval_crop: 'whole' image, 'centre': the middle 87.5 %, or another rule of
+      `crops.evaluation_views`.
     mirror: flip training images left to right at random.
     interpolation: to resize with: 'bilinear', 'area', 'nearest', 'bicubic', or
       'random': each training image one of the four (GoogLeNet, Section 6), and
@@ -98,14 +99,6 @@ class InputOptions:
         )
 
 
-def _box(image: images.Image, crop: str, rng=None) -> crops.Box:
-  if crop == 'area':
-    return crops.training_crop(rng, image.height, image.width)
-  if crop == 'centre':
-    return crops.centre_square(image.height, image.width, 0.875)
-  return 0, 0, image.height, image.width
-
-
 def _resize(
   part: np.ndarray, interpolation: str, is_mirrored: bool, out: np.ndarray
 ) -> None:
@@ -136,7 +129,10 @@ def prepare_training_image(
   Raises:
     BadImageError: if it cannot be decoded.
   """
-  part = image.cut(_box(image, options.train_crop, rng))
+  box = 0, 0, image.height, image.width
+  if options.train_crop == 'area':
+    box = crops.training_crop(rng, image.height, image.width)
+  part = image.cut(box)
   is_mirrored = options.mirror and rng.random() < 0.5
   interpolation = options.interpolation
   if interpolation == RANDOM:
@@ -147,18 +143,28 @@ def prepare_training_image(
 def prepare_evaluation_image(
   image: images.Image, options: InputOptions, out: np.ndarray
 ) -> None:
-  """Writes the centre or the whole into uint8 [image_size, image_size, C].
+  """Writes the views into uint8 [views, image_size, image_size, C].
 
   Raises:
     BadImageError: if it cannot be decoded.
   """
   interpolation = options.interpolation
-  _resize(
-    image.cut(_box(image, options.eval_crop)),
-    'bilinear' if interpolation == RANDOM else interpolation,
-    False,
-    out,
+  if interpolation == RANDOM:
+    interpolation = 'bilinear'
+  resized = {None: image}  # each size once: nine views of an image share it
+  views = crops.evaluation_views(
+    image.height, image.width, options.eval_crop, options.image_size
   )
+  for view, target in zip(views, out, strict=True):
+    if view.size not in resized:
+      whole = image.cut((0, 0, image.height, image.width))
+      pixels = cv2.resize(
+        whole, view.size[::-1], interpolation=_INTERPOLATIONS[interpolation]
+      )
+      resized[view.size] = images.Image(
+        pixels.reshape(*view.size, whole.shape[-1])
+      )
+    _resize(resized[view.size].cut(view.box), interpolation, False, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +274,17 @@ class _EvaluationBatches:
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     positions = self.part.positions(step)
     batch = _empty_batch(self.source, self.options, len(positions))
+    num_views = crops.num_views(self.options.eval_crop)
+    single, *size = batch['image'].shape
+    views = np.empty((single, num_views, *size), np.uint8)
+    batch['image'] = views[:, 0] if num_views == 1 else views
     is_real = positions < len(self.source)
     indices = np.where(is_real, positions, 0)
     batch['mask'][:], batch['index'][:] = is_real, indices
     for row, index in enumerate(indices):
       try:
         image, batch['label'][row] = _open(self.source, index)
-        prepare_evaluation_image(image, self.options, batch['image'][row])
+        prepare_evaluation_image(image, self.options, views[row])
       except images.BadImageError as error:
         raise UserError(
           f'{self.source.describe(index)}: {error}: evaluation leaves no '
@@ -395,7 +405,7 @@ def evaluation_batches(
   """This process's part of one pass over the source, in the source's order.
 
   Every example comes once; the last batch is padded with examples of mask
-  False.
+  False. Of several views each, image is [B, views, H, W, C].
   """
   part = _HostPart(batch_size, jax.process_index(), jax.process_count())
   return _batches(_EvaluationBatches(source, options, part), options)

@@ -31,8 +31,9 @@ def truncated_normal(gain: float) -> Callable:
   return init
 
 
-# The paper does not state it: He fan-in, as in the public BN-Inception code.
-he_truncated_normal = truncated_normal(2.0)
+# Of convolutions; the paper does not state it: He fan-in, as in the public
+# BN-Inception code.
+HE_GAIN = 2.0
 lecun_truncated_normal = truncated_normal(1.0)
 
 
@@ -52,6 +53,7 @@ class ConvUnit(nn.Module):
     depth_multiplier: 0 for a dense convolution; otherwise a separable one,
       of so many depthwise maps per input channel and then a 1x1, with nothing
       in between (Appendix: 8 in the first layer).
+    initial_scale: multiplies the initial weights.
   """
 
   num_features: int
@@ -61,10 +63,12 @@ class ConvUnit(nn.Module):
   strides: int = 1
   dtype: Any = jnp.float32
   depth_multiplier: int = 0
+  initial_scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
+    kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
     kernel_size = (self.kernel_size, self.kernel_size)
     strides = (self.strides, self.strides)
     if self.depth_multiplier:
@@ -76,7 +80,7 @@ class ConvUnit(nn.Module):
         feature_group_count=num_inputs,
         use_bias=False,
         dtype=self.dtype,
-        kernel_init=he_truncated_normal,
+        kernel_init=kernel_init,
         name='depthwise',
       )(x)
       kernel_size, strides = (1, 1), (1, 1)
@@ -86,7 +90,7 @@ class ConvUnit(nn.Module):
       strides,
       use_bias=self.norm is None,
       dtype=self.dtype,
-      kernel_init=he_truncated_normal,
+      kernel_init=kernel_init,
       name='conv',
     )(x)
     if self.norm is not None:

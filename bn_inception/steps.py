@@ -150,9 +150,45 @@ def eval_step(
   Returns:
     See `metrics.classification_sums`.
   """
-  logits = model.apply(variables, prepare(batch['image']), batch['index'])
+  logits = _evaluation_logits(variables, batch, model, prepare)
   sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
   return jax.lax.psum(sums, mesh.AXES)
+
+
+def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
+  """Logits [B, classes]; of several views, logarithms of mean probabilities."""
+  image = batch['image']
+  if image.ndim == 4:
+    return model.apply(variables, prepare(image), batch['index'])
+  num_examples, num_views = image.shape[:2]
+  views = prepare(image.reshape(-1, *image.shape[2:]))
+  # [2, B, views]: as they are, and mirrored.
+  views = jnp.concatenate([views, views[:, :, ::-1]])
+  index = jnp.tile(jnp.repeat(batch['index'], num_views), 2)
+  logits = model.apply(variables, views, index)
+  log_probability = jax.nn.log_softmax(logits)
+  log_probability = log_probability.reshape(2, num_examples, num_views, -1)
+  total = jax.nn.logsumexp(log_probability, axis=(0, 2))
+  return total - jnp.log(2.0 * num_views)
+
+
+def predict_step(
+  variables: dict, batch: dict, *, model, prepare: Callable
+) -> dict[str, jax.Array]:
+  """Class probabilities of the examples of this device.
+
+  Args:
+    variables, batch, model, prepare: as of `eval_step`.
+
+  Returns:
+    `probabilities`, float32 [B, classes], averaged over views, and `label`,
+    `index` and `mask` [B] of the batch.
+  """
+  logits = _evaluation_logits(variables, batch, model, prepare)
+  return {
+    'probabilities': jax.nn.softmax(logits),
+    **{name: batch[name] for name in ('label', 'index', 'mask')},
+  }
 
 
 def statistics_step(
@@ -202,6 +238,18 @@ def make_eval_step(device_mesh: Mesh, **keywords) -> Callable:
   return jax.jit(_mapped(partial(eval_step, **keywords), device_mesh, in_specs))
 
 
+def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
+  """jit(shard_map(predict_step)): (variables, batch) -> probabilities.
+
+  What it returns is split over the devices as the batch is.
+  """
+  batch_spec = mesh.split_batch(device_mesh).spec
+  step = partial(predict_step, **keywords)
+  return jax.jit(
+    _mapped(step, device_mesh, (REPLICATED, batch_spec), batch_spec)
+  )
+
+
 def make_statistics_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(statistics_step)): (variables, batch, rng) -> batch_stats."""
   step = partial(statistics_step, **keywords)
@@ -209,11 +257,13 @@ def make_statistics_step(device_mesh: Mesh, **keywords) -> Callable:
   return jax.jit(_mapped(step, device_mesh, in_specs))
 
 
-def _mapped(step: Callable, device_mesh: Mesh, in_specs) -> Callable:
+def _mapped(
+  step: Callable, device_mesh: Mesh, in_specs, out_specs=REPLICATED
+) -> Callable:
   return jax.shard_map(
     step,
     mesh=device_mesh,
     in_specs=in_specs,
-    out_specs=REPLICATED,
+    out_specs=out_specs,
     check_vma=False,
   )

@@ -239,6 +239,7 @@ def _description(config: dict, experiment: Experiment) -> dict:
   return {
     'config': config,
     'num_classes': len(experiment.evaluator.source.class_names),
+    'class_names': list(experiment.evaluator.source.class_names),
     'num_channels': experiment.evaluator.source.num_channels,
   }
 

@@ -32,6 +32,18 @@ def with_changes(network: str, argument: str) -> ConfigDict:
   return _compose(network, task, changes, '-'.join([f'{network}_with', *names]))
 
 
+def ensemble_member(argument: str) -> ConfigDict:
+  """One of the six networks of Section 4.2.3: 'MEMBER[,task]'."""
+  member, _, task = argument.partition(',')
+  values = _lookup('member', paper.ENSEMBLE, member)
+  # Members differ in their initial weights and in the order of the examples, too.
+  changes = {
+    **paper.NETWORKS['bn_x30'].changes,
+    'member': values | {'seed': int(member)},
+  }
+  return _compose('bn_x30', task or 'imagenet', changes, f'ensemble-{member}')
+
+
 def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:
   values = dict(paper.BASE)
   updates: Iterable[dict] = (

@@ -59,6 +59,7 @@ BASE = {
   'model.statistics_decay': 0.9997,  # TF-Slim's Inception v2; monitoring only
   'model.use_scale': True,  # TF-Slim leaves gamma out
   'model.per_activation_modules': (),  # Section 4.2.3: some ensemble members
+  'model.initial_scale': 1.0,  # Section 4.2.3: larger in some ensemble members
   'model.dtype': 'float32',
   'model.remat': False,
   'optimizer.learning_rate': 0.0015,  # Section 4.2.2
@@ -154,4 +155,22 @@ NETWORKS = {
   'bn_x5_sigmoid': Network(_BATCH_NORM | _SIGMOID, CHANGES),
   'inception_x5': Network(_FASTER, {}),
   'inception_sigmoid': Network(_SIGMOID, {}),
+}
+
+# Section 4.2.3: six networks, each "based on BN-x30, modified via some of" larger
+# initial weights in the convolutions, dropout of 5 % or 10 %, and per-activation
+# batch normalization in the last hidden layers. Which has which, how much larger,
+# and which layers is not stated: this table is ours.
+_LAST_MODULES = {'model.per_activation_modules': ('5a', '5b')}
+_LARGER_WEIGHTS = {'model.initial_scale': 1.5}
+_DROPOUT_5, _DROPOUT_10 = (
+  {'model.dropout_rate': rate} for rate in (0.05, 0.10)
+)
+ENSEMBLE = {
+  '1': _LARGER_WEIGHTS,
+  '2': _DROPOUT_5,
+  '3': _DROPOUT_10,
+  '4': _LAST_MODULES,
+  '5': _LARGER_WEIGHTS | _DROPOUT_5,
+  '6': _LAST_MODULES | _DROPOUT_10,
 }

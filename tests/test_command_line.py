@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import checkpoint, mesh
+from bn_inception import checkpoint, command_line, mesh
 from bn_inception.experiment import make_evaluator
 from bn_inception.logbook import read_metrics
+from bn_inception.sources import make_source
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = [sys.executable, 'train.py']
@@ -43,7 +44,7 @@ def final_state(workdir):
   path = checkpoint.find(str(workdir / 'checkpoints'))
   config = checkpoint.read_description(path)['config']
   devices = mesh.make_evaluation_mesh(jax.devices()[:1])
-  evaluator = make_evaluator(config, None, devices, 'test')
+  evaluator = make_evaluator(config, make_source('digits', 'test'), devices)
   return checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(devices)
   )
@@ -96,8 +97,21 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   moving = values['results']['moving averages']
   assert moving['top1'] == results[0]['top1'] and values['examples'] == 355
   assert f'top-1       {moving["top1"]:.2f} %' in evaluated.stdout
-  by_path = run([*EVAL, f'--checkpoint={whole}/checkpoints/180'])
+  saved = str(whole / 'a.npz')
+  by_path = run(
+    [
+      *EVAL,
+      f'--checkpoint={whole}/checkpoints/180',
+      '--save_predictions',
+      saved,
+    ]
+  )
   assert by_path.returncode == 0, by_path.stderr
+  # The mean of a network and itself, without running it.
+  mean = run([*EVAL, '--predictions', saved, saved, f'--output={whole}/m.json'])
+  assert mean.returncode == 0, mean.stderr
+  summary = json.loads((whole / 'm.json').read_text())['results']
+  assert summary == moving
   step = whole / 'checkpoints' / '180'
   for path in (step / 'state').glob('**/d/*'):
     damaged = bytearray(path.read_bytes())
@@ -186,6 +200,17 @@ def test_help_explains_every_flag_with_an_example(environment, program):
   descriptions = re.split(r' --(?:\[no\])?(?=[a-z_]+: )', ' ' + text)[1:]
   flags = {d.partition(':')[0]: d for d in descriptions}
   assert {'workdir', 'data_dir'} < set(flags)
-  assert len(flags) == {'train.py': 3, 'eval.py': 14}[program[1]]
+  assert len(flags) == {'train.py': 3, 'eval.py': 19}[program[1]]
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
+
+
+def test_flags_of_several_values_are_repeated():
+  arguments = [
+    'eval.py', '--images', 'a.jpg', 'b,c.jpg', '--fold', '--images=d.jpg',
+    'e.jpg', '--step', '9',
+  ]  # fmt: skip
+  assert command_line._repeat_flags(arguments, ('images',)) == [
+    'eval.py', '--images=a.jpg', '--images=b,c.jpg', '--fold',
+    '--images=d.jpg', '--images=e.jpg', '--step', '9',
+  ]  # fmt: skip

@@ -79,6 +79,28 @@ def test_ablations_undo_and_add_exactly_one_change(change, task):
     assert without[key] == base[key] and added[key] == full[key]
 
 
+def test_the_ensemble_has_six_modifications_of_bn_x30():
+  base = preset('bn_x30', 'digits')
+  allowed = {
+    'name', 'seed', 'model.initial_scale', 'model.dropout_rate',
+    'model.per_activation_modules',
+  }  # fmt: skip
+  members = []
+  for number in '123456':
+    config = flatten(compose.ensemble_member(f'{number},digits').to_dict())
+    assert config['name'] == f'ensemble-{number}-digits'
+    assert config['seed'] == int(number)
+    changed = {k: config[k] for k in base if base[k] != config[k]}
+    assert set(changed) <= allowed and len(changed) > 2
+    assert config['model.dropout_rate'] in (0.0, 0.05, 0.1)
+    members.append({k: v for k, v in changed.items() if 'model' in k})
+  assert all(a != b for i, a in enumerate(members) for b in members[:i])
+  module = importlib.import_module('configs.ensemble')
+  config = module.get_config('3')
+  assert config.source.dataset == 'imagenet2012'
+  assert config.optimizer.learning_rate == pytest.approx(0.045)
+
+
 def test_several_changes_and_their_name():
   argument = 'remove_dropout,reduce_weight_decay,digits'
   config = compose.without('bn_x5', argument)
@@ -113,6 +135,11 @@ def test_several_changes_and_their_name():
       'name a change: one of increase',
     ),
     (lambda: compose.with_changes('bn_baseline', ''), "change or task ''"),
+    (
+      lambda: compose.ensemble_member('7'),
+      "unknown member '7': use one of 1, 2, 3",
+    ),
+    (lambda: compose.ensemble_member('1,mnst'), "unknown task 'mnst'"),
   ],
 )
 def test_misspelt_names_list_the_valid_ones(make, message):

@@ -32,3 +32,75 @@ def test_a_crop_that_never_fits_becomes_the_centre():
 def test_centre_square():
   assert crops.centre_square(375, 500, 0.875) == (23, 86, 328, 328)
   assert crops.centre_square(8, 8, 1.0) == (0, 0, 8, 8)
+
+
+def googlenet_boxes(sizes, offsets):
+  """Boxes as GoogLeNet words them, from (height, width) and squares' corners."""
+  expected = []
+  for (height, width), squares in zip(sizes, offsets, strict=True):
+    side = min(height, width)
+    for top, left in squares:
+      far = side - 224
+      for y, x in [
+        (0, 0),
+        (0, far),
+        (far, 0),
+        (far, far),
+        (far // 2, far // 2),
+      ]:
+        expected.append(((height, width), (top + y, left + x, 224, 224)))
+      expected.append(((height, width), (top, left, side, side)))
+  return expected
+
+
+LANDSCAPE = [(256, 341), (288, 384), (320, 427), (352, 469)]
+MIDDLES = [42, 48, 53, 58]  # (width - side) // 2
+
+
+@pytest.mark.parametrize('shape', [(375, 500), (500, 375), (300, 300)])
+def test_googlenet_takes_144_crops(shape):
+  sizes = LANDSCAPE
+  squares = [
+    [(0, middle), (0, 0), (0, width - height)]
+    for middle, (height, width) in zip(MIDDLES, LANDSCAPE, strict=True)
+  ]
+  if shape == (500, 375):
+    sizes = [size[::-1] for size in sizes]
+    squares = [[corner[::-1] for corner in of_scale] for of_scale in squares]
+  elif shape == (300, 300):
+    sizes = [(side, side) for side in (256, 288, 320, 352)]
+    squares = [[(0, 0)] * 3] * 4
+  found = crops.evaluation_views(*shape, 'googlenet', 224)
+  assert found == googlenet_boxes(sizes, squares)
+  assert 2 * len(found) == crops.NUM_CROPS['googlenet'] == 144
+  assert crops.num_views('googlenet') == 72
+
+
+def test_ten_crops_and_the_two_rules_for_one():
+  ten = crops.evaluation_views(375, 500, 'ten', 224)
+  assert [view.box[:2] for view in ten] == [
+    (0, 42), (0, 74), (32, 42), (32, 74), (16, 58),
+  ]  # fmt: skip
+  assert {(view.size, view.box[2:]) for view in ten} == {
+    ((256, 341), (224, 224))
+  }
+  assert crops.num_views('ten') == 5
+  assert crops.evaluation_views(375, 500, 'short_side', 224) == [ten[4]]
+  assert crops.evaluation_views(375, 500, 'centre', 224) == [
+    (None, (23, 86, 328, 328))
+  ]
+  assert crops.evaluation_views(375, 500, 'whole', 224) == [
+    (None, (0, 0, 375, 500))
+  ]
+
+
+@pytest.mark.parametrize('rule', crops.NUM_CROPS)
+@pytest.mark.parametrize('shape', [(1, 9), (9, 1), (28, 28), (29, 200)])
+def test_views_are_inside_the_image(rule, shape):
+  for image_size in (8, 28):
+    views = crops.evaluation_views(*shape, rule, image_size)
+    assert len(views) == crops.num_views(rule)
+    for size, (top, left, height, width) in views:
+      size = size or shape
+      assert top >= 0 and left >= 0 and height > 0 and width > 0
+      assert top + height <= size[0] and left + width <= size[1]

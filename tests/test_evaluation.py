@@ -7,16 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import evaluation, training
+from bn_inception import (
+  checkpoint,
+  evaluation,
+  evaluation_report,
+  mesh,
+  predictions,
+  scores,
+  training,
+)
 from bn_inception.errors import UserError
 from bn_inception.evaluation import (
+  EvaluationOptions,
   PopulationOptions,
   evaluate,
-  evaluate_checkpoint,
+  evaluate_checkpoints,
 )
-from bn_inception.experiment import make_experiment, make_statistics_pass
+from bn_inception.experiment import (
+  make_evaluator,
+  make_experiment,
+  make_statistics_pass,
+)
+from bn_inception.sources import make_source
 
 pytestmark = pytest.mark.usefixtures('few_rows')
+
+
+def evaluate_checkpoint(path, **options):
+  result, _ = evaluate_checkpoints([path], EvaluationOptions(**options))
+  return result
 
 
 @pytest.fixture
@@ -33,7 +52,7 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
   path = evaluation.find_checkpoint(workdir, step=2)
   for batch_size in (7, 360):
     values = evaluate_checkpoint(path, batch_size=batch_size)
-    assert values['examples'] == 355 and values['step'] == 2
+    assert values['examples'] == 355 and values['members'][0]['step'] == 2
     moving = values['results']['moving averages']
     assert moving['top1'] == result['top1'] and moving['top5'] == result['top5']
     assert moving['loss'] == pytest.approx(result['loss'], rel=1e-5)
@@ -41,10 +60,10 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
   assert train['examples'] == 1442 and train['split'] == 'train'
 
   capsys.readouterr()
-  evaluation.print_table(values)
+  evaluation_report.print_table(values)
   assert f'top-1       {result["top1"]:.2f} %' in capsys.readouterr().out
   output = f'{workdir}/evaluation.json'
-  evaluation.write_result(values, output)
+  evaluation_report.write_result(values, output)
   with open(output) as file:
     assert json.load(file) == values
 
@@ -73,7 +92,7 @@ def test_both_statistics_stand_beside_each_other(run, capsys):
     'norm_batch_size': 2,
   }
   capsys.readouterr()
-  evaluation.print_table(values)
+  evaluation_report.print_table(values)
   lines = capsys.readouterr().out.splitlines()
   assert 'statistics  moving averages  population' in lines
   assert 'batches     -                5' in lines
@@ -98,6 +117,87 @@ def test_both_statistics_stand_beside_each_other(run, capsys):
     evaluate_checkpoint(path, statistics='all')
   with pytest.raises(UserError, match='need at least 1 batch, got 0'):
     PopulationOptions(num_batches=0)
+
+
+def test_probabilities_are_means_over_views_and_members(run, tmp_path):
+  workdir, _ = run
+  path = evaluation.find_checkpoint(workdir, None)
+  options = EvaluationOptions(crops='ten')
+  result, found = evaluate_checkpoints([path], options)
+  assert (result['num_crops'], result['crops']) == (10, 'ten')
+  mean = found['moving averages']
+  np.testing.assert_allclose(mean.probabilities.sum(axis=1), 1, atol=1e-5)
+
+  # By hand: the ten crops of some images, one at a time.
+  description = checkpoint.read_description(path)
+  config = description['config']
+  config['data']['eval_crop'] = 'ten'
+  evaluator = make_evaluator(
+    config,
+    make_source('digits', 'test'),
+    mesh.make_evaluation_mesh(jax.devices()),
+  )
+  state = checkpoint.restore(
+    path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
+  )
+  batch = next(evaluator.batches())
+  views = np.asarray(batch['image'])[:6]
+  assert views.shape == (6, 5, 8, 8, 1)
+  total = 0.0
+  for view in np.moveaxis(views, 1, 0):
+    for image in (view, view[:, :, ::-1]):
+      logits = evaluator.model.apply(
+        state.evaluation_variables,
+        np.float32(image) / 127.5 - 1,
+        np.asarray(batch['index'])[:6],
+      )
+      total = total + np.float64(jax.nn.softmax(logits))
+  np.testing.assert_allclose(mean.probabilities[:6], total / 10, atol=1e-6)
+
+  # The run's only other network: the same one on one crop.
+  _, single = evaluate_checkpoints([path], EvaluationOptions(is_named=True))
+  alone = single['moving averages']
+  both, pair = evaluate_checkpoints([path, path], EvaluationOptions())
+  np.testing.assert_array_equal(
+    pair['moving averages'].probabilities, alone.probabilities
+  )
+  assert (
+    both['results']['moving averages']['top1']
+    == (both['members'][1]['results']['moving averages']['top1'])
+  )
+  assert list(alone.names[:3]) == ['0', '1', '2']
+  predictions.save(str(tmp_path / 'a.npz'), alone)
+  saved = predictions.load(str(tmp_path / 'a.npz'))
+  assert (
+    scores.summary(saved.probabilities, saved.labels)
+    == (both['results']['moving averages'])
+  )
+  with pytest.raises(UserError, match="crops 'all' are unknown: use one of"):
+    EvaluationOptions(crops='all')
+  with pytest.raises(UserError, match='batch_size must be positive, got 0'):
+    EvaluationOptions(batch_size=0)
+
+
+def test_a_missing_prediction_is_an_error():
+  class Two:
+    class_names = ('a', 'b')
+
+    def __len__(self):
+      return 2
+
+  def predict_step(variables, index):
+    return {
+      'probabilities': np.full((1, 2), 0.5), 'label': np.zeros(1, int),
+      'index': np.array([index]), 'mask': np.array([True]),
+    }  # fmt: skip
+
+  probabilities, labels, _ = evaluation.predict(predict_step, {}, [1, 0], Two())
+  assert probabilities.shape == (2, 2) and list(labels) == [0, 0]
+  for batches in ([0], [0, 1, 1]):
+    with pytest.raises(
+      RuntimeError, match='1 of 2 examples were not evaluated'
+    ):
+      evaluation.predict(predict_step, {}, batches, Two())
 
 
 def test_population_statistics_are_plain_averages():
@@ -163,36 +263,3 @@ def test_a_wrong_count_is_an_error():
     RuntimeError, match='evaluated 7 examples of a split of 8'
   ):
     evaluate(eval_step, {}, [3, 4], num_examples=8)
-
-
-def test_a_loss_that_is_not_finite_is_null(run, monkeypatch, capsys):
-  workdir, _ = run
-
-  def diverged(*arguments):
-    return {'loss': float('nan'), 'top1': 0.0, 'top5': 0.0, 'examples': 355}
-
-  monkeypatch.setattr(evaluation, 'evaluate', diverged)
-  values = evaluate_checkpoint(evaluation.find_checkpoint(workdir, None))
-  assert values['results']['moving averages']['loss'] is None
-  evaluation.write_result(values, f'{workdir}/x.json')
-  evaluation.print_table(values)
-  assert 'loss        not finite' in capsys.readouterr().out
-
-
-def test_outputs_of_different_evaluations_have_different_names():
-  result = {
-    'trained_on': 'digits', 'dataset': 'digits', 'split': 'test', 'step': 9,
-    'folded': False, 'results': {'moving averages': {}},
-  }  # fmt: skip
-  origin = {'statistics_dataset': 'digits', 'statistics_split': 'train[:9]'}
-  both = {'moving averages': {}, 'population': origin}
-  names = [
-    evaluation.default_output(result | changes, 'runs')
-    for changes in ({}, {'results': both}, {'folded': True}, {'dataset': 'x'})
-  ]
-  assert names == [
-    'runs/evaluation_test_9.json',
-    'runs/evaluation_population_digits_train[:9]_test_9.json',
-    'runs/evaluation_folded_test_9.json',
-    'runs/evaluation_x_test_9.json',
-  ]

@@ -9,7 +9,7 @@ FLOORS = [
   {'errors'},
   {
     'augment', 'batch_norm', 'crops', 'logbook', 'mesh', 'metrics',
-    'optimizer', 'order', 'sources.imagenet', 'sources.progress',
+    'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
   },
   {
@@ -24,7 +24,7 @@ FLOORS = [
   {'checkpoint', 'claims_networks', 'steps'},
   {'experiment', 'run_directory'},
   {'evaluation'},
-  {'training'},
+  {'evaluation_report', 'inference', 'training'},
   {'command_line'},
   {'claims', 'sources.__main__'},
 ]  # fmt: skip

@@ -247,22 +247,55 @@ def photograph(height=30, width=50, seed=0):
   return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def prepare(prepare_image, image, options, *rng):
+def prepare_crop(image, options, rng):
   out = np.empty((options.image_size, options.image_size, 3), np.uint8)
-  prepare_image(images.open_image(image, 3), options, *rng, out)
+  input_pipeline.prepare_training_image(
+    images.open_image(image, 3), options, rng, out
+  )
+  return out
+
+
+def prepare_views(image, options):
+  size, num_views = options.image_size, crops.num_views(options.eval_crop)
+  out = np.empty((num_views, size, size, 3), np.uint8)
+  input_pipeline.prepare_evaluation_image(
+    images.open_image(image, 3), options, out
+  )
   return out
 
 
 def test_the_centre_is_cropped_and_resized():
   options = dataclasses.replace(OPTIONS, image_size=12, eval_crop='centre')
   image = photograph()
-  centre = prepare(input_pipeline.prepare_evaluation_image, image, options)
+  (centre,) = prepare_views(image, options)
   expected = cv2.resize(image[2:28, 12:38], (12, 12))
   np.testing.assert_array_equal(centre, expected)
   whole = dataclasses.replace(options, image_size=30, eval_crop='whole')
   square = np.ascontiguousarray(image[:, :30])
-  kept = prepare(input_pipeline.prepare_evaluation_image, square, whole)
+  (kept,) = prepare_views(square, whole)
   np.testing.assert_array_equal(kept, square)
+
+
+@pytest.mark.parametrize('rule', ['short_side', 'ten', 'googlenet'])
+def test_views_are_cut_from_the_resized_image(rule):
+  options = dataclasses.replace(OPTIONS, image_size=14, eval_crop=rule)
+  image = photograph()
+  found = prepare_views(image, options)
+  views = crops.evaluation_views(30, 50, rule, 14)
+  for pixels, (size, box) in zip(found, views, strict=True):
+    top, left, height, width = box
+    resized = cv2.resize(image, size[::-1])
+    part = resized[top : top + height, left : left + width]
+    np.testing.assert_array_equal(pixels, cv2.resize(part, (14, 14)))
+
+
+def test_batches_of_several_views_have_an_axis_for_them(digits):
+  options = dataclasses.replace(OPTIONS, eval_crop='ten')
+  batch = next(iter(evaluation_batches(digits, options, 40)))
+  assert batch['image'].shape == (40, 5, 8, 8, 1)
+  one = dataclasses.replace(OPTIONS, eval_crop='short_side')
+  middle = next(iter(evaluation_batches(digits, one, 40)))['image']
+  np.testing.assert_array_equal(batch['image'][:, 4], middle)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +309,7 @@ def test_crops_are_those_of_the_documented_draws(interpolation):
   names = ['bilinear', 'area', 'nearest', 'bicubic']
   image, used = photograph(), set()
   for seed in range(40):
-    found = prepare(
-      input_pipeline.prepare_training_image,
-      image,
-      options,
-      np.random.default_rng(seed),
-    )
+    found = prepare_crop(image, options, np.random.default_rng(seed))
     rng = np.random.default_rng(seed)
     top, left, height, width = crops.training_crop(rng, 30, 50)
     is_mirrored = rng.random() < 0.5
@@ -307,10 +335,9 @@ def test_images_of_one_row_or_column_are_resized(height, width):
   image = np.full((height, width, 3), 77, np.uint8)
   for seed in range(5):
     rng = np.random.default_rng(seed)
-    crop = prepare(input_pipeline.prepare_training_image, image, options, rng)
+    crop = prepare_crop(image, options, rng)
     np.testing.assert_array_equal(crop, 77)
-  centre = prepare(input_pipeline.prepare_evaluation_image, image, options)
-  np.testing.assert_array_equal(centre, 77)
+  np.testing.assert_array_equal(prepare_views(image, options), 77)
 
 
 class Files(Source):

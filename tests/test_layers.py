@@ -50,7 +50,7 @@ def test_dropout_does_nothing_in_evaluation_or_at_rate_zero():
 
 def test_truncated_normal_is_linens_distribution():
   shape = (3, 3, 64, 96)
-  ours = layers.he_truncated_normal(jax.random.key(0), shape)
+  ours = layers.truncated_normal(layers.HE_GAIN)(jax.random.key(0), shape)
   linen = nn.initializers.variance_scaling(2.0, 'fan_in', 'truncated_normal')
   theirs = linen(jax.random.key(0), shape)
   np.testing.assert_allclose(np.std(ours), np.sqrt(2 / (9 * 64)), rtol=0.01)

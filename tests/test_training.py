@@ -158,7 +158,8 @@ def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
     scaling['channel_order'] = channel_order
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(checkpoint, 'read_description', lambda path: description)
-      values = evaluation.evaluate_checkpoint(path, data_dir=data_dir)
+      options = evaluation.EvaluationOptions(data_dir=data_dir)
+      values, _ = evaluation.evaluate_checkpoints([path], options)
     return values['results']['moving averages']['loss']
 
   stored = description['config']['input_scaling']['channel_order']

@@ -22,11 +22,12 @@ from bn_inception.sources.source import (
   TRAIN_SPLIT,
   UNREADABLE,
   Example,
+  ListedImages,
   Part,
   Source,
 )
 
-__all__ = ['UNREADABLE', 'Example', 'Source', 'make_source']
+__all__ = ['UNREADABLE', 'Example', 'ListedImages', 'Source', 'make_source']
 
 HOLDOUT_SPLIT = 'train_holdout'
 

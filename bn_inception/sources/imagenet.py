@@ -54,3 +54,15 @@ def validation_labels() -> dict[str, int]:
     VALIDATION_FILE.format(i): label_of[name]
     for i, name in enumerate(_read_lines('validation_labels.txt'), start=1)
   }
+
+
+@functools.cache
+def _readable_names() -> dict[str, str]:
+  """WordNet id -> its words in WordNet 3.0."""
+  path = pathlib.Path(__file__).with_name('imagenet_names.txt')
+  return dict(line.split(' ', 1) for line in path.read_text().splitlines())
+
+
+def readable(class_name: str) -> str:
+  """The words of a WordNet id; other names as they are."""
+  return _readable_names().get(class_name, class_name)

@@ -180,9 +180,13 @@ class TfdsSource(Source):
     return tf_example_pb2.Example.FromString(record).features.feature
 
   def describe(self, index: int) -> str:
-    features = self._features(index)
-    file_name = b''.join(features['file_name'].bytes_list.value).decode()
-    return super().describe(index) + (f' ({file_name})' if file_name else '')
+    file_name = self.file_name(index)
+    is_named = file_name != str(index)
+    return super().describe(index) + (f' ({file_name})' if is_named else '')
+
+  def file_name(self, index: int) -> str:
+    names = self._features(index)['file_name'].bytes_list.value
+    return names[0].decode() if names else super().file_name(index)
 
   def origin(self) -> dict:
     origin = super().origin() | {'folder': self.folder}

@@ -1,5 +1,6 @@
 """What the input pipeline asks of a data set."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,9 +38,48 @@ class Source(Protocol):
     """The file or record of an example, for a message."""
     return f'{self.name}, example {index}'
 
+  def file_name(self, index: int) -> str:
+    """Names an example wherever the data lie: its file's name, or its number."""
+    return str(index)
+
   def origin(self) -> dict:
     """Where the data come from, for the manifest of a run."""
     return {'dataset': self.name, 'examples': len(self)}
+
+
+class ListedImages(Source):
+  """Images without labels, which all count as class 0.
+
+  Args:
+    images: each a path, encoded bytes, or uint8 [H, W, C].
+    class_names: of the network that they are for.
+    num_channels: that the network takes.
+  """
+
+  name = 'images'
+
+  def __init__(
+    self,
+    images: Sequence[str | bytes | np.ndarray],
+    class_names: Sequence[str],
+    num_channels: int,
+  ):
+    self.class_names, self.num_channels = tuple(class_names), num_channels
+    self._images = images
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> Example:
+    image = self._images[index]
+    if isinstance(image, str):
+      with open(image, 'rb') as file:
+        image = file.read()
+    return image, 0
+
+  def describe(self, index: int) -> str:
+    image = self._images[index]
+    return image if isinstance(image, str) else f'image {index}'
 
 
 class Part(Source):
@@ -58,6 +98,9 @@ class Part(Source):
 
   def describe(self, index: int) -> str:
     return self._whole.describe(int(self._indices[index]))
+
+  def file_name(self, index: int) -> str:
+    return self._whole.file_name(int(self._indices[index]))
 
   def origin(self) -> dict:
     return self._whole.origin() | {'examples': len(self)}

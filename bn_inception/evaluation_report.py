@@ -1,0 +1,153 @@
+"""What an evaluation prints, and the files that it leaves."""
+
+import csv
+import os
+
+from bn_inception import run_directory, scores
+from bn_inception.errors import UserError
+from bn_inception.evaluation import POPULATION
+from bn_inception.predictions import Predictions
+from bn_inception.sources import imagenet
+
+NUM_WORST_CLASSES = 5
+
+
+def default_output(result: dict, folder: str) -> str:
+  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between."""
+  members = result['members']
+  special, steps = [], [str(member['step']) for member in members]
+  if len(members) > 1:
+    special.append('ensemble')
+  if POPULATION in result['results']:
+    origin = members[0]['results'][POPULATION]
+    special += [
+      POPULATION, origin['statistics_dataset'], origin['statistics_split'],
+    ]  # fmt: skip
+  if result['dataset'] != members[0]['trained_on']:
+    special.append(result['dataset'])
+  if result['num_crops'] > 1:
+    special.append(f'{result["num_crops"]}_crops')
+  if result['folded']:
+    special.append('folded')
+  parts = ['evaluation', *special, result['split'], *steps]
+  return os.path.join(folder, '_'.join(parts).replace('/', '-') + '.json')
+
+
+def print_table(result: dict) -> None:
+  """Prints what `evaluate_checkpoints` returns, a column for each statistics."""
+  members, speed = result['members'], result['images_per_second']
+  folded = ', batch norm folded' if result['folded'] else ''
+  own = members[0]['results'].values()
+  for member in members:
+    _print_row('run', [f'{member["name"]}, step {member["step"]}{folded}'])
+  for name, values in (
+    ('split', [f'{result["dataset"]} {result["split"]}']),
+    ('examples', [f'{result["examples"]:,}']),
+    ('crops', [f'{result["num_crops"]} ({result["crops"]})']),
+    ('statistics', list(result['results'])),
+    ('batches', [str(r.get('statistics_num_batches', '-')) for r in own]),
+  ):
+    _print_row(name, values)
+  print_accuracies(list(result['results'].values()))
+  _print_row('images/s', [f'{speed:.0f}' if speed else 'not measured'])
+  if len(members) == 1:
+    return
+  for kind in result['results']:
+    alone = [member['results'][kind]['top1'] for member in members]
+    print(
+      f'top-1 of each alone, {kind}: {", ".join(f"{v:.2f}" for v in alone)} %; '
+      f'their mean {sum(alone) / len(alone):.2f} %'
+    )
+
+
+def print_accuracies(results: list[dict]) -> None:
+  """Rows with a column for each of what `scores.summary` returns."""
+
+  def or_not_finite(values: list[float | None], form: str) -> list[str]:
+    return ['not finite' if v is None else form.format(v) for v in values]
+
+  for name, title in (('top1', 'top-1'), ('top5', 'top-5')):
+    _print_row(title, [f'{r[name]:.2f} %' for r in results])
+    intervals = [r[f'{name}_interval'] for r in results]
+    _print_row(
+      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
+    )
+    _print_row('  error', [f'{100 - r[name]:.2f} %' for r in results])
+  _print_row('loss', or_not_finite([r['loss'] for r in results], '{:.4f}'))
+  _print_row('ECE', or_not_finite([r['ece'] for r in results], '{:.2f} %'))
+
+
+def _print_row(name: str, values: list[str]) -> None:
+  columns = ''.join(f'{value:17}' for value in values)
+  print(f'{name:12}{columns}'.rstrip())
+
+
+def print_worst_classes(predictions: Predictions) -> None:
+  """The classes with the lowest top-1 accuracy, and what they are taken for."""
+  found = scores.class_scores(predictions.probabilities, predictions.labels)
+  names = [imagenet.readable(name) for name in predictions.class_names]
+  print(f'worst of {len(found)} classes:')
+  for score in found[:NUM_WORST_CLASSES]:
+    taken = ''
+    if score.num_confused:
+      taken = f', {score.num_confused} taken for {names[score.confused_with]}'
+    print(
+      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{taken}'
+    )
+
+
+def write_classes(predictions: Predictions, path: str) -> None:
+  """A CSV file with a row for each class, the worst first.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  found = scores.class_scores(predictions.probabilities, predictions.labels)
+  class_names = predictions.class_names
+  header = (
+    'label', 'class', 'name', 'examples', 'top1', 'top5', 'confused_with',
+    'confused',
+  )  # fmt: skip
+  with _writing(path) as file:
+    writer = csv.writer(file)
+    writer.writerow(header)
+    for score in found:
+      confused = score.confused_with
+      name = class_names[score.label]
+      writer.writerow(
+        [
+          score.label,
+          name,
+          imagenet.readable(name),
+          score.num_examples,
+          f'{score.top1:.4f}',
+          f'{score.top5:.4f}',
+          class_names[confused] if confused >= 0 else '',
+          score.num_confused,
+        ]
+      )
+  print(f'written to {path}')
+
+
+def _writing(path: str):
+  try:
+    return open(path, 'w', newline='')
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): give another --output'
+    ) from error
+
+
+def write_result(result: dict, path: str) -> None:
+  """Writes what `evaluate_checkpoints` returns as JSON, and says where.
+
+  Raises:
+    UserError: if the file cannot be written.
+  """
+  try:
+    run_directory.write_json(path, result)
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): give another --output'
+    ) from error
+  print(f'written to {path}')

@@ -1,0 +1,92 @@
+"""A trained network applied to images, from a program or a notebook."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from bn_inception import checkpoint, inception, mesh
+from bn_inception.crops import NUM_CROPS
+from bn_inception.evaluation import predict
+from bn_inception.experiment import make_evaluator
+from bn_inception.sources import ListedImages
+
+Images = Sequence[str | bytes | np.ndarray]
+
+
+def load(
+  path: str, crops: str | None = None
+) -> tuple[inception.Inception, Callable[[Images], np.ndarray]]:
+  """A network and what applies it.
+
+    model, apply = load('runs/digits/checkpoints/1800')
+    probabilities = apply(['a.jpg', 'b.png'])
+
+  Args:
+    path: of a checkpoint.
+    crops: a rule of `crops.NUM_CROPS`; None: that of the run's evaluation.
+
+  Returns:
+    The linen module in evaluation mode, and `apply`: images, each a path,
+    encoded bytes or uint8 [H, W, C] of any size -> class probabilities, float32
+    [N, classes]. It uses moving averages for batch statistics, and all devices.
+
+  Raises:
+    UserError: if it is no checkpoint; `apply`: if an image cannot be read.
+  """
+  description = checkpoint.read_description(path)
+  config = description['config']
+  config['data']['num_workers'] = 0  # processes take longer to start than this
+  if crops is not None:
+    config['data']['eval_crop'] = crops
+  device_mesh = mesh.make_evaluation_mesh(jax.devices())
+
+  def make(images: Images):
+    inputs = len(images) * NUM_CROPS[config['data']['eval_crop']]
+    # Powers of two, so that few sizes are compiled.
+    smallest = 1 << max(0, inputs - 1).bit_length()
+    own = {
+      **config,
+      'eval_batch_size': min(config['eval_batch_size'], smallest),
+    }
+    source = ListedImages(
+      images, description['class_names'], description['num_channels']
+    )
+    return make_evaluator(own, source, device_mesh)
+
+  evaluator = make([np.zeros((1, 1, description['num_channels']), np.uint8)])
+  state = checkpoint.restore(
+    path, evaluator.abstract_state, mesh.replicated(device_mesh)
+  )
+  predict_step = evaluator.make_predict_step(evaluator.model)
+
+  def apply(images: Images) -> np.ndarray:
+    own = make(images)
+    probabilities, _, _ = predict(
+      predict_step, state.evaluation_variables, own.batches(), own.source
+    )
+    return probabilities
+
+  return evaluator.model, apply
+
+
+def top_classes(
+  path: str, images: Images, crops: str | None = None, number: int = 5
+) -> list[list[tuple[str, float]]]:
+  """The most probable classes of images, by name, with their probabilities.
+
+  Args:
+    path: of a checkpoint.
+    images, crops: as of `load`.
+    number: of classes to name.
+
+  Raises:
+    UserError: as `load`.
+  """
+  _, apply = load(path, crops)
+  class_names = checkpoint.read_description(path)['class_names']
+  found = []
+  for probabilities in apply(images):
+    best = np.argsort(-probabilities, kind='stable')[:number]
+    found.append([(class_names[i], float(probabilities[i])) for i in best])
+  return found

@@ -1,0 +1,139 @@
+"""What is reported of predictions: accuracies with intervals, classes, calibration.
+
+On the host, in NumPy, from class probabilities of every image of a split.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+NORMAL_97_5 = 1.959963984540054  # quantile: 95 % two-sided
+
+
+class Interval(NamedTuple):
+  """A 95 % interval, in percent."""
+
+  low: float
+  high: float
+
+
+def wilson_interval(count: int, total: int) -> Interval:
+  """Of a fraction of independent trials (Wilson 1927), in percent."""
+  z2 = NORMAL_97_5**2
+  fraction = count / total
+  centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+  half = (NORMAL_97_5 / (1 + z2 / total)) * math.sqrt(
+    fraction * (1 - fraction) / total + z2 / (4 * total**2)
+  )
+  return Interval(100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+
+
+def ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """How many classes come before the label; equal ones in the order of index.
+
+  Args:
+    probabilities: float [N, classes]; a row that is not finite ranks last.
+    labels: int [N].
+
+  Returns:
+    int [N]: 0 = the prediction is right.
+  """
+  of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
+  is_before = np.arange(probabilities.shape[1]) < labels[:, None]
+  before = (probabilities > of_label) | (
+    (probabilities == of_label) & is_before
+  )
+  is_finite = np.isfinite(probabilities).all(axis=1)
+  return np.where(is_finite, before.sum(axis=1), probabilities.shape[1])
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+  """Mean of -log p(label), in nats; inf where a label has probability 0."""
+  of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
+  with np.errstate(divide='ignore'):
+    return float(-np.log(of_label.astype(np.float64)).mean())
+
+
+def expected_calibration_error(
+  probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15
+) -> float:
+  """Mean |accuracy - confidence| over bins of confidence, weighted (ECE).
+
+  Guo et al. (2017): `num_bins` bins of equal width in the largest probability.
+
+  Returns:
+    In percent.
+  """
+  confidence = probabilities.max(axis=1).astype(np.float64)
+  is_right = ranks(probabilities, labels) == 0
+  # (0, 1/n], (1/n, 2/n], ...
+  bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
+  error = 0.0
+  for b in range(num_bins):
+    chosen = bins == b
+    if chosen.any():
+      error += abs(is_right[chosen].sum() - confidence[chosen].sum())
+  return 100 * error / len(labels)
+
+
+class ClassScore(NamedTuple):
+  """Of one class: `num_examples` of it, and what became of them.
+
+  `confused_with`: the class that most of the wrong ones were taken for, or -1.
+  """
+
+  label: int
+  num_examples: int
+  top1: float
+  top5: float
+  confused_with: int
+  num_confused: int
+
+
+def class_scores(
+  probabilities: np.ndarray, labels: np.ndarray
+) -> list[ClassScore]:
+  """Of all classes that have examples, the worst first."""
+  rank = ranks(probabilities, labels)
+  predicted = probabilities.argmax(axis=1)
+  found = []
+  for label in np.unique(labels):
+    chosen = labels == label
+    wrong = predicted[chosen & (rank > 0)]
+    names, counts = np.unique(wrong[wrong != label], return_counts=True)
+    worst = counts.argmax() if len(counts) else None
+    found.append(
+      ClassScore(
+        int(label),
+        int(chosen.sum()),
+        100 * float((rank[chosen] < 1).mean()),
+        100 * float((rank[chosen] < 5).mean()),
+        -1 if worst is None else int(names[worst]),
+        0 if worst is None else int(counts[worst]),
+      )
+    )
+  return sorted(found, key=lambda score: (score.top1, score.top5, score.label))
+
+
+def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+  """`examples`, `top1`, `top5` in percent with 95 % intervals, `loss`, `ece`.
+
+  `loss` and `ece` are None where they are not finite.
+  """
+  rank, total = ranks(probabilities, labels), len(labels)
+  counts = {'top1': int((rank < 1).sum()), 'top5': int((rank < 5).sum())}
+  is_finite = bool(np.isfinite(probabilities).all())
+  loss = cross_entropy(probabilities, labels)
+  return {
+    'examples': total,
+    **{name: 100 * count / total for name, count in counts.items()},
+    **{
+      f'{name}_interval': list(wilson_interval(count, total))
+      for name, count in counts.items()
+    },
+    'loss': loss if math.isfinite(loss) else None,
+    'ece': (
+      expected_calibration_error(probabilities, labels) if is_finite else None
+    ),
+  }
