@@ -50,14 +50,37 @@ FIGURE_5 = (
 
 NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 STEMS = ('separable', 'dense', 'small')
+STRIDE_PADDINGS = ('same', 'caffe')
 
 
-def pool3x3(x: Array, kind: str, stride: int) -> Array:
-  """3x3 'max' or 'avg' pooling, SAME; padding does not enter the averages."""
+def pool3x3(
+  x: Array,
+  kind: str,
+  stride: int,
+  stride_padding: str = 'same',
+  average_includes_padding: bool = False,
+) -> Array:
+  """3x3 'max' or 'avg' pooling of [N, H, W, C].
+
+  Args:
+    x: the images.
+    kind: 'max' or 'avg'.
+    stride: 1 or 2.
+    stride_padding: with stride 2, 'same': to ceil(size / 2), as TensorFlow;
+      'caffe': behind, as far as the last window reaches (PyTorch's ceil_mode).
+      They are the same for even sizes.
+    average_includes_padding: padded zeros count in the averages, as in Caffe
+      and PyTorch; not in TensorFlow.
+  """
   window, strides = (3, 3), (stride, stride)
+  padding = 'SAME'
+  if stride == 2 and stride_padding == 'caffe':
+    padding = tuple((0, (size - 1) % 2) for size in x.shape[1:3])
   if kind == 'max':
-    return nn.max_pool(x, window, strides, 'SAME')
-  return nn.avg_pool(x, window, strides, 'SAME', count_include_pad=False)
+    return nn.max_pool(x, window, strides, padding)
+  return nn.avg_pool(
+    x, window, strides, padding, count_include_pad=average_includes_padding
+  )
 
 
 class InceptionModule(nn.Module):
@@ -66,10 +89,12 @@ class InceptionModule(nn.Module):
   Attributes:
     row: the widths, already scaled.
     unit: makes a `ConvUnit`: unit(features, kernel size, strides=, name=).
+    pool: see `pool3x3`: pool(x, kind, stride).
   """
 
   row: Row
   unit: Any
+  pool: Any = pool3x3
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -88,7 +113,13 @@ class InceptionModule(nn.Module):
     y = unit(row.double3x3, 3, strides=row.stride, name='double3x3_b')(y)
     branches.append(y)
 
-    y = pool3x3(x, row.pool, row.stride)
+    y = self.pool(x, row.pool, row.stride)
+    if y.shape[1:3] != branches[0].shape[1:3]:
+      raise UserError(
+        f'at {row.name} an image has come down to {x.shape[1]} x {x.shape[2]}, '
+        "which model.stride_padding 'caffe' cannot halve: make "
+        'data.image_size a multiple of 32'
+      )
     if row.projection:
       y = unit(row.projection, 1, name='projection')(y)
     branches.append(y)
@@ -111,6 +142,8 @@ class Inception(nn.Module):
     pool_projection_4cd: see FIGURE_5; 96, or 128 as printed.
     use_batch_norm: normalise the input of every nonlinearity; otherwise
       convolutions have biases.
+    use_stem_batch_norm: also for the first convolution, which TF-Slim leaves
+      out by accident.
     use_lrn: local response normalisation after pool 1 and before pool 2.
     nonlinearity: 'relu' or 'sigmoid'.
     dropout_rate: before the linear layer.
@@ -121,6 +154,9 @@ class Inception(nn.Module):
       that the parameters were made for.
     initial_scale: multiplies the initial weights of the convolutions (Section
       4.2.3 has larger ones).
+    stride_padding: where the stride is 2, 'same' as TensorFlow pads, or 'caffe'
+      as Caffe and PyTorch do: see `layers.padding` and `pool3x3`.
+    average_includes_padding: see `pool3x3`.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
     remat: recompute each module in the backward pass instead of keeping its
       activations.
@@ -134,6 +170,7 @@ class Inception(nn.Module):
   width: float = 1.0
   pool_projection_4cd: int = 96
   use_batch_norm: bool = True
+  use_stem_batch_norm: bool = True
   use_lrn: bool = False
   nonlinearity: str = 'relu'
   dropout_rate: float = 0.0
@@ -144,6 +181,8 @@ class Inception(nn.Module):
   use_scale: bool = True
   per_activation_modules: tuple[str, ...] = ()
   initial_scale: float = 1.0
+  stride_padding: str = 'same'
+  average_includes_padding: bool = False
   dtype: str = 'float32'
   remat: bool = False
   rows: tuple[Row, ...] = FIGURE_5
@@ -152,6 +191,7 @@ class Inception(nn.Module):
     for name, valid in (
       ('stem', STEMS),
       ('nonlinearity', tuple(NONLINEARITIES)),
+      ('stride_padding', STRIDE_PADDINGS),
       ('dtype', ('float32', 'bfloat16')),
     ):
       if getattr(self, name) not in valid:
@@ -200,7 +240,7 @@ class Inception(nn.Module):
       row_unit = unit
       if row.name in self.per_activation_modules:
         row_unit = self._make_unit(per_activation=True)
-      x = module(row, row_unit, name=f'inception_{row.name}')(x)
+      x = module(row, row_unit, self._pool, name=f'inception_{row.name}')(x)
     x = jnp.mean(x, axis=(1, 2))  # the 7x7 average pool
     x = layers.Dropout(self.dropout_rate, self.train)(x, example_index)
     x = nn.Dense(
@@ -211,9 +251,17 @@ class Inception(nn.Module):
     )(x)
     return x.astype(jnp.float32)
 
-  def _make_unit(self, per_activation: bool = False):
+  @property
+  def _pool(self):
+    return partial(
+      pool3x3,
+      stride_padding=self.stride_padding,
+      average_includes_padding=self.average_includes_padding,
+    )
+
+  def _make_unit(self, per_activation: bool = False, is_stem: bool = False):
     norm = None
-    if self.use_batch_norm:
+    if self.use_batch_norm and (self.use_stem_batch_norm or not is_stem):
       norm = partial(
         batch_norm.BatchNorm,
         train=self.train,
@@ -230,6 +278,7 @@ class Inception(nn.Module):
       norm=norm,
       dtype=self.dtype,
       initial_scale=self.initial_scale,
+      stride_padding=self.stride_padding,
     )
 
   def _num_features(self, full_width: int) -> int:
@@ -247,7 +296,9 @@ class Inception(nn.Module):
 
   def _stem(self, x: Array, unit) -> Array:
     """The rows of Figure 5 before the first Inception module."""
-    conv1 = partial(unit, strides=self.stem_stride, name='conv1')
+    conv1 = partial(
+      self._make_unit(is_stem=True), strides=self.stem_stride, name='conv1'
+    )
     num_features = self._num_features(64)
     if self.stem == 'separable':
       x = conv1(num_features, 7, depth_multiplier=8)(x)
@@ -257,7 +308,7 @@ class Inception(nn.Module):
       x = conv1(num_features, 3)(x)
     has_pools = self.stem != 'small'
     if has_pools:
-      x = pool3x3(x, 'max', 2)
+      x = self._pool(x, 'max', 2)
     if self.use_lrn:
       x = layers.local_response_normalization(x)
     x = unit(num_features, 1, name='conv2_reduce')(x)
@@ -265,7 +316,7 @@ class Inception(nn.Module):
     if self.use_lrn:
       x = layers.local_response_normalization(x)
     if has_pools:
-      x = pool3x3(x, 'max', 2)
+      x = self._pool(x, 'max', 2)
     return x
 
 

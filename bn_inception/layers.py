@@ -37,6 +37,23 @@ HE_GAIN = 2.0
 lecun_truncated_normal = truncated_normal(1.0)
 
 
+def padding(
+  kernel_size: int, strides: int, stride_padding: str
+) -> str | tuple[tuple[int, int], tuple[int, int]]:
+  """The padding of a convolution, as linen takes it.
+
+  Args:
+    kernel_size: odd.
+    strides: in both directions.
+    stride_padding: 'same': TensorFlow's, which puts what is odd behind, (0, 1)
+      for a 3x3 with stride 2 on an even size; 'caffe': Caffe's and PyTorch's,
+      equal on both sides, (1, 1). The outputs have one size, a pixel apart.
+  """
+  if strides == 1 or stride_padding == 'same':
+    return 'SAME'
+  return ((kernel_size // 2,) * 2,) * 2
+
+
 class ConvUnit(nn.Module):
   """z = g(BN(Wu)): convolution, normalisation, nonlinearity (Section 3.2).
 
@@ -54,6 +71,7 @@ class ConvUnit(nn.Module):
       of so many depthwise maps per input channel and then a 1x1, with nothing
       in between (Appendix: 8 in the first layer).
     initial_scale: multiplies the initial weights.
+    stride_padding: see `padding`.
   """
 
   num_features: int
@@ -64,6 +82,7 @@ class ConvUnit(nn.Module):
   dtype: Any = jnp.float32
   depth_multiplier: int = 0
   initial_scale: float = 1.0
+  stride_padding: str = 'same'
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -71,23 +90,26 @@ class ConvUnit(nn.Module):
     kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
     kernel_size = (self.kernel_size, self.kernel_size)
     strides = (self.strides, self.strides)
+    pads = padding(self.kernel_size, self.strides, self.stride_padding)
     if self.depth_multiplier:
       num_inputs = x.shape[-1]
       x = nn.Conv(
         num_inputs * self.depth_multiplier,
         kernel_size,
         strides,
+        pads,
         feature_group_count=num_inputs,
         use_bias=False,
         dtype=self.dtype,
         kernel_init=kernel_init,
         name='depthwise',
       )(x)
-      kernel_size, strides = (1, 1), (1, 1)
+      kernel_size, strides, pads = (1, 1), (1, 1), 'SAME'
     x = nn.Conv(
       self.num_features,
       kernel_size,
       strides,
+      pads,
       use_bias=self.norm is None,
       dtype=self.dtype,
       kernel_init=kernel_init,

@@ -55,6 +55,16 @@ def create_train_state(
   """
   image = jnp.zeros((1, *image_shape), jnp.float32)
   variables = model.init(rng, image, jnp.zeros((1,), jnp.int32))
+  return start_from(variables, optimizer)
+
+
+def start_from(variables: dict, optimizer: Optimizer) -> TrainState:
+  """The state before the first update of these variables.
+
+  Args:
+    variables: float32 params and, where there is batch norm, batch_stats.
+    optimizer: see `make_optimizer`.
+  """
   params = variables['params']
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -52,6 +52,7 @@ BASE = {
   'model.width': 1.0,
   'model.pool_projection_4cd': 96,  # Figure 5's output sizes; it prints 128
   'model.use_batch_norm': False,
+  'model.use_stem_batch_norm': True,  # TF-Slim leaves it out of the stem
   'model.use_lrn': True,
   'model.nonlinearity': 'relu',
   'model.dropout_rate': 0.4,  # GoogLeNet, and Section 4.2.3
@@ -60,6 +61,8 @@ BASE = {
   'model.use_scale': True,  # TF-Slim leaves gamma out
   'model.per_activation_modules': (),  # Section 4.2.3: some ensemble members
   'model.initial_scale': 1.0,  # Section 4.2.3: larger in some ensemble members
+  'model.stride_padding': 'same',  # TF-Slim; PyTorch's BN-Inceptions: 'caffe'
+  'model.average_includes_padding': False,  # TF-Slim; PyTorch's: True
   'model.dtype': 'float32',
   'model.remat': False,
   'optimizer.learning_rate': 0.0015,  # Section 4.2.2

@@ -13,25 +13,27 @@ FLOORS = [
     'sources.source',
   },
   {
-    'claims_transform', 'images', 'layers', 'sources.built_in', 'sources.folders',
-    'sources.prepared',
+    'claims_transform', 'images', 'import_weights.files', 'layers',
+    'sources.built_in', 'sources.folders', 'sources.prepared',
   },
   {'inception', 'sources'},
   {
-    'claims_perceptron', 'input_pipeline', 'sources.check', 'sources.shrink',
-    'train_state',
+    'claims_perceptron', 'import_weights', 'input_pipeline', 'sources.check',
+    'sources.shrink', 'train_state',
   },
   {'checkpoint', 'claims_networks', 'steps'},
   {'experiment', 'run_directory'},
   {'evaluation'},
   {'evaluation_report', 'inference', 'training'},
   {'command_line'},
-  {'claims', 'sources.__main__'},
+  {'claims', 'import_weights.__main__', 'sources.__main__'},
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
-PROGRAMS = {'command_line', 'claims', 'sources.__main__'}  # these may see flags
+PROGRAMS = {  # these may see flags
+  'command_line', 'claims', 'import_weights.__main__', 'sources.__main__',
+}  # fmt: skip
 
 
 def find_modules():
@@ -61,6 +63,7 @@ def test_every_module_has_a_floor_and_a_test():
   assert set(MODULES) == set(FLOOR_OF)
   tests = {p.stem for p in (ROOT / 'tests').glob('test_*.py')}
   untested = {'errors', 'sources.source', 'sources.__main__'}
+  untested |= {'import_weights.__main__'}  # tested with import_weights
   expected = {f'test_{m.replace(".", "_")}' for m in set(MODULES) - untested}
   assert expected - tests == set()
 

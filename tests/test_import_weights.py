@@ -1,0 +1,393 @@
+"""Foreign weights: exact both ways, the same function, and what is refused."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from bn_inception import checkpoint, import_weights, sources
+from bn_inception.errors import UserError
+from bn_inception.evaluation import EvaluationOptions, evaluate_checkpoints
+from bn_inception.import_weights import (
+  CADENE,
+  PYTORCH_LAYOUTS,
+  PYTORCH_MODEL,
+  from_pytorch,
+  from_slim,
+  to_pytorch,
+)
+from bn_inception.import_weights import __main__ as program
+from bn_inception.inception import Inception
+from bn_inception.train_state import count_parameters
+
+
+@pytest.fixture(scope='module')
+def variables():
+  """Random ones, all different, of the network that PyTorch's is."""
+  rng = np.random.default_rng(0)
+  image, index = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1, int)
+  model = Inception(1000, **PYTORCH_MODEL)
+  abstract = jax.eval_shape(model.init, jax.random.key(0), image, index)
+
+  def fill(leaf):
+    if leaf.dtype == jnp.int32:
+      return np.int32(rng.integers(2**31))
+    if leaf.ndim == 1:
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    std = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    return np.float32(std * rng.normal(size=leaf.shape))
+
+  return jax.tree.map(fill, abstract)
+
+
+def export(variables, layout=CADENE):
+  return to_pytorch(variables, Inception(1000, **PYTORCH_MODEL), layout)
+
+
+def assert_identical(ours, others):
+  assert jax.tree.structure(ours) == jax.tree.structure(others)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('layout', PYTORCH_LAYOUTS, ids=lambda x: x.name)
+def test_export_and_import_are_exact(variables, layout):
+  weights = export(variables, layout)
+  assert len(weights) == 69 * 7 + 2
+  learned = {
+    k: v for k, v in weights.items() if k.endswith(('.weight', '.bias'))
+  }
+  assert count_parameters(learned) == 11_295_240  # as the packages say
+  assert all(v.flags.c_contiguous for v in weights.values())
+  imported = import_weights.import_weights(weights)
+  assert imported.name == layout.name and imported.num_classes == 1000
+  assert_identical(imported.variables, variables)
+
+
+def test_biases_go_into_the_moving_means(variables):
+  weights, rng = export(variables), np.random.default_rng(1)
+  before = weights['inception_4c_double_3x3_1_bn.running_mean'].copy()
+  bias = rng.normal(size=160).astype(np.float32)
+  weights['inception_4c_double_3x3_1.bias'] = bias
+  module = from_pytorch(weights).variables['batch_stats']['inception_4c']
+  mean = module['double3x3_a']['norm']['mean']
+  np.testing.assert_array_equal(mean, before - bias)
+
+
+def test_old_files_without_counters_and_with_vectors_of_two_dimensions(
+  variables,
+):
+  weights = {
+    name: value[None] if '_bn.' in name else value
+    for name, value in export(variables).items()
+    if not name.endswith('num_batches_tracked')
+  }
+  imported = from_pytorch(weights).variables
+  assert_identical(imported['params'], variables['params'])
+  counts = {
+    int(leaf)
+    for path, leaf in jax.tree.leaves_with_path(imported['batch_stats'])
+    if path[-1].key == 'num_updates'
+  }
+  assert counts == {100_000}
+
+
+def test_all_missing_and_unknown_weights_are_named_in_one_line(variables):
+  weights = export(variables)
+  del weights['conv1_7x7_s2.bias'], weights['inception_5b_1x1_bn.running_var']
+  weights['last_linear.scale'] = weights['extra'] = np.zeros(1)
+  with pytest.raises(UserError) as error:
+    from_pytorch(weights)
+  assert str(error.value) == (
+    'these are not the weights of bninception of pretrainedmodels: missing: '
+    'conv1_7x7_s2.bias, inception_5b_1x1_bn.running_var; unknown: extra, '
+    'last_linear.scale'
+  )
+
+
+def test_first_differing_shapes_are_named(variables):
+  weights = export(variables)
+  for name in ('3a', '3b', '4a', '4b', '5a'):
+    weights[f'inception_{name}_1x1_bn.bias'] = np.zeros(7)
+  with pytest.raises(UserError) as error:
+    from_pytorch(weights)
+  message = str(error.value)
+  assert 'is (7,), not (' in message and message.endswith('and 2 more')
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize('weights', [{}, {'layer1.0.conv1.weight': np.ones(3)}])
+def test_other_networks_are_refused(weights):
+  with pytest.raises(UserError, match='no BN-Inception has weights of these'):
+    import_weights.import_weights(weights)
+
+
+def test_networks_of_another_function_are_not_exported(variables):
+  model = Inception(1000, **PYTORCH_MODEL | {'epsilon': 1e-3, 'use_lrn': True})
+  with pytest.raises(UserError) as error:
+    to_pytorch(variables, model)
+  assert 'model.use_lrn is True, not False; model.epsilon is 0.001, not' in str(
+    error.value
+  )
+
+
+# ---- TF-Slim ----
+
+# fmt: off
+SLIM_MODULES = {  # branches as convolutions, and what is pooled
+  'Mixed_3b': ([64], [64, 64], [64, 96, 96], 'avg', [32]),
+  'Mixed_3c': ([64], [64, 96], [64, 96, 96], 'avg', [64]),
+  'Mixed_4a': ([128, 160], [64, 96, 96]),
+  'Mixed_4b': ([224], [64, 96], [96, 128, 128], 'avg', [128]),
+  'Mixed_4c': ([192], [96, 128], [96, 128, 128], 'avg', [128]),
+  'Mixed_4d': ([160], [128, 160], [128, 160, 160], 'avg', [96]),
+  'Mixed_4e': ([96], [128, 192], [160, 192, 192], 'avg', [96]),
+  'Mixed_5a': ([128, 192], [192, 256, 256]),
+  'Mixed_5b': ([352], [192, 320], [160, 224, 224], 'avg', [128]),
+  'Mixed_5c': ([352], [192, 320], [192, 224, 224], 'max', [128]),
+}
+# fmt: on
+# Of a branch of so many convolutions in a module without and with a stride.
+SLIM_SCOPES = {
+  1: ['Conv2d_0a_1x1'],
+  2: ['Conv2d_0a_1x1', 'Conv2d_0b_3x3'],
+  3: ['Conv2d_0a_1x1', 'Conv2d_0b_3x3', 'Conv2d_0c_3x3'],
+}
+SLIM_STRIDE_SCOPES = {
+  2: ['Conv2d_0a_1x1', 'Conv2d_1a_3x3'],
+  3: ['Conv2d_0a_1x1', 'Conv2d_0b_3x3', 'Conv2d_1a_3x3'],
+}
+
+
+class JaxOps:
+  """What TF-Slim's network is made of, in lax; the stem as a dense kernel."""
+
+  @staticmethod
+  def conv(x, kernel, stride=1):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    strides = (stride, stride)
+    return lax.conv_general_dilated(
+      x, kernel, strides, 'SAME', dimension_numbers=numbers
+    )
+
+  @classmethod
+  def separable_conv(cls, x, depthwise, pointwise, stride):
+    num_inputs, multiplier = depthwise.shape[2:]
+    pointwise = pointwise.reshape(num_inputs, multiplier, -1)
+    kernel = jnp.einsum('hwcm,cmo->hwco', depthwise, pointwise)
+    return cls.conv(x, kernel, stride)
+
+  @staticmethod
+  def max_pool(x, stride):
+    return lax.reduce_window(
+      x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), 'SAME'
+    )
+
+  @staticmethod
+  def average_pool(x):
+    def window_sum(x):
+      return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1,) * 4, 'SAME')
+
+    return window_sum(x) / window_sum(jnp.ones_like(x))
+
+  concat = staticmethod(lambda branches: jnp.concatenate(branches, -1))
+  relu = staticmethod(jax.nn.relu)
+  mean = staticmethod(lambda x: jnp.mean(x, (1, 2)))
+
+
+def slim_logits(weights, x, ops):
+  """TF-Slim's inception_v2 in evaluation mode, by the names of its variables.
+
+  Args:
+    weights: by name, without 'InceptionV2/'.
+    x: [N, H, W, 3].
+    ops: see `JaxOps`.
+  """
+
+  def unit(x, scope, stride=1):
+    x = ops.conv(x, weights[f'{scope}/weights'], stride)
+    return normalized(x, scope)
+
+  def normalized(x, scope):
+    norm = f'{scope}/BatchNorm'
+    factor = 1 / np.sqrt(weights[f'{norm}/moving_variance'] + 0.001)
+    x = (x - weights[f'{norm}/moving_mean']) * factor
+    x = x * weights.get(f'{norm}/gamma', 1.0) + weights[f'{norm}/beta']
+    return ops.relu(x)
+
+  stem = 'Conv2d_1a_7x7'
+  x = ops.separable_conv(
+    x, weights[f'{stem}/depthwise_weights'],
+    weights[f'{stem}/pointwise_weights'], 2,
+  )  # fmt: skip
+  if f'{stem}/biases' in weights:
+    x = ops.relu(x + weights[f'{stem}/biases'])
+  else:
+    x = normalized(x, stem)
+  x = unit(ops.max_pool(x, 2), 'Conv2d_2b_1x1')
+  x = ops.max_pool(unit(x, 'Conv2d_2c_3x3'), 2)
+  for module, row in SLIM_MODULES.items():
+    stride = 2 if len(row) == 2 else 1
+    scopes = SLIM_STRIDE_SCOPES if stride == 2 else SLIM_SCOPES
+    branches = []
+    for number, widths in enumerate(row[:3]):
+      y = x
+      for scope in scopes[len(widths)]:
+        is_last = scope == scopes[len(widths)][-1]
+        scope = f'{module}/Branch_{number}/{scope}'
+        y = unit(y, scope, stride if is_last else 1)
+      branches.append(y)
+    if stride == 2:
+      branches.append(ops.max_pool(x, 2))
+    else:
+      y = ops.average_pool(x) if row[3] == 'avg' else ops.max_pool(x, 1)
+      branches.append(unit(y, f'{module}/Branch_3/Conv2d_0b_1x1'))
+    x = ops.concat(branches)
+  logits = ops.mean(x) @ weights['Logits/Conv2d_1c_1x1/weights'][0, 0]
+  return logits + weights['Logits/Conv2d_1c_1x1/biases']
+
+
+def make_slim_weights(
+  num_classes=1001, has_stem_norm=False, has_gamma=False
+) -> dict[str, np.ndarray]:
+  """Random variables under TF-Slim's names, without 'InceptionV2/'."""
+  rng, weights = np.random.default_rng(0), {}
+
+  def normal(*shape, std):
+    return np.float32(std * rng.normal(size=shape))
+
+  def add_norm(scope, size):
+    norm = f'{scope}/BatchNorm'
+    weights[f'{norm}/beta'] = normal(size, std=0.3)
+    weights[f'{norm}/moving_mean'] = normal(size, std=0.3)
+    variance = np.float32(rng.uniform(0.5, 2.0, size))
+    weights[f'{norm}/moving_variance'] = variance
+    if has_gamma:
+      weights[f'{norm}/gamma'] = np.float32(rng.uniform(0.5, 1.5, size))
+
+  def add(scope, num_inputs, size):
+    width = int(scope[-1])
+    std = np.sqrt(2 / (width * width * num_inputs))
+    weights[f'{scope}/weights'] = normal(
+      width, width, num_inputs, size, std=std
+    )
+    add_norm(scope, size)
+
+  stem = 'Conv2d_1a_7x7'
+  weights[f'{stem}/depthwise_weights'] = normal(7, 7, 3, 8, std=0.2)
+  weights[f'{stem}/pointwise_weights'] = normal(1, 1, 24, 64, std=0.2)
+  if has_stem_norm:
+    add_norm(stem, 64)
+  else:
+    weights[f'{stem}/biases'] = normal(64, std=0.3)
+  add('Conv2d_2b_1x1', 64, 64)
+  add('Conv2d_2c_3x3', 64, 192)
+  num_inputs = 192
+  for module, row in SLIM_MODULES.items():
+    scopes = SLIM_STRIDE_SCOPES if len(row) == 2 else SLIM_SCOPES
+    branches = [widths for widths in row if isinstance(widths, list)]
+    num_outputs = num_inputs if len(row) == 2 else 0
+    for number, widths in enumerate(branches):
+      size = num_inputs
+      names = ['Conv2d_0b_1x1'] if number == 3 else scopes[len(widths)]
+      for scope, width in zip(names, widths, strict=True):
+        add(f'{module}/Branch_{number}/{scope}', size, width)
+        size = width
+      num_outputs += size
+    num_inputs = num_outputs
+  scope = 'Logits/Conv2d_1c_1x1'
+  weights[f'{scope}/weights'] = normal(1, 1, 1024, num_classes, std=0.1)
+  weights[f'{scope}/biases'] = normal(num_classes, std=0.1)
+  return weights
+
+
+def in_scope(weights):
+  return {f'InceptionV2/{name}': value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'num_classes': 5, 'has_stem_norm': True, 'has_gamma': True}],
+  ids=['published', 'all normalised'],
+)
+def test_slim_network_is_the_same_function(options):
+  weights = make_slim_weights(**options)
+  x = np.random.default_rng(1).uniform(-1, 1, (2, 64, 64, 3))
+  x = x.astype(np.float32)
+  expected = jax.jit(lambda x: slim_logits(weights, x, JaxOps))(x)
+  imported = from_slim(in_scope(weights), keep_background=True)
+  assert imported.num_classes == weights['Logits/Conv2d_1c_1x1/biases'].size
+  model = Inception(imported.num_classes, **imported.model)
+  logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
+  difference = np.abs(logits - expected).max() / expected.std()
+  assert difference < 1e-4
+
+
+def test_slim_background_is_dropped_of_1001_classes_alone():
+  weights = in_scope(make_slim_weights())
+  kept = from_slim(weights, keep_background=True).variables['params']['logits']
+  imported = import_weights.import_weights(weights)
+  dropped = imported.variables['params']['logits']
+  assert imported.num_classes == 1000
+  assert imported.input_scaling['value_range'] == (-1.0, 1.0)
+  np.testing.assert_array_equal(dropped['kernel'], kept['kernel'][:, 1:])
+  np.testing.assert_array_equal(dropped['bias'], kept['bias'][1:])
+  assert from_slim(in_scope(make_slim_weights(6))).num_classes == 6
+
+
+def test_slim_checkpoints_of_training_have_more_variables():
+  weights = in_scope(make_slim_weights())
+  expected = from_slim(weights).variables
+  weights |= {f'{name}/RMSProp_1': value for name, value in weights.items()}
+  weights['global_step'] = np.int64(7)
+  assert_identical(from_slim(weights).variables, expected)
+  weights['InceptionV2/Mixed_6a/weights'] = np.zeros(3)
+  del weights['InceptionV2/Conv2d_1a_7x7/depthwise_weights']
+  with pytest.raises(UserError) as error:
+    from_slim(weights)
+  assert str(error.value) == (
+    "these are not the weights of TF-Slim's inception_v2: missing: "
+    'InceptionV2/Conv2d_1a_7x7/depthwise_weights; unknown: '
+    'InceptionV2/Mixed_6a/weights'
+  )
+
+
+# ---- the program ----
+
+
+@pytest.mark.slow
+def test_imported_checkpoint_is_evaluated_and_exported(
+  variables, tmp_path, monkeypatch, capsys
+):
+  files = program.files
+  source, workdir = str(tmp_path / 'a.safetensors'), str(tmp_path / 'run')
+  files.write_safetensors(source, export(variables), {})
+  program.import_file(source, workdir, 'synthetic')
+  assert f'python eval.py --workdir={workdir}' in capsys.readouterr().out
+  path = checkpoint.find(f'{workdir}/checkpoints')
+  assert path.endswith('/0')
+
+  few = functools.partial(sources.SyntheticSource, num_examples=3)
+  monkeypatch.setattr(sources, 'SyntheticSource', few)
+  result, predictions = evaluate_checkpoints(
+    [path], EvaluationOptions(batch_size=8)
+  )
+  assert result['examples'] == 3 and result['crops'] == 'short_side'
+  (found,) = predictions.values()
+  np.testing.assert_allclose(found.probabilities.sum(1), 1.0, rtol=1e-4)
+
+  exported = str(tmp_path / 'b.safetensors')
+  program.export_checkpoint(path, exported)
+  weights, notes = files.read(exported)
+  assert_identical(from_pytorch(weights).variables, variables)
+  scaling = json.loads(notes[program.SCALING_NOTE])
+  assert scaling['channel_order'] == 'bgr' and scaling['mean'][0] == 104.0
+  with pytest.raises(UserError, match='run holds checkpoints: give another'):
+    program.import_file(exported, workdir, 'synthetic')
+  with pytest.raises(UserError, match='must end with .safetensors'):
+    program.export_checkpoint(path, 'b.pth')

@@ -1,0 +1,124 @@
+"""BN-Inception against PyTorch's, from the same weights: `make test-peers`.
+
+The models are those of `pretrainedmodels` (Cadene) and `pytorchcv` with random
+weights: logits in evaluation and in training, and the gradient of the input.
+"""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_inception import augment, import_weights
+from bn_inception.inception import Inception
+
+pytestmark = pytest.mark.peers
+
+MODELS = ['pretrainedmodels', 'pytorchcv']
+NUM_CLASSES = 1000
+
+
+def make_pytorch_model(package):
+  if package == 'pytorchcv':
+    from pytorchcv.models.bninception import bninception
+
+    return bninception()
+  # The file alone: its package imports torchvision, which needs a PyTorch that
+  # was built for the same devices.
+  folder = importlib.util.find_spec(package).submodule_search_locations[0]
+  spec = importlib.util.spec_from_file_location(
+    'cadene_bninception', os.path.join(folder, 'models', 'bninception.py')
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.bninception(pretrained=None)
+
+
+def pytorch_input(package, images):
+  """[N, H, W, 3] in 0..255 as each package says that its models want it."""
+  import torch
+
+  if package == 'pretrainedmodels':
+    x = images[..., ::-1].astype(np.float32) - np.float32([104, 117, 128])
+  else:
+    mean = np.float32([0.485, 0.456, 0.406])
+    x = (images.astype(np.float32) / 255 - mean) / np.float32(
+      [0.229, 0.224, 0.225]
+    )
+  x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+  return torch.tensor(x, requires_grad=True)
+
+
+def randomize(model, x):
+  """Gamma, beta, biases and statistics that are not 1 and 0, but sensible."""
+  import torch
+
+  torch.manual_seed(0)
+  norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+  assert len(norms) == 69
+  with torch.no_grad():
+    for module in model.modules():
+      if isinstance(module, torch.nn.Conv2d):
+        module.bias.normal_()
+    for norm in norms:
+      norm.weight.uniform_(0.5, 1.5)
+      norm.bias.normal_(0.0, 0.3)
+      norm.momentum = 1.0  # the statistics of the next mini-batch alone
+    model.train()(x)
+    for norm in norms:
+      std = norm.running_var.sqrt()
+      norm.running_mean += 0.3 * std * torch.randn(std.shape)
+      norm.running_var *= torch.empty(std.shape).uniform_(0.5, 2.0)
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def case(request):
+  """Their outputs, and what to make ours of."""
+  import torch
+
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+  cotangent = rng.normal(size=(2, NUM_CLASSES)).astype(np.float32)
+  x = pytorch_input(request.param, images)
+  model = make_pytorch_model(request.param)
+  randomize(model, x)
+  weights = {k: v.numpy().copy() for k, v in model.state_dict().items()}
+  outputs = {}
+  for mode in ('evaluation', 'training'):
+    logits = model.train(mode == 'training')(x)
+    (dx,) = torch.autograd.grad(logits, x, torch.tensor(cotangent))
+    outputs[mode] = logits.detach().numpy(), dx.numpy().transpose(0, 2, 3, 1)
+  return request.param, weights, images, cotangent, outputs
+
+
+@pytest.mark.parametrize('mode', ['evaluation', 'training'])
+def test_logits_and_input_gradient_equal_pytorch(case, mode):
+  package, weights, images, cotangent, outputs = case
+  imported = import_weights.import_weights(weights)
+  assert imported.name == package and imported.num_classes == NUM_CLASSES
+  train = mode == 'training'
+  model = Inception(NUM_CLASSES, train=train, **imported.model)
+  x = augment.scale_image(images, **imported.input_scaling)
+
+  @jax.jit
+  def logits_and_gradient(variables, x):
+    def apply(x):
+      logits, _ = model.apply(
+        variables, x, jnp.arange(2), mutable=['batch_stats']
+      )
+      return logits
+
+    logits, pull_back = jax.vjp(apply, x)
+    return logits, pull_back(cotangent)[0]
+
+  logits, dx = logits_and_gradient(imported.variables, x)
+  expected_logits, expected_dx = outputs[mode]
+  difference = np.abs(logits - expected_logits).max() / expected_logits.std()
+  assert difference <= 1e-4
+  # A ReLU or a maximum that rounding tips moves the gradient of its surroundings:
+  # PyTorch is as far from itself in float64, 8e-3.
+  distance = np.linalg.norm(dx - expected_dx) / np.linalg.norm(expected_dx)
+  assert distance <= 3e-2
