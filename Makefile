@@ -1,5 +1,6 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
-# make test-peers: batch norm against PyTorch, in an environment of its own.
+# make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
+#   environment of its own.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3

@@ -311,13 +311,16 @@ def in_scope(weights):
 
 
 @pytest.mark.parametrize(
-  'options',
-  [{}, {'num_classes': 5, 'has_stem_norm': True, 'has_gamma': True}],
+  'options, size',
+  [
+    ({}, 64),
+    ({'num_classes': 5, 'has_stem_norm': True, 'has_gamma': True}, 75),
+  ],
   ids=['published', 'all normalised'],
 )
-def test_slim_network_is_the_same_function(options):
+def test_slim_network_is_the_same_function(options, size):
   weights = make_slim_weights(**options)
-  x = np.random.default_rng(1).uniform(-1, 1, (2, 64, 64, 3))
+  x = np.random.default_rng(1).uniform(-1, 1, (2, size, size, 3))
   x = x.astype(np.float32)
   expected = jax.jit(lambda x: slim_logits(weights, x, JaxOps))(x)
   imported = from_slim(in_scope(weights), keep_background=True)

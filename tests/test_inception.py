@@ -131,10 +131,50 @@ def test_average_pooling_leaves_padding_out():
   x = jnp.arange(16.0).reshape(1, 4, 4, 1)
   pooled = inception.pool3x3(x, 'max', 2)
   np.testing.assert_array_equal(pooled[0, ..., 0], [[10, 11], [14, 15]])
+  of_caffe = inception.pool3x3(x, 'max', 2, stride_padding='caffe')
+  np.testing.assert_array_equal(of_caffe, pooled)
+
+
+def test_average_pooling_of_caffe_includes_padding():
+  ones = jnp.ones((1, 4, 4, 1))
+  y = inception.pool3x3(ones, 'avg', 1, average_includes_padding=True)
+  np.testing.assert_allclose(9 * y[0, 0, :, 0], [4, 6, 6, 4], rtol=1e-6)
+  np.testing.assert_allclose(9 * y[0, 1, :, 0], [6, 9, 9, 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [6, 7])
+def test_max_pooling_of_caffe_ends_with_the_last_whole_stride(size):
+  x = jnp.arange(float(size)).reshape(1, 1, size, 1) + jnp.zeros((1, 3, 1, 1))
+  y = inception.pool3x3(x, 'max', 2, stride_padding='caffe')
+  expected = {6: [2, 4, 5], 7: [2, 4, 6]}[size]
+  np.testing.assert_array_equal(y[0, 0, :, 0], expected)
+
+
+def test_images_that_caffe_cannot_halve_are_refused():
+  model = Inception(
+    10, stem='small', width=0.125, rows=FEW_ROWS, stride_padding='caffe',
+  )  # fmt: skip
+  with pytest.raises(UserError, match='at 3c an image has come down to 7 x 7'):
+    shapes_of(model, 14)
+
+
+def test_stem_without_batch_norm_has_a_bias():
+  model = Inception(10, use_stem_batch_norm=False, width=0.125, rows=FEW_ROWS)
+  params = shapes_of(model, 32)[2]
+  assert set(params['conv1']) == {'depthwise', 'conv'}
+  assert set(params['conv1']['conv']) == {'kernel', 'bias'}
+  assert 'norm' in params['conv2'] and 'norm' in params['conv2_reduce']
 
 
 @pytest.mark.parametrize(
-  'field', [{'use_lrn': True}, {'nonlinearity': 'sigmoid'}, {'stem_stride': 2}]
+  'field',
+  [
+    {'use_lrn': True},
+    {'nonlinearity': 'sigmoid'},
+    {'stem_stride': 2},
+    {'stride_padding': 'caffe'},
+    {'average_includes_padding': True},
+  ],
 )
 def test_options_change_the_function(field):
   x = 20 * np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
@@ -207,7 +247,13 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
 
 
 @pytest.mark.parametrize(
-  'field', [{'stem': 'tiny'}, {'nonlinearity': 'tanh'}, {'dtype': 'float8'}]
+  'field',
+  [
+    {'stem': 'tiny'},
+    {'nonlinearity': 'tanh'},
+    {'dtype': 'float8'},
+    {'stride_padding': 'valid'},
+  ],
 )
 def test_unknown_options_are_refused(field):
   with pytest.raises(UserError, match='is unknown: use one of'):
@@ -234,7 +280,13 @@ def test_per_activation_modules_and_no_scale():
 
 
 @pytest.mark.parametrize(
-  'fields', [{}, {'use_scale': False}, {'stem': 'separable', 'use_lrn': True}]
+  'fields',
+  [
+    {},
+    {'use_scale': False},
+    {'stem': 'separable', 'use_lrn': True},
+    {'use_stem_batch_norm': False, 'average_includes_padding': True},
+  ],
 )
 def test_folded_network_is_the_same_function(fields):
   fields = {'stem': 'small', 'stem_stride': 1, 'width': 0.125} | fields

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bn_inception import layers
 from bn_inception.batch_norm import BatchNorm
@@ -19,6 +20,29 @@ def test_local_response_normalization_equals_its_formula():
     near = np.float64(x)[..., max(0, c - 2) : c + 3]
     expected = x[..., c] / (2 + 0.5 / 5 * np.square(near).sum(-1)) ** 0.75
     np.testing.assert_allclose(y[..., c], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('stride_padding', ['same', 'caffe'])
+@pytest.mark.parametrize('kernel_size, size', [(3, 6), (3, 7), (7, 8), (1, 6)])
+def test_padding_of_strides(stride_padding, kernel_size, size):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1, 1, size, 1)).astype(np.float32)
+  kernel = rng.normal(size=(kernel_size, kernel_size, 1, 1))
+  unit = layers.ConvUnit(
+    1, kernel_size, lambda x: x, None, 2, stride_padding=stride_padding
+  )
+  params = {'kernel': kernel.astype(np.float32), 'bias': np.zeros(1)}
+  y = unit.apply({'params': {'conv': params}}, x)[0, 0, :, 0]
+  row = kernel[kernel_size // 2, :, 0, 0]  # the only one that meets the image
+  num_outputs = -(-size // 2)
+  before = kernel_size // 2
+  if stride_padding == 'same':
+    before = max(0, 2 * (num_outputs - 1) + kernel_size - size) // 2
+  padded = np.pad(x[0, 0, :, 0], (before, kernel_size))
+  expected = [
+    padded[2 * i : 2 * i + kernel_size] @ row for i in range(num_outputs)
+  ]
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_masks_follow_the_example():

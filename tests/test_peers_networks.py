@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_import_weights import in_scope, make_slim_weights, slim_logits
 
 from bn_inception import augment, import_weights
 from bn_inception.inception import Inception
@@ -118,7 +119,81 @@ def test_logits_and_input_gradient_equal_pytorch(case, mode):
   expected_logits, expected_dx = outputs[mode]
   difference = np.abs(logits - expected_logits).max() / expected_logits.std()
   assert difference <= 1e-4
-  # A ReLU or a maximum that rounding tips moves the gradient of its surroundings:
-  # PyTorch is as far from itself in float64, 8e-3.
+  # A ReLU or a maximum that rounding tips moves the gradient around it: in
+  # float32 PyTorch is as far, 8e-3, from itself in float64.
   distance = np.linalg.norm(dx - expected_dx) / np.linalg.norm(expected_dx)
   assert distance <= 3e-2
+
+
+@pytest.mark.parametrize(
+  'option',
+  [
+    {'stride_padding': 'same'},
+    {'average_includes_padding': False},
+    {'epsilon': 1e-3},
+  ],
+)
+def test_every_option_matters(case, option):
+  _, weights, images, _, outputs = case
+  imported = import_weights.import_weights(weights)
+  model = Inception(NUM_CLASSES, **imported.model | option)
+  x = augment.scale_image(images, **imported.input_scaling)
+  logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
+  expected = outputs['evaluation'][0]
+  assert np.abs(logits - expected).max() / expected.std() > 1e-2
+
+
+def test_exported_weights_load_into_the_other_model(case):
+  import torch
+
+  package, weights, images, _, outputs = case
+  imported = import_weights.import_weights(weights)
+  theirs = make_pytorch_model('pretrainedmodels')
+  exported = import_weights.to_pytorch(
+    imported.variables, Inception(NUM_CLASSES, **imported.model)
+  )
+  theirs.load_state_dict({k: torch.tensor(v) for k, v in exported.items()})
+  logits = theirs.eval()(pytorch_input(package, images)).detach().numpy()
+  expected = outputs['evaluation'][0]
+  assert np.abs(logits - expected).max() / expected.std() <= 1e-4
+
+
+class TensorflowOps:
+  """What TF-Slim's network is made of."""
+
+  def __init__(self):
+    import tensorflow as tf
+
+    self.nn, self.tf = tf.nn, tf
+    self.relu = tf.nn.relu
+
+  def conv(self, x, kernel, stride=1):
+    return self.nn.conv2d(x, kernel, stride, 'SAME')
+
+  def separable_conv(self, x, depthwise, pointwise, stride):
+    strides = (1, stride, stride, 1)
+    return self.nn.separable_conv2d(x, depthwise, pointwise, strides, 'SAME')
+
+  def max_pool(self, x, stride):
+    return self.nn.max_pool2d(x, 3, stride, 'SAME')
+
+  def average_pool(self, x):
+    return self.nn.avg_pool2d(x, 3, 1, 'SAME')
+
+  def concat(self, branches):
+    return self.tf.concat(branches, -1)
+
+  def mean(self, x):
+    return self.tf.reduce_mean(x, (1, 2))
+
+
+@pytest.mark.parametrize('size', [224, 203])
+def test_slim_logits_equal_tensorflow(size):
+  weights = make_slim_weights()
+  rng = np.random.default_rng(1)
+  x = rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+  expected = np.asarray(slim_logits(weights, x, TensorflowOps()))
+  imported = import_weights.from_slim(in_scope(weights), keep_background=True)
+  model = Inception(imported.num_classes, **imported.model)
+  logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
+  assert np.abs(logits - expected).max() / expected.std() <= 1e-4

@@ -132,7 +132,11 @@ def _cadene_unit(unit: str) -> str:
   return '_'.join([*module, _CADENE_NAMES[name]])
 
 
-_PYTORCHCV_STAGES = ('3a', '3b'), ('3c', '4a', '4b', '4c', '4d'), ('4e', '5a', '5b')  # fmt: skip
+_PYTORCHCV_STAGES = (
+  ('3a', '3b'),
+  ('3c', '4a', '4b', '4c', '4d'),
+  ('4e', '5a', '5b'),
+)
 _PYTORCHCV_MODULES = {
   f'inception_{name}': f'features.stage{stage}.unit{number}.branches'
   for stage, names in enumerate(_PYTORCHCV_STAGES, 1)

@@ -85,9 +85,10 @@ def import_file(path: str, workdir: str, dataset: str) -> None:
     ) from error
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
+  size = count_parameters(state.params)
   print(
     f'imported {path}: BN-Inception as of {imported.name}, '
-    f'{imported.num_classes:,} classes, {count_parameters(state.params):,} parameters'
+    f'{imported.num_classes:,} classes, {size:,} parameters'
   )
   print(f'evaluate it with: python eval.py --workdir={workdir}')
 
