@@ -95,8 +95,10 @@ def case(request):
   return request.param, weights, images, cotangent, outputs
 
 
-@pytest.mark.parametrize('mode', ['evaluation', 'training'])
-def test_logits_and_input_gradient_equal_pytorch(case, mode):
+@pytest.mark.parametrize(
+  'mode, tolerance', [('evaluation', 1e-4), ('training', 1e-3)]
+)
+def test_logits_and_input_gradient_equal_pytorch(case, mode, tolerance):
   package, weights, images, cotangent, outputs = case
   imported = import_weights.import_weights(weights)
   assert imported.name == package and imported.num_classes == NUM_CLASSES
@@ -118,7 +120,7 @@ def test_logits_and_input_gradient_equal_pytorch(case, mode):
   logits, dx = logits_and_gradient(imported.variables, x)
   expected_logits, expected_dx = outputs[mode]
   difference = np.abs(logits - expected_logits).max() / expected_logits.std()
-  assert difference <= 1e-4
+  assert difference <= tolerance
   # A ReLU or a maximum that rounding tips moves the gradient around it: in
   # float32 PyTorch is as far, 8e-3, from itself in float64.
   distance = np.linalg.norm(dx - expected_dx) / np.linalg.norm(expected_dx)
