@@ -23,6 +23,7 @@ from bn_inception.errors import UserError
 from bn_inception.import_weights import Imported, files
 from bn_inception.inception import Inception
 from bn_inception.optimizer import Optimizer, make_optimizer
+from bn_inception.sources import imagenet
 from bn_inception.train_state import (
   TrainState,
   count_parameters,
@@ -49,6 +50,16 @@ def make_config(imported: Imported, dataset: str) -> dict:
   return json.loads(json.dumps(config))  # as it will be read: lists
 
 
+def name_classes(num_classes: int) -> list[str]:
+  """ImageNet's WordNet ids, after a background class where there is one."""
+  names = list(imagenet.class_names())
+  if num_classes == len(names):
+    return names
+  if num_classes == len(names) + 1:
+    return ['background', *names]
+  return [f'class {i}' for i in range(num_classes)]
+
+
 def import_file(path: str, workdir: str, dataset: str) -> None:
   """Writes the checkpoint of a file of weights under step 0, and says so.
 
@@ -72,6 +83,7 @@ def import_file(path: str, workdir: str, dataset: str) -> None:
   description = {
     'config': config,
     'num_classes': imported.num_classes,
+    'class_names': name_classes(imported.num_classes),
     'num_channels': 3,
   }
   variables = jax.tree.map(jnp.asarray, imported.variables)
