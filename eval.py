@@ -110,7 +110,7 @@ _DTYPE = flags.DEFINE_enum(
 _SAVE_PREDICTIONS = flags.DEFINE_string(
   'save_predictions',
   None,
-  "NPZ file for the class probabilities of every image, with the images' names. "
+  "NPZ file for the logarithms of the class probabilities of every image, with the images' names. "
   'Example: --save_predictions=a.npz',
 )
 _PREDICTIONS = flags.DEFINE_multi_string(
@@ -202,12 +202,12 @@ def evaluate_predictions() -> None:
   """The mean of saved predictions, and each of them alone."""
   members = [predictions.load(path) for path in _PREDICTIONS.value]
   for member in members:
-    alone = scores.summary(member.probabilities, member.labels)
+    alone = scores.summary(member.log_probabilities, member.labels)
     print(
       f'{alone["top1"]:.2f} % top-1, {alone["top5"]:.2f} % top-5: {member.origin}'
     )
   mean = predictions.average(members)
-  result = scores.summary(mean.probabilities, mean.labels)
+  result = scores.summary(mean.log_probabilities, mean.labels)
   print(f'mean of {len(members)}, {result["examples"]:,} examples')
   report.print_accuracies([result])
   report.print_worst_classes(mean)

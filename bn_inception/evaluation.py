@@ -76,7 +76,12 @@ def evaluate(
   Raises:
     RuntimeError: if the examples counted are not `num_examples`.
   """
-  sums = [eval_step(variables, batch) for batch in batches]
+  sums = []
+  for batch in batches:
+    sums.append(eval_step(variables, batch))
+    # Batches must not pile up on the devices, nor collectives of many steps:
+    # XLA:CPU, with more devices than cores, can then wait for ever.
+    jax.block_until_ready(sums[-2:][0])
   total = metrics.add_sums(jax.device_get(sums))
   counted = int(total['count'])
   if counted != num_examples:
@@ -92,7 +97,7 @@ def predict(
   batches: Iterable[dict],
   source: Source,
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-  """Class probabilities of every example of a source.
+  """Logarithms of class probabilities of every example of a source.
 
   Args:
     predict_step: see `steps.make_predict_step`.
@@ -101,7 +106,7 @@ def predict(
     source: what the batches are of.
 
   Returns:
-    Probabilities float32 [N, classes] and labels int32 [N] in the order of the
+    Logarithms float32 [N, classes] and labels int32 [N] in the order of the
     source, and images per second without the first batch, which compiles; None
     if there is no other.
 
@@ -109,14 +114,16 @@ def predict(
     RuntimeError: if an example is missing, or comes twice.
   """
   num_examples = len(source)
-  probabilities = np.empty((num_examples, len(source.class_names)), np.float32)
+  log_probabilities = np.empty(
+    (num_examples, len(source.class_names)), np.float32
+  )
   labels, times_seen = np.empty(num_examples, np.int32), np.zeros(num_examples)
   start = count = None
   for batch in batches:
     found = _fetch(predict_step(variables, batch))
     is_real = found['mask']
     index = found['index'][is_real]
-    probabilities[index] = found['probabilities'][is_real]
+    log_probabilities[index] = found['log_probabilities'][is_real]
     labels[index] = found['label'][is_real]
     times_seen[index] += 1
     if start is None:
@@ -129,7 +136,7 @@ def predict(
       'once'
     )
   speed = count / (time.monotonic() - start) if count else None
-  return probabilities, labels, speed
+  return log_probabilities, labels, speed
 
 
 def _fetch(tree):
@@ -171,7 +178,7 @@ def estimate_population_statistics(
     new = statistics_step(variables, batch, jax.random.fold_in(rng, count))
     if running_sum is not None:
       new = jax.tree.map(jnp.add, running_sum, new)
-    running_sum, count = new, count + 1
+    running_sum, count = jax.block_until_ready(new), count + 1  # as above
   # `num_updates`, the one integer, has no meaning here and stays a sum.
   return jax.tree.map(
     lambda s: s / count if jnp.issubdtype(s.dtype, jnp.floating) else s,
@@ -267,7 +274,7 @@ def evaluate_checkpoints(
       )
     predictions[kind] = average(values)
     results[kind] = scores.summary(
-      predictions[kind].probabilities, predictions[kind].labels
+      predictions[kind].log_probabilities, predictions[kind].labels
     )
   first, facts = members[0], members[0].pop('facts')
   for member in members[1:]:
@@ -313,15 +320,15 @@ def _evaluate_member(
       variables, origin = _with_population_statistics(
         variables, config, options.data_dir, population
       )
-    probabilities, labels, speed = _predict(evaluator, variables, options.fold)
+    values, labels, speed = _predict(evaluator, variables, options.fold)
     predictions[kind] = Predictions(
-      probabilities,
+      values,
       labels,
       names,
       np.array(source.class_names),
       f'{config["name"]} at step {int(state.step)} ({kind})',
     )
-    results[kind] = scores.summary(probabilities, labels) | origin
+    results[kind] = scores.summary(values, labels) | origin
   crops = config['data']['eval_crop']
   facts = {
     'dataset': source.name,

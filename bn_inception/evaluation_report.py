@@ -84,7 +84,7 @@ def _print_row(name: str, values: list[str]) -> None:
 
 def print_worst_classes(predictions: Predictions) -> None:
   """The classes with the lowest top-1 accuracy, and what they are taken for."""
-  found = scores.class_scores(predictions.probabilities, predictions.labels)
+  found = scores.class_scores(predictions.log_probabilities, predictions.labels)
   names = [imagenet.readable(name) for name in predictions.class_names]
   print(f'worst of {len(found)} classes:')
   for score in found[:NUM_WORST_CLASSES]:
@@ -102,7 +102,7 @@ def write_classes(predictions: Predictions, path: str) -> None:
   Raises:
     UserError: if it cannot be written.
   """
-  found = scores.class_scores(predictions.probabilities, predictions.labels)
+  found = scores.class_scores(predictions.log_probabilities, predictions.labels)
   class_names = predictions.class_names
   header = (
     'label', 'class', 'name', 'examples', 'top1', 'top5', 'confused_with',

@@ -62,10 +62,10 @@ def load(
 
   def apply(images: Images) -> np.ndarray:
     own = make(images)
-    probabilities, _, _ = predict(
+    log_probabilities, _, _ = predict(
       predict_step, state.evaluation_variables, own.batches(), own.source
     )
-    return probabilities
+    return np.exp(log_probabilities)
 
   return evaluator.model, apply
 

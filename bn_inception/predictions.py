@@ -13,18 +13,24 @@ class Predictions:
   """What a network, or several, says of the images of a split.
 
   Attributes:
-    probabilities: float32 [N, classes].
+    log_probabilities: float32 [N, classes]; their logarithms, of which the
+      smallest, too, have a loss.
     labels: int32 [N].
     names: str [N]: file or record of each image, in the order of the source.
     class_names: str [classes].
     origin: what made them, for people.
   """
 
-  probabilities: np.ndarray
+  log_probabilities: np.ndarray
   labels: np.ndarray
   names: np.ndarray
   class_names: np.ndarray
   origin: str
+
+  @property
+  def probabilities(self) -> np.ndarray:
+    """float32 [N, classes]."""
+    return np.exp(self.log_probabilities)
 
 
 def average(members: list[Predictions]) -> Predictions:
@@ -52,11 +58,12 @@ def average(members: list[Predictions]) -> Predictions:
           f'{first.origin} and {other.origin} have other {what}: number {i} is '
           f'{ours[i]} and {theirs[i]}'
         )
-  # Summed in float64: the mean of copies is the same to the bit.
-  total = sum(np.float64(member.probabilities) for member in members)
+  total = np.float64(first.log_probabilities)
+  for member in members[1:]:
+    total = np.logaddexp(total, np.float64(member.log_probabilities))
   return dataclasses.replace(
     first,
-    probabilities=np.float32(total / len(members)),
+    log_probabilities=np.float32(total - np.log(len(members))),
     origin=' + '.join(member.origin for member in members),
   )
 

@@ -1,6 +1,7 @@
 """What is reported of predictions: accuracies with intervals, classes, calibration.
 
-On the host, in NumPy, from class probabilities of every image of a split.
+On the host, in NumPy, from the logarithms of class probabilities of every image
+of a split.
 """
 
 import math
@@ -29,34 +30,33 @@ def wilson_interval(count: int, total: int) -> Interval:
   return Interval(100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
 
 
-def ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def ranks(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """How many classes come before the label; equal ones in the order of index.
 
   Args:
-    probabilities: float [N, classes]; a row that is not finite ranks last.
+    log_probabilities: float [N, classes]; a row with a NaN ranks last.
     labels: int [N].
 
   Returns:
     int [N]: 0 = the prediction is right.
   """
-  of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
-  is_before = np.arange(probabilities.shape[1]) < labels[:, None]
-  before = (probabilities > of_label) | (
-    (probabilities == of_label) & is_before
+  of_label = np.take_along_axis(log_probabilities, labels[:, None], axis=1)
+  is_before = np.arange(log_probabilities.shape[1]) < labels[:, None]
+  before = (log_probabilities > of_label) | (
+    (log_probabilities == of_label) & is_before
   )
-  is_finite = np.isfinite(probabilities).all(axis=1)
-  return np.where(is_finite, before.sum(axis=1), probabilities.shape[1])
+  is_number = ~np.isnan(log_probabilities).any(axis=1)
+  return np.where(is_number, before.sum(axis=1), log_probabilities.shape[1])
 
 
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def cross_entropy(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
   """Mean of -log p(label), in nats; inf where a label has probability 0."""
-  of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
-  with np.errstate(divide='ignore'):
-    return float(-np.log(of_label.astype(np.float64)).mean())
+  of_label = np.take_along_axis(log_probabilities, labels[:, None], axis=1)
+  return float(-of_label.astype(np.float64).mean())
 
 
 def expected_calibration_error(
-  probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15
+  log_probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15
 ) -> float:
   """Mean |accuracy - confidence| over bins of confidence, weighted (ECE).
 
@@ -65,8 +65,8 @@ def expected_calibration_error(
   Returns:
     In percent.
   """
-  confidence = probabilities.max(axis=1).astype(np.float64)
-  is_right = ranks(probabilities, labels) == 0
+  confidence = np.exp(log_probabilities.max(axis=1).astype(np.float64))
+  is_right = ranks(log_probabilities, labels) == 0
   # (0, 1/n], (1/n, 2/n], ...
   bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
   error = 0.0
@@ -74,7 +74,7 @@ def expected_calibration_error(
     chosen = bins == b
     if chosen.any():
       error += abs(is_right[chosen].sum() - confidence[chosen].sum())
-  return 100 * error / len(labels)
+  return float(100 * error / len(labels))
 
 
 class ClassScore(NamedTuple):
@@ -92,11 +92,11 @@ class ClassScore(NamedTuple):
 
 
 def class_scores(
-  probabilities: np.ndarray, labels: np.ndarray
+  log_probabilities: np.ndarray, labels: np.ndarray
 ) -> list[ClassScore]:
   """Of all classes that have examples, the worst first."""
-  rank = ranks(probabilities, labels)
-  predicted = probabilities.argmax(axis=1)
+  rank = ranks(log_probabilities, labels)
+  predicted = log_probabilities.argmax(axis=1)
   found = []
   for label in np.unique(labels):
     chosen = labels == label
@@ -116,15 +116,15 @@ def class_scores(
   return sorted(found, key=lambda score: (score.top1, score.top5, score.label))
 
 
-def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
+def summary(log_probabilities: np.ndarray, labels: np.ndarray) -> dict:
   """`examples`, `top1`, `top5` in percent with 95 % intervals, `loss`, `ece`.
 
   `loss` and `ece` are None where they are not finite.
   """
-  rank, total = ranks(probabilities, labels), len(labels)
+  rank, total = ranks(log_probabilities, labels), len(labels)
   counts = {'top1': int((rank < 1).sum()), 'top5': int((rank < 5).sum())}
-  is_finite = bool(np.isfinite(probabilities).all())
-  loss = cross_entropy(probabilities, labels)
+  has_nan = bool(np.isnan(log_probabilities).any())
+  loss = cross_entropy(log_probabilities, labels)
   return {
     'examples': total,
     **{name: 100 * count / total for name, count in counts.items()},
@@ -134,6 +134,6 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     },
     'loss': loss if math.isfinite(loss) else None,
     'ece': (
-      expected_calibration_error(probabilities, labels) if is_finite else None
+      None if has_nan else expected_calibration_error(log_probabilities, labels)
     ),
   }

@@ -175,18 +175,18 @@ def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
 def predict_step(
   variables: dict, batch: dict, *, model, prepare: Callable
 ) -> dict[str, jax.Array]:
-  """Class probabilities of the examples of this device.
+  """Logarithms of class probabilities of the examples of this device.
 
   Args:
     variables, batch, model, prepare: as of `eval_step`.
 
   Returns:
-    `probabilities`, float32 [B, classes], averaged over views, and `label`,
-    `index` and `mask` [B] of the batch.
+    `log_probabilities`, float32 [B, classes], of the mean over views, and
+    `label`, `index` and `mask` [B] of the batch.
   """
   logits = _evaluation_logits(variables, batch, model, prepare)
   return {
-    'probabilities': jax.nn.softmax(logits),
+    'log_probabilities': jax.nn.log_softmax(logits),
     **{name: batch[name] for name in ('label', 'index', 'mask')},
   }
 

@@ -111,7 +111,8 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   mean = run([*EVAL, '--predictions', saved, saved, f'--output={whole}/m.json'])
   assert mean.returncode == 0, mean.stderr
   summary = json.loads((whole / 'm.json').read_text())['results']
-  assert summary == moving
+  assert summary['top1'] == moving['top1']
+  assert summary['loss'] == pytest.approx(moving['loss'], rel=1e-5)
   step = whole / 'checkpoints' / '180'
   for path in (step / 'state').glob('**/d/*'):
     damaged = bytearray(path.read_bytes())

@@ -11,10 +11,10 @@ from bn_inception import scores
 from bn_inception.errors import UserError
 from bn_inception.predictions import Predictions
 
-PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], np.float32)
+LOGARITHMS = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]))
 LABELS = np.array([0, 1, 1], np.int32)
 PREDICTIONS = Predictions(
-  PROBABILITIES,
+  LOGARITHMS,
   LABELS,
   np.array(['a', 'b', 'c']),
   np.array(['n01440764', 'n02123045']),
@@ -23,7 +23,7 @@ PREDICTIONS = Predictions(
 
 
 def result(**changes):
-  summary = scores.summary(PROBABILITIES, LABELS)
+  summary = scores.summary(LOGARITHMS, LABELS)
   member = {
     'name': 'bn_x30-imagenet', 'step': 9, 'trained_on': 'digits',
     'checkpoint': '/runs/9', 'results': {'moving averages': summary},

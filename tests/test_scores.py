@@ -7,22 +7,25 @@ import pytest
 
 from bn_inception import scores
 
-PROBABILITIES = np.array(
-  [
-    [0.7, 0.2, 0.1, 0.0, 0.0, 0.0],  # right
-    [0.1, 0.2, 0.7, 0.0, 0.0, 0.0],  # label second
-    [0.25, 0.25, 0.25, 0.25, 0.0, 0.0],  # ties: by index, label third
-    [0.3, 0.2, 0.2, 0.2, 0.1, 0.0],  # label last
-    [np.nan] * 6,
-  ],
-  np.float32,
-)
+with np.errstate(divide='ignore'):
+  LOGARITHMS = np.log(
+    np.array(
+      [
+        [0.7, 0.2, 0.1, 0.0, 0.0, 0.0],  # right
+        [0.1, 0.2, 0.7, 0.0, 0.0, 0.0],  # label second
+        [0.25, 0.25, 0.25, 0.25, 0.0, 0.0],  # ties: by index, label third
+        [0.3, 0.2, 0.2, 0.2, 0.1, 0.0],  # label last
+        [np.nan] * 6,
+      ],
+      np.float32,
+    )
+  )
 LABELS = np.array([0, 1, 2, 5, 0])
 
 
 def test_ranks_are_those_of_top_k():
   expected = [0, 1, 2, 5, 6]
-  np.testing.assert_array_equal(scores.ranks(PROBABILITIES, LABELS), expected)
+  np.testing.assert_array_equal(scores.ranks(LOGARITHMS, LABELS), expected)
 
 
 def test_wilson_interval_contains_the_fraction_with_95_percent():
@@ -41,12 +44,12 @@ def test_wilson_interval_contains_the_fraction_with_95_percent():
 
 
 def test_summary_counts_every_image():
-  summary = scores.summary(PROBABILITIES[:4], LABELS[:4])
+  summary = scores.summary(LOGARITHMS[:4], LABELS[:4])
   assert summary['examples'] == 4
   assert summary['top1'] == 25.0 and summary['top5'] == 75.0
   assert summary['loss'] is None  # a label of probability 0
   of_label = np.log([0.7, 0.2, 0.25])
-  finite = scores.summary(PROBABILITIES[:3], LABELS[:3])
+  finite = scores.summary(LOGARITHMS[:3], LABELS[:3])
   assert finite['loss'] == pytest.approx(-of_label.mean(), rel=1e-6)
   assert finite['top1_interval'] == list(scores.wilson_interval(1, 3))
 
@@ -54,7 +57,7 @@ def test_summary_counts_every_image():
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
   rng = np.random.default_rng(0)
   confidence = rng.uniform(0.5, 1.0, 60_000)
-  probabilities = np.stack([confidence, 1 - confidence], axis=1)
+  probabilities = np.log(np.stack([confidence, 1 - confidence], axis=1))
   calibrated = (rng.random(60_000) > confidence).astype(int)
   assert scores.expected_calibration_error(probabilities, calibrated) < 1.0
   always_right = np.zeros(60_000, int)
@@ -66,7 +69,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 def test_classes_come_worst_first_with_what_they_are_taken_for():
   labels = np.array([0, 0, 1, 1, 1, 2])
   predicted = np.array([0, 0, 2, 2, 1, 0])
-  probabilities = np.eye(3)[predicted]
+  probabilities = np.log(0.9 * np.eye(3) + 0.03)[predicted]
   found = scores.class_scores(probabilities, labels)
   assert [s.label for s in found] == [2, 1, 0]
   worst, middle, best = found
