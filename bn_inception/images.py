@@ -124,6 +124,9 @@ def _decode_part(stream, box: Box) -> np.ndarray | None:
   return None if decoded is None else np.asarray(decoded)
 
 
+_loading = threading.Lock()  # which changes the environment for a moment
+
+
 @functools.cache
 def _codec():
   """The module nvimgcodec, or None where it is not installed."""
@@ -133,7 +136,7 @@ def _codec():
     spec = None
   if spec is None:
     return None
-  with _only_jpeg(spec.submodule_search_locations[0]):
+  with _loading, _only_jpeg(spec.submodule_search_locations[0]):
     from nvidia import nvimgcodec
   return nvimgcodec
 

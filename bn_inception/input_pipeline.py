@@ -238,8 +238,8 @@ class _TrainingBatches:
 
   def _fill(self, batch: dict, row: int, position: int) -> None:
     epoch = position // len(self.source)
-    index = self._index(position)
-    for ahead in range(1, _MAX_BAD_IN_A_ROW + 1):
+    for ahead in range(_MAX_BAD_IN_A_ROW):
+      index = self._index(position, ahead)
       try:
         image, label = _open(self.source, index)
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -253,7 +253,6 @@ class _TrainingBatches:
             'such images by others with --config.data.on_bad_image=skip'
           ) from error
         batch['replaced'][row] = self._index(position)
-        index = self._index(position, ahead)
     raise UserError(
       f'{_MAX_BAD_IN_A_ROW} bad images in a row, the last one '
       f'{self.source.describe(index)}: is this a data set of images?'

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,9 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bn_inception import crops, images, input_pipeline, mesh
 from bn_inception.errors import UserError
@@ -22,6 +26,7 @@ from bn_inception.input_pipeline import (
 from bn_inception.order import epoch_order
 from bn_inception.sources import Source, make_source
 
+TFDS_DIR = pathlib.Path(__file__).parent / 'data' / 'tfds'
 OPTIONS = InputOptions(
   image_size=8,
   shuffle='within_shards',
@@ -427,8 +432,55 @@ def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
 
 def test_nothing_but_bad_images_is_an_error():
   options = dataclasses.replace(OPTIONS, num_shards=2, on_bad_image='skip')
-  with pytest.raises(UserError, match='100 bad images in a row, the last one'):
-    list(training_batches(Files(9, empty=range(9)), options, 4, 0, 0, 1))
+  last = epoch_order(9, 2, options.shuffle, 0, 0)[99 % 9]
+  with pytest.raises(
+    UserError,
+    match=f'100 bad images in a row, the last one files, example {last}:',
+  ):
+    list(training_batches(Files(9, empty=range(9)), options, 1, 0, 0, 1))
+
+
+def damaged_tfds_copy(folder):
+  """The committed data set; three training records of its first file are bad."""
+  shutil.copytree(TFDS_DIR, folder, dirs_exist_ok=True)
+  name = 'fashion_mnist-train.array_record-00000-of-00004'
+  path = str(folder / 'fashion_mnist' / '3.0.1' / name)
+  with ArrayRecordDataSource(path) as source:
+    records = source.__getitems__(range(len(source)))
+  unlabelled = tf_example_pb2.Example.FromString(records[7])
+  del unlabelled.features.feature['label']
+  records[7] = unlabelled.SerializeToString()
+  records[3], records[5] = b'no example', b''
+  writer = ArrayRecordWriter(path, 'group_size:1')
+  for record in records:
+    writer.write(record)
+  writer.close()
+  return make_source('fashion_mnist', 'train', str(folder))
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_bad_records_are_named_and_replaced(tmp_path, num_workers):
+  options = dataclasses.replace(OPTIONS, image_size=28, num_workers=num_workers)
+  source = damaged_tfds_copy(tmp_path)
+  with pytest.raises(
+    UserError, match=r'fashion_mnist, example [357]: it cannot'
+  ):
+    list(training_batches(source, options, 20, 0, 0, 10))
+  with pytest.raises(
+    UserError, match='example 3: it cannot be read .*mend it$'
+  ):
+    list(evaluation_batches(source, options, 20))
+  with pytest.raises(
+    images.BadImageError, match='a record of 1 images and 0 labels'
+  ):
+    input_pipeline._open(source, 7)
+  skipping = dataclasses.replace(options, on_bad_image='skip')
+  batches = list(training_batches(source, skipping, 20, 0, 0, 10))
+  replaced = np.concatenate([batch['replaced'] for batch in batches])
+  assert sorted(replaced[replaced >= 0]) == [3, 5, 7]
+  assert [source.describe(i) for i in (3, 5, 7)] == [
+    f'fashion_mnist, example {i}' for i in (3, 5, 7)
+  ]
 
 
 def test_devices_receive_their_parts(digits):

@@ -8,10 +8,11 @@ import tarfile
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import imagenet, make_source
+from bn_inception.sources import folders, imagenet, make_source
 
 
 def jpeg(seed):
@@ -111,6 +112,24 @@ def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
   digits = make_source('digits', 'train', num_holdout=100)
   assert len(digits) == 1342
   assert len(make_source('digits', 'test', num_holdout=100)) == 355
+
+
+def test_parts_of_the_training_split_do_not_leak_what_is_held_out():
+  with pytest.raises(
+    UserError, match=r'train\[:9\] may hold .* the 3 held out'
+  ):
+    make_source('digits', 'train[:9]', num_holdout=3)
+
+
+def test_a_bucket_without_its_library_gets_one_line(monkeypatch):
+  class Path(type(epath.Path('gs://a'))):
+    def is_dir(self):
+      raise ImportError('Please install gcsfs to access Google Storage')
+
+  monkeypatch.setattr(folders.epath, 'Path', Path)
+  for dataset in 'image_folder', 'imagenet2012', 'fashion_mnist':
+    with pytest.raises(UserError, match='cannot be read: Please install gcsfs'):
+      make_source(dataset, 'train', 'gs://a')
 
 
 def test_missing_and_surplus_things_are_named(tmp_path):

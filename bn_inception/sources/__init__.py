@@ -57,9 +57,13 @@ def make_source(
   Raises:
     UserError: in one line, with the remedy, for whatever is missing.
   """
-  if split not in (TRAIN_SPLIT, HOLDOUT_SPLIT) or (
-    split == TRAIN_SPLIT and num_holdout == 0
-  ):
+  if num_holdout and split.startswith(f'{TRAIN_SPLIT}['):
+    raise UserError(
+      f'the split {split} may hold examples of the {num_holdout} held out: use '
+      f'{TRAIN_SPLIT}, or set source.num_holdout to 0'
+    )
+  is_held_out = split == HOLDOUT_SPLIT
+  if not is_held_out and (split != TRAIN_SPLIT or num_holdout == 0):
     return _open(dataset, split, data_dir)
   whole = _open(dataset, TRAIN_SPLIT, data_dir)
   if not 1 <= num_holdout < len(whole):
@@ -69,7 +73,6 @@ def make_source(
     )
   # Not a function of a run's seed: all runs hold out the same examples.
   order = np.random.default_rng(0).permutation(len(whole))
-  is_held_out = split == HOLDOUT_SPLIT
   chosen = order[:num_holdout] if is_held_out else order[num_holdout:]
   return Part(whole, np.sort(chosen))
 

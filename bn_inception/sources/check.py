@@ -30,11 +30,11 @@ from bn_inception.sources.folders import (
 from bn_inception.sources.prepared import (
   SHRUNK_FILE,
   describe_error,
-  is_folder,
   is_prepared,
   open_builder,
 )
 from bn_inception.sources.progress import Progress
+from bn_inception.sources.source import is_folder
 
 NUM_NAMED = 5  # classes named in one line
 CHUNK_BYTES = 2**24

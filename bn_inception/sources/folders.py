@@ -9,7 +9,7 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import TRAIN_SPLIT, Example, Source
+from bn_inception.sources.source import TRAIN_SPLIT, Example, Source, is_folder
 
 IMAGE_SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 FOLDERS_OF_SPLITS = {'validation': ('validation', 'val')}
@@ -23,7 +23,7 @@ def is_image(name: str) -> bool:
 def find_split(root: epath.Path, split: str) -> epath.Path | None:
   """The folder of a split: 'validation' may be val/; None if there is none."""
   for name in FOLDERS_OF_SPLITS.get(split, (split,)):
-    if (root / name).is_dir():
+    if is_folder(str(root / name)):
       return root / name
   return None
 

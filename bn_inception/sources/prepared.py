@@ -6,7 +6,7 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import UNREADABLE, Example, Source
+from bn_inception.sources.source import UNREADABLE, Example, Source, is_folder
 
 FILE_FORMAT = 'array_record'  # the one that can be read in any order
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
@@ -15,18 +15,6 @@ SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 def is_prepared(name: str, data_dir: str) -> bool:
   """Whether a folder holds a copy of a data set in TFDS's layout."""
   return is_folder(f'{data_dir}/{name}')
-
-
-def is_folder(path: str) -> bool:
-  """Whether a path, which may be a bucket's, is a folder.
-
-  Raises:
-    UserError: if the library for such a bucket is not installed.
-  """
-  try:
-    return epath.Path(path).expanduser().is_dir()
-  except ImportError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def describe_error(error: Exception) -> str:
@@ -168,9 +156,13 @@ class TfdsSource(Source):
 
   def __getitem__(self, index: int) -> Example:
     features = self._features(index)
-    (image,) = features['image'].bytes_list.value
-    (label,) = features['label'].int64_list.value
-    return image, label
+    images = features['image'].bytes_list.value
+    labels = features['label'].int64_list.value
+    if len(images) != 1 or len(labels) != 1:
+      raise ValueError(
+        f'a record of {len(images)} images and {len(labels)} labels'
+      )
+    return images[0], labels[0]
 
   def _features(self, index: int):
     """Of the tf.train.Example that TFDS writes for an example."""
@@ -180,7 +172,10 @@ class TfdsSource(Source):
     return tf_example_pb2.Example.FromString(record).features.feature
 
   def describe(self, index: int) -> str:
-    file_name = self.file_name(index)
+    try:
+      file_name = self.file_name(index)
+    except UNREADABLE:  # it is described because it is damaged
+      file_name = str(index)
     is_named = file_name != str(index)
     return super().describe(index) + (f' ({file_name})' if is_named else '')
 

@@ -273,10 +273,9 @@ def _write_shards(
       for future in as_completed(futures):
         future.result()
         progress.advance(length_of[future])
-    except BaseException:
+    finally:  # after an error, or an interruption, the others stop soon
       stopped.set()
       pool.shutdown(wait=False, cancel_futures=True)
-      raise
   return sum(future.result() for future in futures)
 
 

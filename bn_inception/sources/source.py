@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from etils import epath
 from google.protobuf.message import DecodeError
+
+from bn_inception.errors import UserError
 
 TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
 
@@ -15,6 +18,18 @@ UNREADABLE = (
 
 # An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
 Example = tuple[bytes | np.ndarray, int]
+
+
+def is_folder(path: str) -> bool:
+  """Whether a path, which may be a bucket's, is a folder.
+
+  Raises:
+    UserError: if the library for such a bucket is not installed.
+  """
+  try:
+    return epath.Path(path).expanduser().is_dir()
+  except ImportError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 class Source(Protocol):
