@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -254,44 +255,56 @@ def evaluate_checkpoints(
     `images_per_second` (of one network), `results`: for each kind of statistics
     what `scores.summary` returns, and `members`: for each checkpoint its path
     as `checkpoint`, its `name`, `trained_on`, `step`, and its own `results`,
-    with what its statistics were taken from. And the predictions, by kind.
+    with what its statistics were taken from. And the predictions of all
+    together, by kind.
 
   Raises:
     UserError: if checkpoint or data are missing, or do not fit each other.
   """
-  members, results, predictions, speeds = [], {}, {}, []
-  for path in paths:
-    member, found, speed = _evaluate_member(path, options)
-    members.append(member)
-    speeds += [speed] if speed else []
-    for kind, values in found.items():
-      predictions.setdefault(kind, []).append(values)
-  for kind, values in predictions.items():
-    if len(values) != len(paths):
-      raise UserError(
-        'networks with and without batch normalization have no statistics in '
-        'common: save their predictions, then average those'
-      )
-    predictions[kind] = average(values)
-    results[kind] = scores.summary(
-      predictions[kind].log_probabilities, predictions[kind].labels
+  members = [_evaluate_member(path, options) for path in paths]
+  records = [member.record for member in members]
+  kinds = members[0].predictions.keys()
+  if any(member.predictions.keys() != kinds for member in members):
+    raise UserError(
+      'networks with and without batch normalization have no statistics in '
+      'common: save their predictions, then average those'
     )
-  first, facts = members[0], members[0].pop('facts')
-  for member in members[1:]:
-    del member['facts']
-  if len(members) == 1:
-    results = first['results']
+  predictions = {
+    kind: average([member.predictions[kind] for member in members])
+    for kind in kinds
+  }
+  results = records[0]['results']
+  if len(members) > 1:
+    results = {
+      kind: scores.summary(mean.log_probabilities, mean.labels)
+      for kind, mean in predictions.items()
+    }
+  speeds = [m.images_per_second for m in members if m.images_per_second]
   return {
-    **facts,
+    **members[0].facts,
     'images_per_second': min(speeds, default=None),
     'results': results,
-    'members': members,
+    'members': records,
   }, predictions
 
 
-def _evaluate_member(
-  path: str, options: EvaluationOptions
-) -> tuple[dict, dict[str, Predictions], float | None]:
+class _Member(NamedTuple):
+  """A checkpoint, evaluated.
+
+  Attributes:
+    facts: what all members have in common, such as the split.
+    record: what is reported of this one: see `evaluate_checkpoints`.
+    predictions: for each kind of statistics.
+    images_per_second: None if it was not measured.
+  """
+
+  facts: dict
+  record: dict
+  predictions: dict[str, Predictions]
+  images_per_second: float | None
+
+
+def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
   description = checkpoint.read_description(path)
   config = description['config']
   trained_on, split = _apply(options, config)
@@ -339,15 +352,14 @@ def _evaluate_member(
     'folded': options.fold,
     'dtype': config['model']['dtype'],
   }
-  member = {
+  record = {
     'checkpoint': os.path.abspath(path),
     'name': config['name'],
     'trained_on': trained_on,
     'step': int(state.step),
     'results': results,
-    'facts': facts,
   }
-  return member, predictions, speed
+  return _Member(facts, record, predictions, speed)
 
 
 def _apply(options: EvaluationOptions, config: dict) -> tuple[str, str]:

@@ -111,6 +111,23 @@ class Experiment:
   evaluator: Evaluator
 
 
+def make_evaluation_batches(
+  config: dict, source: Source, device_mesh: jax.sharding.Mesh
+) -> DeviceBatches:
+  """One pass over a source, padded and masked, on the devices.
+
+  The network sees `eval_batch_size` inputs at a time, whatever the crops.
+  """
+  options = InputOptions(**config['data'])
+  num_devices = device_mesh.devices.size
+  num_images = max(1, config['eval_batch_size'] // NUM_CROPS[options.eval_crop])
+  batch_size = -(-num_images // num_devices) * num_devices
+  return DeviceBatches(
+    evaluation_batches(source, options, batch_size),
+    mesh.split_batch(device_mesh),
+  )
+
+
 def make_evaluator(
   config: dict, source: Source, device_mesh: jax.sharding.Mesh
 ) -> Evaluator:
@@ -122,14 +139,9 @@ def make_evaluator(
   options = InputOptions(**config['data'])
   model = _make_model(config, source)
   scale = partial(augment.scale_image, **config['input_scaling'])
-  # Padded and masked, so that any batch size can be cut into equal parts.
-  num_devices = device_mesh.devices.size
-  # Of images: the network sees as many inputs at a time whatever the crops.
-  num_images = max(1, config['eval_batch_size'] // NUM_CROPS[options.eval_crop])
-  batch_size = -(-num_images // num_devices) * num_devices
   shape = (options.image_size, options.image_size, source.num_channels)
   # Shapes do not depend on the schedule, so that any epoch length will do.
-  optimizer = _make_optimizer(config, num_examples=len(source))
+  optimizer = _make_optimizer(config, num_examples=1)
   return Evaluator(
     source=source,
     model=model,
@@ -139,10 +151,7 @@ def make_evaluator(
     make_predict_step=lambda model: steps.make_predict_step(
       device_mesh, model=model, prepare=scale
     ),
-    batches=lambda: DeviceBatches(
-      evaluation_batches(source, options, batch_size),
-      mesh.split_batch(device_mesh),
-    ),
+    batches=lambda: make_evaluation_batches(config, source, device_mesh),
     abstract_state=jax.eval_shape(
       partial(create_train_state, model, optimizer, image_shape=shape),
       jax.random.key(0),

@@ -8,7 +8,7 @@ import numpy as np
 from bn_inception import checkpoint, inception, mesh
 from bn_inception.crops import NUM_CROPS
 from bn_inception.evaluation import predict
-from bn_inception.experiment import make_evaluator
+from bn_inception.experiment import make_evaluation_batches, make_evaluator
 from bn_inception.sources import ListedImages
 
 Images = Sequence[str | bytes | np.ndarray]
@@ -41,29 +41,30 @@ def load(
     config['data']['eval_crop'] = crops
   device_mesh = mesh.make_evaluation_mesh(jax.devices())
 
-  def make(images: Images):
-    inputs = len(images) * NUM_CROPS[config['data']['eval_crop']]
-    # Powers of two, so that few sizes are compiled.
-    smallest = 1 << max(0, inputs - 1).bit_length()
-    own = {
-      **config,
-      'eval_batch_size': min(config['eval_batch_size'], smallest),
-    }
-    source = ListedImages(
+  def list_images(images: Images) -> ListedImages:
+    return ListedImages(
       images, description['class_names'], description['num_channels']
     )
-    return make_evaluator(own, source, device_mesh)
 
-  evaluator = make([np.zeros((1, 1, description['num_channels']), np.uint8)])
+  evaluator = make_evaluator(config, list_images([]), device_mesh)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(device_mesh)
   )
   predict_step = evaluator.make_predict_step(evaluator.model)
 
   def apply(images: Images) -> np.ndarray:
-    own = make(images)
+    num_inputs = len(images) * NUM_CROPS[config['data']['eval_crop']]
+    # Powers of two, so that few sizes are compiled.
+    enough = 1 << max(0, num_inputs - 1).bit_length()
+    own = {
+      **config, 'eval_batch_size': min(config['eval_batch_size'], enough)
+    }  # fmt: skip
+    source = list_images(images)
     log_probabilities, _, _ = predict(
-      predict_step, state.evaluation_variables, own.batches(), own.source
+      predict_step,
+      state.evaluation_variables,
+      make_evaluation_batches(own, source, device_mesh),
+      source,
     )
     return np.exp(log_probabilities)
 
