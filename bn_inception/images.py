@@ -26,7 +26,7 @@ _FLAGS = {
   1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
   3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
 }
-_JPEG, _PNG, _PNG_END = b'\xff\xd8\xff', b'\x89PNG', b'IEND'
+_JPEG = b'\xff\xd8\xff'
 
 
 class BadImageError(ValueError):
@@ -109,9 +109,7 @@ def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
     decoded = cv2.imdecode(array, _FLAGS[num_channels])
   except cv2.error as error:  # a header that promises too many pixels
     raise BadImageError(f'{len(encoded)} bytes: {error.err}') from error
-  # OpenCV leaves the missing rows of a PNG black, and says nothing.
-  is_cut_short = encoded.startswith(_PNG) and _PNG_END not in encoded[-16:]
-  if decoded is None or is_cut_short:
+  if decoded is None:
     raise BadImageError(f'{len(encoded)} bytes do not decode to an image')
   return decoded.reshape(*decoded.shape[:2], num_channels)
 

@@ -322,19 +322,6 @@ def _exit_with_parent(worker_index: int, worker_count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-class _OneLine(Iterator[dict]):
-  """Batches from Grain, which appends lines of its own to an error's line."""
-
-  def __init__(self, batches: Iterator[dict]):
-    self._batches = batches
-
-  def __next__(self) -> dict:
-    try:
-      return next(self._batches)
-    except UserError as error:
-      raise UserError(str(error).partition('\n')[0]) from error
-
-
 def _num_cores() -> int:
   """That this process may use."""
   if hasattr(os, 'sched_getaffinity'):
@@ -363,7 +350,7 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
       ),
       worker_init_fn=_exit_with_parent,
     )
-  return _OneLine(iter(dataset))
+  return iter(dataset)
 
 
 def training_batches(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -423,11 +424,15 @@ def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
 def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
   options = dataclasses.replace(OPTIONS, num_shards=2, num_workers=num_workers)
   source = Files(8, **bad)
-  with pytest.raises(UserError, match=message + '.*on_bad_image=skip$'):
-    list(training_batches(source, options, 4, 0, 0, 2))
   skipping = dataclasses.replace(options, on_bad_image='skip')
-  with pytest.raises(UserError, match=message + '.*mend it$'):
-    list(evaluation_batches(source, skipping, 4))
+  for batches, remedy in (
+    (training_batches(source, options, 4, 0, 0, 2), 'on_bad_image=skip'),
+    (evaluation_batches(source, skipping, 4), 'mend it'),
+  ):
+    with pytest.raises(UserError) as caught:
+      list(batches)
+    # Not with `match`: Grain adds notes, which are no part of the line.
+    assert re.fullmatch(f'{message}.*{remedy}', str(caught.value))
 
 
 def test_nothing_but_bad_images_is_an_error():
@@ -466,9 +471,7 @@ def test_bad_records_are_named_and_replaced(tmp_path, num_workers):
     UserError, match=r'fashion_mnist, example [357]: it cannot'
   ):
     list(training_batches(source, options, 20, 0, 0, 10))
-  with pytest.raises(
-    UserError, match='example 3: it cannot be read .*mend it$'
-  ):
+  with pytest.raises(UserError, match='example 3: it cannot be read .*mend it'):
     list(evaluation_batches(source, options, 20))
   with pytest.raises(
     images.BadImageError, match='a record of 1 images and 0 labels'

@@ -66,6 +66,26 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
   assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_calibration_bins_have_equal_width():
+  # 10 images at 61 %, all right, and 10 at 64 %, all wrong: one bin of 15, in
+  # which they make 62.5 % and 50 %. With 68 or 59 % they are in two bins.
+  labels = np.repeat([0, 1], 10)
+  for other, expected in (
+    (0.64, 12.5),
+    (0.68, (39 + 68) / 2),
+    (0.59, (39 + 59) / 2),
+  ):
+    confidence = np.repeat([0.61, other], 10)
+    logarithms = np.log(np.stack([confidence, 1 - confidence], axis=1))
+    found = scores.expected_calibration_error(logarithms, labels)
+    assert found == pytest.approx(expected)
+
+
+def test_a_prediction_that_is_no_number_is_confused_with_no_class():
+  (score,) = scores.class_scores(np.full((2, 3), np.nan), np.array([0, 0]))
+  assert (score.top1, score.confused_with, score.num_confused) == (0.0, -1, 0)
+
+
 def test_classes_come_worst_first_with_what_they_are_taken_for():
   labels = np.array([0, 0, 1, 1, 1, 2])
   predicted = np.array([0, 0, 2, 2, 1, 0])

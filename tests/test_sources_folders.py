@@ -86,6 +86,9 @@ def test_validation_images_have_their_ground_truth(tmp_path, form):
   source = make_source('imagenet2012', 'validation', str(tmp_path))
   source = pickle.loads(pickle.dumps(source))
   assert len(source) == 4
+  assert sorted(VALIDATION) == sorted(source.file_name(i) for i in range(4))
+  if form != 'classes':  # which come first in the order
+    assert [source.file_name(i) for i in range(4)] == VALIDATION
   described = [source.describe(i) for i in range(4)]
   for name, label in zip(VALIDATION, expected, strict=True):
     index = next(i for i in range(4) if name in described[i])
