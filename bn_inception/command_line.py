@@ -33,6 +33,9 @@ def run(
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # Grain's workers, when they are stopped early, leave shared memory to Python's
+  # resource tracker, a process, which frees it and says so.
+  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:

@@ -10,6 +10,7 @@ A batch on the host is {'image': uint8 [B, H, W, C], 'label': int32 [B],
 int64 [B]: the bad example that another one stands in for, or -1.
 """
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -418,9 +419,19 @@ class DeviceBatches(Iterator[dict]):
     self.replaced += replaced
     return batch
 
+  def close(self) -> None:
+    """Ends the threads and processes; iterate no further."""
+    if hasattr(self._batches, 'close'):  # Grain's; tests have others
+      self._batches.close()
+    self._batches = iter(())  # so that Grain's destructors run now
+
   def _receive(self) -> tuple[dict, list[int]] | None:
     start = time.monotonic()
-    batch = next(self._batches, None)
+    with contextlib.ExitStack() as after_error:
+      # Else Grain's workers print tracebacks when the interpreter exits.
+      after_error.callback(self.close)
+      batch = next(self._batches, None)
+      after_error.pop_all()
     self.wait_seconds += time.monotonic() - start
     if batch is None:
       return None

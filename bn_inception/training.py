@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import json
 import os
 import time
@@ -127,15 +128,18 @@ class _Run:
 
   def train(self, state: TrainState) -> None:
     """Trains to the last step, or to the first that is not finite."""
-    experiment, options = self.experiment, self.experiment.options
-    step = int(state.step)
+    experiment, step = self.experiment, int(state.step)
     if step >= experiment.num_steps:
       if not any(r['kind'] == 'eval' for r in self.book.records):
         self._evaluate(step, state)
       return
+    with contextlib.closing(experiment.batches(step)) as batches:
+      self._train_on(batches, state, step)
+
+  def _train_on(self, batches: DeviceBatches, state: TrainState, step: int):
+    experiment, options = self.experiment, self.experiment.options
     pending, logged_step = [], step
     interval_start = None  # the first interval would measure compilation
-    batches = experiment.batches(step)
     for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
       pending.append(step_metrics)

@@ -1,5 +1,6 @@
 """train.py and eval.py as a user runs them: real processes, real digits."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -204,6 +206,31 @@ def test_help_explains_every_flag_with_an_example(environment, program):
   assert len(flags) == {'train.py': 3, 'eval.py': 19}[program[1]]
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
+
+
+@pytest.mark.slow
+def test_a_bad_image_in_a_worker_process_gets_one_line(tmp_path, environment):
+  for split, class_name in itertools.product(('train', 'test'), 'ab'):
+    folder = tmp_path / 'data' / split / class_name
+    folder.mkdir(parents=True)
+    for i in range(8):
+      cv2.imwrite(str(folder / f'{i}.png'), np.full((8, 8, 3), 9 * i, np.uint8))
+  bad = tmp_path / 'data' / 'train' / 'a' / '3.png'
+  bad.write_bytes(b'')
+  values = {
+    'source.dataset': 'image_folder', 'data.num_workers': 2,
+    'data.num_shards': 2, 'batch_size': 8, 'norm_batch_size': 8,
+  }  # fmt: skip
+  done = subprocess.run(
+    [
+      *TRAIN, f'--workdir={tmp_path}/run', f'--data_dir={tmp_path}/data',
+      *(f'--config.{name}={value}' for name, value in values.items()),
+    ],
+    cwd=ROOT, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f'error: {bad}: an image of 0 bytes: mend it, or')
 
 
 def test_flags_of_several_values_are_repeated():
