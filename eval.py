@@ -1,6 +1,7 @@
 """Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
 import os
+import sys
 
 from absl import flags
 
@@ -119,6 +120,12 @@ _PREDICTIONS = flags.DEFINE_multi_string(
   'Average saved predictions, without running anything. '
   'Example: --predictions a.npz b.npz',
 )
+_REAL = flags.DEFINE_bool(
+  'real',
+  False,
+  "Also the accuracy by the ReaL labels of ImageNet's validation set. "
+  'Example: --real',
+)
 _IMAGES = flags.DEFINE_multi_string(
   'images',
   [],
@@ -139,8 +146,14 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
+# What each way of using this program has use for.
+_WITH_PREDICTIONS = {'predictions', 'output', 'real'}
+_WITH_IMAGES = {'images', 'checkpoint', 'workdir', 'step', 'crops'}
+
+
 def main() -> None:
   if _PREDICTIONS.value:
+    refuse_others('predictions', _WITH_PREDICTIONS)
     evaluate_predictions()
     return
   if _CHECKPOINT.value and _STEP.value is not None:
@@ -151,6 +164,7 @@ def main() -> None:
     evaluation.find_checkpoint(_WORKDIR.value, _STEP.value)
   ]
   if _IMAGES.value:
+    refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
   options = evaluation.EvaluationOptions(
@@ -168,9 +182,12 @@ def main() -> None:
     ),
     fold=_FOLD.value,
     dtype=_DTYPE.value,
-    is_named=_SAVE_PREDICTIONS.value is not None,
+    is_named=_SAVE_PREDICTIONS.value is not None or _REAL.value,
   )
   result, found = evaluation.evaluate_checkpoints(paths, options)
+  if _REAL.value:
+    for kind, mean in found.items():
+      result['results'][kind]['real'] = real_summary(mean)
   report.print_table(result)
   *_, last = found.values()  # of both statistics, those of the population
   report.print_worst_classes(last)
@@ -183,6 +200,20 @@ def main() -> None:
   if _SAVE_PREDICTIONS.value:
     predictions.save(_SAVE_PREDICTIONS.value, last)
     print(f'written to {_SAVE_PREDICTIONS.value}')
+
+
+def refuse_others(name: str, useful: set[str]) -> None:
+  """Flags that were given beside another, but have no influence there."""
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    if flag.present and flag.name not in useful:
+      raise UserError(f'--{name} has no use for --{flag.name}: leave it out')
+
+
+def real_summary(mean: predictions.Predictions) -> dict:
+  """By ReaL labels: see `scores.label_set_summary`."""
+  return scores.label_set_summary(
+    mean.log_probabilities, imagenet.real_labels(mean.names)
+  )
 
 
 def classify(paths: list[str]) -> None:
@@ -208,6 +239,8 @@ def evaluate_predictions() -> None:
     )
   mean = predictions.average(members)
   result = scores.summary(mean.log_probabilities, mean.labels)
+  if _REAL.value:
+    result['real'] = real_summary(mean)
   print(f'mean of {len(members)}, {result["examples"]:,} examples')
   report.print_accuracies([result])
   report.print_worst_classes(mean)

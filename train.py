@@ -31,10 +31,19 @@ _DATA_DIR = flags.DEFINE_string(
   'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
   '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
 )
+_INIT_FROM = flags.DEFINE_string(
+  'init_from',
+  None,
+  'Checkpoint to take the first weights from, but for the last layer if the '
+  'classes are others: --config.init_from. '
+  'Example: --init_from=runs/cadene/checkpoints/0',
+)
 
 
 def main() -> None:
   config = _CONFIG.value.to_dict()
+  if _INIT_FROM.value is not None:
+    config['init_from'] = _INIT_FROM.value
   name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']
   workdir = _WORKDIR.value or os.path.join('runs', name)
   training.train_and_evaluate(config, workdir, _DATA_DIR.value)

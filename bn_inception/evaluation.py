@@ -439,13 +439,24 @@ def _predict(evaluator: Evaluator, variables: dict, fold: bool):
 
 def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
   source = evaluator.source
+  names = tuple(description['class_names'])
+  remedy = (
+    'evaluate on the data set that the network was trained for, with --dataset'
+  )
   for what, trained, given in (
-    ('classes', description['num_classes'], len(source.class_names)),
+    ('classes', len(names), len(source.class_names)),
     ('colour channels', description['num_channels'], source.num_channels),
   ):
     if trained != given:
       raise UserError(
         f'checkpoint {path} is for {trained} {what} and {source.name} has '
-        f'{given}: evaluate on the data set that the network was trained for, '
-        'with --dataset'
+        f'{given}: {remedy}'
+      )
+  for i, (trained, given) in enumerate(
+    zip(names, source.class_names, strict=True)
+  ):
+    if trained != given:
+      raise UserError(
+        f'checkpoint {path} is for other classes than {source.name} has: number '
+        f"{i} is '{trained}' and '{given}': {remedy}"
       )

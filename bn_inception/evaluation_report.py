@@ -61,7 +61,10 @@ def print_table(result: dict) -> None:
 
 
 def print_accuracies(results: list[dict]) -> None:
-  """Rows with a column for each of what `scores.summary` returns."""
+  """Rows with a column for each of what `scores.summary` returns.
+
+  With `real` in them also those of `scores.label_set_summary`.
+  """
 
   def or_not_finite(values: list[float | None], form: str) -> list[str]:
     return ['not finite' if v is None else form.format(v) for v in values]
@@ -73,6 +76,14 @@ def print_accuracies(results: list[dict]) -> None:
       '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
     )
     _print_row('  error', [f'{100 - r[name]:.2f} %' for r in results])
+  if 'real' in results[0]:
+    real = [r['real'] for r in results]
+    _print_row('ReaL', [f'{r["top1"]:.2f} %' for r in real])
+    intervals = [r['top1_interval'] for r in real]
+    _print_row(
+      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
+    )
+    _print_row('  examples', [f'{r["examples"]:,}' for r in real])
   _print_row('loss', or_not_finite([r['loss'] for r in results], '{:.4f}'))
   _print_row('ECE', or_not_finite([r['ece'] for r in results], '{:.2f} %'))
 

@@ -136,15 +136,10 @@ def make_evaluator(
   Raises:
     UserError: if its config makes no sense.
   """
-  options = InputOptions(**config['data'])
-  model = _make_model(config, source)
   scale = partial(augment.scale_image, **config['input_scaling'])
-  shape = (options.image_size, options.image_size, source.num_channels)
-  # Shapes do not depend on the schedule, so that any epoch length will do.
-  optimizer = _make_optimizer(config, num_examples=1)
   return Evaluator(
     source=source,
-    model=model,
+    model=make_model(config, len(source.class_names)),
     make_eval_step=lambda model: steps.make_eval_step(
       device_mesh, model=model, prepare=scale
     ),
@@ -152,11 +147,34 @@ def make_evaluator(
       device_mesh, model=model, prepare=scale
     ),
     batches=lambda: make_evaluation_batches(config, source, device_mesh),
-    abstract_state=jax.eval_shape(
-      partial(create_train_state, model, optimizer, image_shape=shape),
-      jax.random.key(0),
+    abstract_state=make_abstract_state(
+      config, len(source.class_names), source.num_channels
     ),
     device_mesh=device_mesh,
+  )
+
+
+def make_abstract_state(
+  config: dict, num_classes: int, num_channels: int
+) -> TrainState:
+  """The shapes of a run's train state, for restoring its checkpoints."""
+  size = config['data']['image_size']
+  create = partial(
+    create_train_state,
+    make_model(config, num_classes),
+    # Shapes do not depend on the schedule, so that any epoch length will do.
+    _make_optimizer(config, num_examples=1),
+    image_shape=(size, size, num_channels),
+  )
+  return jax.eval_shape(create, jax.random.key(0))
+
+
+def make_model(config: dict, num_classes: int) -> inception.Inception:
+  """The network of a config, in evaluation mode."""
+  return inception.Inception(
+    num_classes=num_classes,
+    norm_batch_size=config['norm_batch_size'],
+    **config['model'],
   )
 
 
@@ -196,7 +214,7 @@ def make_statistics_pass(
   device_mesh = _make_training_mesh(config)
   source = open_split(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
-  model = _make_model(config, source)
+  model = make_model(config, len(source.class_names))
   return StatisticsPass(
     step=steps.make_statistics_step(
       device_mesh,
@@ -234,7 +252,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   evaluator = make_evaluator(config, eval_source, device_mesh)
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
-  model = _make_model(config, source)
+  model = make_model(config, len(source.class_names))
   shape = (
     input_options.image_size, input_options.image_size, source.num_channels,
   )  # fmt: skip
@@ -316,14 +334,6 @@ def _make_training_mesh(config: dict) -> jax.sharding.Mesh:
     config['batch_size'],
     config['norm_batch_size'] if has_batch_norm else 0,
     config['optimizer']['accumulate_steps'],
-  )
-
-
-def _make_model(config: dict, source: Source) -> inception.Inception:
-  return inception.Inception(
-    num_classes=len(source.class_names),
-    norm_batch_size=config['norm_batch_size'],
-    **config['model'],
   )
 
 

@@ -5,9 +5,12 @@ of a split.
 """
 
 import math
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from bn_inception.errors import UserError
 
 NORMAL_97_5 = 1.959963984540054  # quantile: 95 % two-sided
 
@@ -136,4 +139,34 @@ def summary(log_probabilities: np.ndarray, labels: np.ndarray) -> dict:
     'ece': (
       None if has_nan else expected_calibration_error(log_probabilities, labels)
     ),
+  }
+
+
+def label_set_summary(
+  log_probabilities: np.ndarray, label_sets: Sequence[Collection[int]]
+) -> dict:
+  """Accuracy where several labels may be right (Beyer et al. 2020, "ReaL").
+
+  Args:
+    log_probabilities: float [N, classes]; a row with a NaN is wrong.
+    label_sets: of each image; those without a label do not count.
+
+  Returns:
+    `examples`, which have a label, and `top1` in percent, the fraction of them
+    whose most probable class is one of theirs, with `top1_interval`.
+
+  Raises:
+    UserError: if no image has a label.
+  """
+  predicted = np.where(
+    np.isnan(log_probabilities).any(axis=1), -1, log_probabilities.argmax(1)
+  )
+  is_right = [p in s for p, s in zip(predicted, label_sets, strict=True) if s]
+  if not is_right:
+    raise UserError('none of these images has a label of this kind')
+  count, total = sum(is_right), len(is_right)
+  return {
+    'examples': total,
+    'top1': 100 * count / total,
+    'top1_interval': list(wilson_interval(count, total)),
   }

@@ -15,6 +15,10 @@ from bn_inception.experiment import (
   examples_sharing_statistics,
   make_experiment,
 )
+from bn_inception.initial_weights import (
+  check_same_network,
+  start_from_checkpoint,
+)
 from bn_inception.input_pipeline import DeviceBatches
 from bn_inception.optimizer import effective_learning_rate
 from bn_inception.train_state import TrainState, count_parameters
@@ -43,6 +47,8 @@ def train_and_evaluate(
   """
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
+  if config['init_from'] and not _checkpoint_steps(workdir):
+    check_same_network(config['init_from'], config)  # before a folder is made
   with run_directory.open_run(workdir, config, experiment.source.origin()):
     finished = _diverged_result(workdir)
     if finished:
@@ -75,6 +81,12 @@ def train_and_evaluate(
     return result
 
 
+def _checkpoint_steps(workdir: str) -> list[int]:
+  return checkpoint.list_steps(
+    os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
+  )
+
+
 def _diverged_result(workdir: str) -> dict | None:
   """The result of a run that has ended by diverging; None for any other."""
   path = os.path.join(workdir, run_directory.RESULT_FILE)
@@ -88,13 +100,24 @@ def _create_or_restore(
   config: dict, experiment: Experiment, workdir: str
 ) -> TrainState:
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  if not checkpoint.list_steps(directory):
+  replicated = mesh.replicated(experiment.evaluator.device_mesh)
+  if not _checkpoint_steps(workdir):
     if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
       raise UserError(
         f'{workdir} holds a finished run whose checkpoints are gone: give '
         'another --workdir, or remove it to train again'
       )
-    return experiment.create_state()
+    state = experiment.create_state()
+    if config['init_from']:
+      state, taken = start_from_checkpoint(
+        state,
+        config['init_from'],
+        config,
+        experiment.source.class_names,
+        replicated,
+      )
+      print(f'first weights  {taken}')
+    return state
   path = checkpoint.find(directory)
   saved = checkpoint.read_description(path)['config']
   changed = run_directory.differences(saved, config)
@@ -105,9 +128,7 @@ def _create_or_restore(
     )
   print(f'resuming from {path}')
   return checkpoint.restore(
-    path,
-    experiment.evaluator.abstract_state,
-    mesh.replicated(experiment.evaluator.device_mesh),
+    path, experiment.evaluator.abstract_state, replicated
   )
 
 
@@ -242,7 +263,6 @@ def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
   return {
     'config': config,
-    'num_classes': len(experiment.evaluator.source.class_names),
     'class_names': list(experiment.evaluator.source.class_names),
     'num_channels': experiment.evaluator.source.num_channels,
   }

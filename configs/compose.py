@@ -1,5 +1,7 @@
 """Puts the tables of paper.py together: task, network, changes, command line."""
 
+import json
+import pathlib
 from collections.abc import Iterable
 
 from absl import flags
@@ -42,6 +44,29 @@ def ensemble_member(argument: str) -> ConfigDict:
     'member': values | {'seed': int(member)},
   }
   return _compose('bn_x30', task or 'imagenet', changes, f'ensemble-{member}')
+
+
+def of_run(workdir: str) -> ConfigDict:
+  """The config in the folder of a run, under another name."""
+  path = pathlib.Path(workdir, 'config.json')
+  try:
+    values = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise BadValue(
+      f'{path} cannot be read ({error}): give the folder of a run, such as '
+      'runs/digits'
+    ) from error
+  config = ConfigDict(_with_tuples(values))
+  config.name = f'like-{config.name}'
+  config.init_from = ''
+  return config.lock()
+
+
+def _with_tuples(value):
+  """JSON's lists as tuples, which alone can be overridden."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(item) for key, item in value.items()}
+  return tuple(value) if isinstance(value, list) else value
 
 
 def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:

@@ -25,6 +25,7 @@ class Network(NamedTuple):
 # The Inception baseline of Section 4.2, as far as it is the same for all tasks.
 BASE = {
   'seed': 0,
+  'init_from': '',  # checkpoint to take the first weights from; '' = random ones
   'batch_size': 32,
   'eval_batch_size': 200,
   'norm_batch_size': 32,  # Section 4.2: mini-batch 32; 0 = the global batch

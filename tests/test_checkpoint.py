@@ -12,7 +12,7 @@ from test_steps import initial_state
 from bn_inception import checkpoint, mesh
 from bn_inception.errors import UserError
 
-DESCRIPTION = {'config': {'seed': 3}, 'num_classes': 10}
+DESCRIPTION = {'config': {'seed': 3}, 'class_names': ['a', 'b']}
 
 
 def placed(num_devices, step=0):

@@ -99,6 +99,25 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   moving = values['results']['moving averages']
   assert moving['top1'] == results[0]['top1'] and values['examples'] == 355
   assert f'top-1       {moving["top1"]:.2f} %' in evaluated.stdout
+
+  # On eight devices, the same examples are right.
+  spread = subprocess.run(
+    [*EVAL, f'--workdir={whole}', f'--output={whole}/eight.json'],
+    cwd=ROOT,
+    env={**environment, 'JAX_NUM_CPU_DEVICES': '8'},
+    capture_output=True,
+    text=True,
+  )
+  assert spread.returncode == 0, spread.stderr
+  eight = json.loads((whole / 'eight.json').read_text())['results']
+  for name in 'examples', 'top1', 'top5':
+    assert eight['moving averages'][name] == moving[name]
+  assert eight['moving averages']['loss'] == pytest.approx(moving['loss'], 1e-5)
+  by_class = [
+    (whole / name).read_text()
+    for name in ('eight.csv', 'evaluation_test_180.csv')
+  ]
+  assert by_class[0] == by_class[1]
   saved = str(whole / 'a.npz')
   by_path = run(
     [
@@ -172,6 +191,22 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       'workdir /no/run does not exist: train first',
     ),
     ([*EVAL, '--checkpoint=tests'], 'tests is not a checkpoint: give a folder'),
+    (
+      [*EVAL, '--predictions', 'a.npz', 'b.npz', '--fold'],
+      '--predictions has no use for --fold: leave it out',
+    ),
+    (
+      [*EVAL, '--images', 'a.jpg', '--checkpoint=tests', '--real'],
+      '--images has no use for --real: leave it out',
+    ),
+    (
+      [*TRAIN, '--init_from=/no/9'],
+      'checkpoint /no/9 does not exist',
+    ),
+    (
+      [*TRAIN, '--config=configs/of_run.py:/no'],
+      '/no/config.json cannot be read',
+    ),
   ],
 )
 def test_bad_input_gets_one_line(tmp_path, environment, command, message):
@@ -203,7 +238,7 @@ def test_help_explains_every_flag_with_an_example(environment, program):
   descriptions = re.split(r' --(?:\[no\])?(?=[a-z_]+: )', ' ' + text)[1:]
   flags = {d.partition(':')[0]: d for d in descriptions}
   assert {'workdir', 'data_dir'} < set(flags)
-  assert len(flags) == {'train.py': 3, 'eval.py': 19}[program[1]]
+  assert len(flags) == {'train.py': 4, 'eval.py': 20}[program[1]]
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
 

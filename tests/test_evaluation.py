@@ -43,11 +43,12 @@ def run(tmp_path, digits_config):
   digits_config['training']['num_epochs'] = 2 * 16 / 1442
   # So that training and evaluation have different meshes: (8, 1) and (1, 8).
   digits_config['norm_batch_size'] = 2
+  digits_config['training']['checkpoint_every_steps'] = 1
   workdir = str(tmp_path / 'run')
   return workdir, training.train_and_evaluate(digits_config, workdir)
 
 
-def test_result_does_not_depend_on_the_batch(run, capsys):
+def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
   workdir, result = run
   path = evaluation.find_checkpoint(workdir, step=2)
   for batch_size in (7, 360):
@@ -69,6 +70,12 @@ def test_result_does_not_depend_on_the_batch(run, capsys):
 
   with pytest.raises(UserError, match='for 10 classes and synthetic has 1000'):
     evaluate_checkpoint(path, dataset='synthetic')
+  description = checkpoint.read_description(path)
+  description['class_names'][3] = 'three'
+  monkeypatch.setattr(checkpoint, 'read_description', lambda path: description)
+  with pytest.raises(UserError, match="number 3 is 'three' and '3': evaluate"):
+    evaluate_checkpoint(path)
+  monkeypatch.undo()
   with pytest.raises(UserError, match="digits has no split 'valid'"):
     evaluate_checkpoint(path, split='valid')
 
@@ -154,23 +161,30 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
       total = total + np.float64(jax.nn.softmax(logits))
   np.testing.assert_allclose(mean.probabilities[:6], total / 10, atol=1e-6)
 
-  # The run's only other network: the same one on one crop.
-  _, single = evaluate_checkpoints([path], EvaluationOptions(is_named=True))
-  alone = single['moving averages']
-  both, pair = evaluate_checkpoints([path, path], EvaluationOptions())
+  # Two networks: live, and from what each of them saved.
+  paths = [path, evaluation.find_checkpoint(workdir, 1)]
+  options = EvaluationOptions(is_named=True)
+  both, pair = evaluate_checkpoints(paths, options)
+  saved = []
+  for i, member in enumerate(paths):
+    _, single = evaluate_checkpoints([member], options)
+    file = str(tmp_path / f'{i}.npz')
+    predictions.save(file, single['moving averages'])
+    saved.append(predictions.load(file))
+    assert (
+      scores.summary(saved[i].log_probabilities, saved[i].labels)
+      == both['members'][i]['results']['moving averages']
+    )
+  assert list(saved[0].names[:3]) == ['0', '1', '2']
+  averaged = predictions.average(saved)
+  assert (
+    scores.summary(averaged.log_probabilities, averaged.labels)
+    == both['results']['moving averages']
+  )
   np.testing.assert_allclose(
-    pair['moving averages'].probabilities, alone.probabilities, rtol=1e-5
-  )
-  assert (
-    both['results']['moving averages']['top1']
-    == (both['members'][1]['results']['moving averages']['top1'])
-  )
-  assert list(alone.names[:3]) == ['0', '1', '2']
-  predictions.save(str(tmp_path / 'a.npz'), alone)
-  saved = predictions.load(str(tmp_path / 'a.npz'))
-  assert (
-    scores.summary(saved.log_probabilities, saved.labels)
-    == both['members'][0]['results']['moving averages']
+    pair['moving averages'].probabilities,
+    (saved[0].probabilities + saved[1].probabilities) / 2,
+    rtol=1e-5,
   )
   with pytest.raises(UserError, match="crops 'all' are unknown: use one of"):
     EvaluationOptions(crops='all')

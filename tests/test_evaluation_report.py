@@ -117,3 +117,15 @@ def test_outputs_of_different_evaluations_have_different_names():
     'runs/evaluation_144_crops_test_9.json',
     'runs/evaluation_ensemble_test_9_7.json',
   ]
+
+
+def test_real_labels_have_their_own_rows(capsys):
+  summary = scores.summary(LOGARITHMS, LABELS)
+  summary['real'] = scores.label_set_summary(LOGARITHMS, [{0}, {0, 1}, set()])
+  report.print_accuracies([summary])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[6:9] == [
+    'ReaL        100.00 %',
+    '  95 %      34.24 - 100.00 %',
+    '  examples  2',
+  ]

@@ -23,6 +23,7 @@ from bn_inception.import_weights import (
 from bn_inception.import_weights import __main__ as program
 from bn_inception.inception import Inception
 from bn_inception.train_state import count_parameters
+from configs import compose
 
 
 @pytest.fixture(scope='module')
@@ -335,12 +336,29 @@ def test_slim_background_is_dropped_of_1001_classes_alone():
   weights = in_scope(make_slim_weights())
   kept = from_slim(weights, keep_background=True).variables['params']['logits']
   imported = import_weights.import_weights(weights)
+  assert import_weights.import_weights(weights, True).num_classes == 1001
   dropped = imported.variables['params']['logits']
   assert imported.num_classes == 1000
   assert imported.input_scaling['value_range'] == (-1.0, 1.0)
   np.testing.assert_array_equal(dropped['kernel'], kept['kernel'][:, 1:])
   np.testing.assert_array_equal(dropped['bias'], kept['bias'][1:])
   assert from_slim(in_scope(make_slim_weights(6))).num_classes == 6
+
+
+def test_classes_get_the_names_of_a_file_or_of_imagenet(tmp_path):
+  names = program.name_classes(1000, None)
+  assert names[0] == 'n01440764'
+  assert program.name_classes(1001, None) == ['background', *names]
+  file = tmp_path / 'names.txt'
+  file.write_text('rose\nmarsh marigold\n')
+  assert program.name_classes(2, str(file)) == ['rose', 'marsh marigold']
+  for number, path, message in (
+    (102, None, 'for 102 classes and there are names for 1000: give the names'),
+    (3, str(file), 'for 3 classes and there are names for 2: give the names'),
+    (3, '/no', '/no cannot be read'),
+  ):
+    with pytest.raises(UserError, match=message):
+      program.name_classes(number, path)
 
 
 def test_slim_checkpoints_of_training_have_more_variables():
@@ -370,7 +388,9 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   files = program.files
   source, workdir = str(tmp_path / 'a.safetensors'), str(tmp_path / 'run')
   files.write_safetensors(source, export(variables), {})
-  program.import_file(source, workdir, 'synthetic')
+  names = tmp_path / 'names.txt'
+  names.write_text(''.join(f'class {i}\n' for i in range(1000)))
+  program.import_file(source, workdir, 'synthetic', str(names))
   assert f'python eval.py --workdir={workdir}' in capsys.readouterr().out
   path = checkpoint.find(f'{workdir}/checkpoints')
   assert path.endswith('/0')
@@ -390,6 +410,14 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   assert_identical(from_pytorch(weights).variables, variables)
   scaling = json.loads(notes[program.SCALING_NOTE])
   assert scaling['channel_order'] == 'bgr' and scaling['mean'][0] == 104.0
+  assert json.loads(notes[program.CLASSES_NOTE])[999] == 'class 999'
+  # Input and classes of the exported file are those of the checkpoint.
+  again = str(tmp_path / 'again')
+  program.import_file(exported, again, 'synthetic')
+  description = checkpoint.read_description(f'{again}/checkpoints/0')
+  assert description == checkpoint.read_description(path)
+  config = compose.of_run(again)
+  assert config.source.dataset == 'synthetic' and config.model.stem == 'dense'
   with pytest.raises(UserError, match='run holds checkpoints: give another'):
     program.import_file(exported, workdir, 'synthetic')
   with pytest.raises(UserError, match='must end with .safetensors'):

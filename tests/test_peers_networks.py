@@ -1,7 +1,8 @@
-"""BN-Inception against PyTorch's, from the same weights: `make test-peers`.
+"""BN-Inception against others', from the same weights: `make test-peers`.
 
-The models are those of `pretrainedmodels` (Cadene) and `pytorchcv` with random
+PyTorch's are those of `pretrainedmodels` (Cadene) and `pytorchcv` with random
 weights: logits in evaluation and in training, and the gradient of the input.
+TensorFlow's is TF-Slim's, from a checkpoint that it saves: logits.
 """
 
 import importlib.util
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_import_weights import in_scope, make_slim_weights, slim_logits
+from test_import_weights import in_scope, make_slim_weights
 
 from bn_inception import augment, import_weights
+from bn_inception.import_weights import files
 from bn_inception.inception import Inception
 
 pytestmark = pytest.mark.peers
@@ -160,42 +162,45 @@ def test_exported_weights_load_into_the_other_model(case):
   assert np.abs(logits - expected).max() / expected.std() <= 1e-4
 
 
-class TensorflowOps:
-  """What TF-Slim's network is made of."""
+def slim_logits_and_checkpoint(weights, x, prefix, monkeypatch):
+  """What TF-Slim's own network makes of images, and its variables, saved."""
+  import tensorflow.compat.v1 as tf
+  import tf_slim
+  from tensorflow.python.framework import ops
+  from tf_slim.nets import inception
 
-  def __init__(self):
-    import tensorflow as tf
-
-    self.nn, self.tf = tf.nn, tf
-    self.relu = tf.nn.relu
-
-  def conv(self, x, kernel, stride=1):
-    return self.nn.conv2d(x, kernel, stride, 'SAME')
-
-  def separable_conv(self, x, depthwise, pointwise, stride):
-    strides = (1, stride, stride, 1)
-    return self.nn.separable_conv2d(x, depthwise, pointwise, strides, 'SAME')
-
-  def max_pool(self, x, stride):
-    return self.nn.max_pool2d(x, 3, stride, 'SAME')
-
-  def average_pool(self, x):
-    return self.nn.avg_pool2d(x, 3, 1, 'SAME')
-
-  def concat(self, branches):
-    return self.tf.concat(branches, -1)
-
-  def mean(self, x):
-    return self.tf.reduce_mean(x, (1, 2))
+  # Where TF-Slim looks for it and TensorFlow no longer has it.
+  monkeypatch.setattr(ops, 'Tensor', tf.Tensor, raising=False)
+  num_classes = weights['InceptionV2/Logits/Conv2d_1c_1x1/biases'].size
+  with tf.Graph().as_default(), tf.Session() as session:
+    scope = inception.inception_v2_arg_scope()
+    for arguments in scope.values():
+      # Updates of the moving averages through a collection need Keras 2.
+      if 'normalizer_params' in arguments:
+        arguments['normalizer_params']['updates_collections'] = None
+    with tf_slim.arg_scope(scope):
+      logits, _ = inception.inception_v2(
+        tf.constant(x), num_classes, is_training=False
+      )
+    session.run(tf.global_variables_initializer())
+    variables = {v.op.name: v for v in tf.global_variables()}
+    assert variables.keys() == weights.keys()
+    for name, variable in variables.items():
+      variable.load(weights[name], session)
+    tf.train.Saver().save(session, prefix)
+    return session.run(logits)
 
 
+@pytest.mark.filterwarnings('ignore:.layer.apply. is deprecated')
 @pytest.mark.parametrize('size', [224, 203])
-def test_slim_logits_equal_tensorflow(size):
-  weights = make_slim_weights()
+def test_logits_of_a_slim_checkpoint_equal_slim(tmp_path, monkeypatch, size):
   rng = np.random.default_rng(1)
   x = rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
-  expected = np.asarray(slim_logits(weights, x, TensorflowOps()))
-  imported = import_weights.from_slim(in_scope(weights), keep_background=True)
+  prefix = str(tmp_path / 'inception_v2.ckpt')
+  weights = in_scope(make_slim_weights())
+  expected = slim_logits_and_checkpoint(weights, x, prefix, monkeypatch)
+  read, _ = files.read(prefix)
+  imported = import_weights.from_slim(read, keep_background=True)
   model = Inception(imported.num_classes, **imported.model)
   logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
   assert np.abs(logits - expected).max() / expected.std() <= 1e-4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bn_inception import scores
+from bn_inception.errors import UserError
 
 with np.errstate(divide='ignore'):
   LOGARITHMS = np.log(
@@ -98,3 +99,13 @@ def test_classes_come_worst_first_with_what_they_are_taken_for():
   assert (middle.confused_with, middle.num_confused) == (2, 2)
   assert (best.top1, best.confused_with, best.num_confused) == (100.0, -1, 0)
   assert best.top5 == 100.0
+
+
+def test_any_of_several_labels_is_right():
+  sets = [{0, 5}, {0}, set(), {1, 2}, {0}]
+  found = scores.label_set_summary(LOGARITHMS, sets)
+  # Right; wrong; without a label; wrong; a NaN.
+  assert found['examples'] == 4 and found['top1'] == 25.0
+  assert tuple(found['top1_interval']) == scores.wilson_interval(1, 4)
+  with pytest.raises(UserError, match='none of these images has a label'):
+    scores.label_set_summary(LOGARITHMS[:1], [set()])

@@ -70,6 +70,28 @@ def test_imagenet_in_folders_has_the_labels_of_imagenet(tmp_path):
   assert train.origin()['folder'] == f'{tmp_path}/train'
 
 
+def test_folders_of_imagenet_v2_are_labels_and_not_names(tmp_path):
+  folder = tmp_path / 'imagenetv2-threshold0.7-format-val'
+  for label in 0, 10, 2, 999:
+    write_images(folder / str(label), [f'{label}.jpeg'])
+  dataset = 'imagenet_v2/threshold-0.7'
+  source = make_source(dataset, 'test', str(tmp_path))
+  assert source.class_names == imagenet.class_names()
+  assert [source[i][1] for i in range(4)] == [0, 2, 10, 999]
+  assert source.describe(1) == f'{folder}/2/2.jpeg'
+  assert source.name == dataset
+  with pytest.raises(UserError, match="no split 'validation': use test"):
+    make_source(dataset, 'validation', str(tmp_path))
+  for absent in ('imagenet_v2', 'imagenet_v2/topimages'):
+    with pytest.raises(UserError, match=f'{absent} is not prepared in'):
+      make_source(absent, 'test', str(tmp_path))
+  with pytest.raises(UserError, match="unknown data set 'imagenet_v2/none'"):
+    make_source('imagenet_v2/none', 'test', str(tmp_path))
+  write_images(folder / '1000', ['a.jpeg'])
+  with pytest.raises(UserError, match='val/1000 is not one of the 1000 class'):
+    make_source(dataset, 'test', str(tmp_path))
+
+
 @pytest.mark.parametrize('form', ['classes', 'flat', 'archive'])
 def test_validation_images_have_their_ground_truth(tmp_path, form):
   expected = imagenet_labels(VALIDATION)

@@ -1,7 +1,9 @@
 """ImageNet's facts: the order of the classes and the ground truth."""
 
 import numpy as np
+import pytest
 
+from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 
 
@@ -23,3 +25,18 @@ def test_ground_truth_has_fifty_images_of_each_class():
   assert labels['ILSVRC2012_val_00000001.JPEG'] == 65
   assert labels['ILSVRC2012_val_00000002.JPEG'] == 970
   assert labels['ILSVRC2012_val_00000003.JPEG'] == 230
+
+
+def test_real_labels_are_the_published_ones():
+  labels = imagenet.validation_labels()
+  sets = imagenet.real_labels(labels)
+  # Beyer et al. (2020): 46,837 images have labels; of these the original labels
+  # are right for 90.02 %.
+  rated = [(o, r) for o, r in zip(labels.values(), sets, strict=True) if r]
+  assert len(rated) == 46_837
+  right = sum(original in real for original, real in rated)
+  assert round(100 * right / len(rated), 2) == 90.02
+  names = ['ILSVRC2012_val_00000003.JPEG', 'ILSVRC2012_val_00000001.JPEG']
+  assert imagenet.real_labels(names) == [{230, 231}, set()]
+  with pytest.raises(UserError, match="00001.JPEG: 'a.JPEG' is none"):
+    imagenet.real_labels(['a.JPEG'])

@@ -80,14 +80,18 @@ class Imported(NamedTuple):
     return self.variables['params']['logits']['bias'].size
 
 
-def import_weights(weights: Weights) -> Imported:
+def import_weights(weights: Weights, keep_background: bool = False) -> Imported:
   """Weights of any of the layouts, which their names tell.
+
+  Args:
+    weights: by name.
+    keep_background: see `from_slim`.
 
   Raises:
     UserError: if the names are of none of them; see also `from_pytorch`.
   """
   if any(name.startswith('InceptionV2/') for name in weights):
-    return from_slim(weights)
+    return from_slim(weights, keep_background)
   return from_pytorch(weights)
 
 

@@ -11,7 +11,6 @@ names them.
 
 import json
 import os
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +19,16 @@ from absl import flags
 from bn_inception import checkpoint, command_line, mesh, run_directory
 from bn_inception import import_weights as importing
 from bn_inception.errors import UserError
+from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.import_weights import Imported, files
-from bn_inception.inception import Inception
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.sources import imagenet
-from bn_inception.train_state import (
-  TrainState,
-  count_parameters,
-  create_train_state,
-  start_from,
-)
+from bn_inception.train_state import count_parameters, start_from
 from configs import compose
 
-# Of the exported file: what the network's input is, which is in no weight.
+# Of the exported file: what the input and the classes are, which no weight says.
 SCALING_NOTE = 'bn_inception.input_scaling'
+CLASSES_NOTE = 'bn_inception.class_names'
 
 
 def make_config(imported: Imported, dataset: str) -> dict:
@@ -50,40 +45,70 @@ def make_config(imported: Imported, dataset: str) -> dict:
   return json.loads(json.dumps(config))  # as it will be read: lists
 
 
-def name_classes(num_classes: int) -> list[str]:
-  """ImageNet's WordNet ids, after a background class where there is one."""
-  names = list(imagenet.class_names())
-  if num_classes == len(names):
-    return names
-  if num_classes == len(names) + 1:
-    return ['background', *names]
-  return [f'class {i}' for i in range(num_classes)]
+def name_classes(num_classes: int, names_file: str | None) -> list[str]:
+  """Those of a file; else ImageNet's WordNet ids, after any background class.
+
+  Raises:
+    UserError: if the file cannot be read, or the number of classes is another.
+  """
+  imagenet_names = list(imagenet.class_names())
+  known = [imagenet_names, ['background', *imagenet_names]]
+  if names_file is not None:
+    known = [_read_lines(names_file)]
+  for names in known:
+    if len(names) == num_classes:
+      return names
+  raise UserError(
+    f'the weights are for {num_classes} classes and there are names for '
+    f'{len(known[0])}: give the names, a line for each in the order of the '
+    'labels, with --class_names=FILE'
+  )
 
 
-def import_file(path: str, workdir: str, dataset: str) -> None:
+def _read_lines(path: str) -> list[str]:
+  try:
+    with open(path) as file:
+      return file.read().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def import_file(
+  path: str,
+  workdir: str,
+  dataset: str,
+  names_file: str | None = None,
+  keep_background: bool = False,
+) -> None:
   """Writes the checkpoint of a file of weights under step 0, and says so.
 
   Args:
     path: of the file: see `files.read`.
     workdir: for the checkpoint; must hold none.
     dataset: that it was trained on.
+    names_file: see `name_classes`; None: those that the file notes, or
+      ImageNet's.
+    keep_background: see `from_slim`.
 
   Raises:
     UserError: if there are no weights to be had, or no place for them.
   """
   weights, notes = files.read(path)
-  imported = importing.import_weights(weights)
+  imported = importing.import_weights(weights, keep_background)
   if SCALING_NOTE in notes:
     scaling = json.loads(notes[SCALING_NOTE])
     imported = imported._replace(input_scaling=scaling)
+  if CLASSES_NOTE in notes and names_file is None:
+    class_names = json.loads(notes[CLASSES_NOTE])
+  else:
+    class_names = name_classes(imported.num_classes, names_file)
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   if checkpoint.list_steps(directory):
     raise UserError(f'{workdir} holds checkpoints: give another --workdir')
   config = make_config(imported, dataset)
   description = {
     'config': config,
-    'num_classes': imported.num_classes,
-    'class_names': name_classes(imported.num_classes),
+    'class_names': class_names,
     'num_channels': 3,
   }
   variables = jax.tree.map(jnp.asarray, imported.variables)
@@ -97,6 +122,9 @@ def import_file(path: str, workdir: str, dataset: str) -> None:
     ) from error
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
+  run_directory.write_json(
+    os.path.join(workdir, run_directory.CONFIG_FILE), config
+  )
   size = count_parameters(state.params)
   print(
     f'imported {path}: BN-Inception as of {imported.name}, '
@@ -121,19 +149,21 @@ def export_checkpoint(path: str, output: str) -> None:
   description = checkpoint.read_description(path)
   state = checkpoint.restore(
     path,
-    _abstract_state(description),
+    make_abstract_state(
+      description['config'],
+      len(description['class_names']),
+      description['num_channels'],
+    ),
     mesh.replicated(mesh.make_evaluation_mesh(jax.devices())),
   )
-  model = _make_model(description)
+  model = make_model(description['config'], len(description['class_names']))
   weights = importing.to_pytorch(state.evaluation_variables, model)
-  scaling = json.dumps(description['config']['input_scaling'])
-  files.write_safetensors(output, weights, {SCALING_NOTE: scaling})
+  notes = {
+    SCALING_NOTE: json.dumps(description['config']['input_scaling']),
+    CLASSES_NOTE: json.dumps(description['class_names']),
+  }
+  files.write_safetensors(output, weights, notes)
   print(f'written to {output}: weights for bninception of pretrainedmodels')
-
-
-def _make_model(description: dict) -> Inception:
-  options = description['config']['model']
-  return Inception(num_classes=description['num_classes'], **options)
 
 
 def _make_optimizer(config: dict) -> Optimizer:
@@ -143,19 +173,6 @@ def _make_optimizer(config: dict) -> Optimizer:
     batch_size=config['batch_size'],
     **config['optimizer'],
   )
-
-
-def _abstract_state(description: dict) -> TrainState:
-  """The shapes of what a checkpoint holds."""
-  config = description['config']
-  size = config['data']['image_size']
-  create = partial(
-    create_train_state,
-    _make_model(description),
-    _make_optimizer(config),
-    image_shape=(size, size, description['num_channels']),
-  )
-  return jax.eval_shape(create, jax.random.key(0))
 
 
 def define_flags() -> None:
@@ -176,6 +193,18 @@ def define_flags() -> None:
     'imagenet2012',
     'Data set that the imported network was trained on. '
     'Example: --dataset=oxford_flowers102',
+  )
+  flags.DEFINE_string(
+    'class_names',
+    None,
+    'File with the names of the classes, a line for each in the order of the '
+    "labels; default: ImageNet's. Example: --class_names=flowers.txt",
+  )
+  flags.DEFINE_bool(
+    'keep_background',
+    False,
+    "Of TF-Slim's 1,001 classes keep the first, which is none of ImageNet's. "
+    'Example: --keep_background',
   )
   flags.DEFINE_string(
     'checkpoint',
@@ -199,7 +228,13 @@ def main() -> None:
       'give --from and --workdir to import, or --checkpoint and --to to export'
     )
   if is_import:
-    import_file(source, values.workdir, values.dataset)
+    import_file(
+      source,
+      values.workdir,
+      values.dataset,
+      values.class_names,
+      values.keep_background,
+    )
   else:
     export_checkpoint(values.checkpoint, target)
 

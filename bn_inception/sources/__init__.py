@@ -25,6 +25,7 @@ from bn_inception.sources.source import (
   ListedImages,
   Part,
   Source,
+  is_folder,
 )
 
 __all__ = ['UNREADABLE', 'Example', 'ListedImages', 'Source', 'make_source']
@@ -48,7 +49,8 @@ def make_source(
   Args:
     dataset: 'digits', 'synthetic', 'image_folder', or a data set of the TFDS
       catalogue; 'imagenet2012' is taken in any of the forms that `data_dir`
-      may hold: prepared by TFDS, in folders, or the validation archive.
+      may hold: prepared by TFDS, in folders, or the validation archive; and
+      'imagenet_v2' prepared by TFDS or as its archive's folder.
     split: its name; TFDS also takes parts, such as 'train[:90%]'.
     data_dir: where the data are; None: TFDS's own default.
     num_holdout: training examples to set apart, always the same ones: they are
@@ -82,7 +84,7 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
     return DigitsSource(split)
   if dataset == 'synthetic':
     return SyntheticSource(split)
-  if not re.fullmatch(r'\w+(/[\w.]+)?(:[\w.]+)?', dataset):
+  if not re.fullmatch(r'\w+(/[\w.-]+)?(:[\w.]+)?', dataset):
     raise UserError(f"'{dataset}' is not the name of a data set")
   if dataset == 'image_folder':
     if data_dir is None:
@@ -90,6 +92,9 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
     return ImageFolderSource(data_dir, split)
   if dataset == imagenet.NAME and data_dir is not None:
     return _open_imagenet(split, data_dir)
+  name, _, variant = dataset.partition('/')
+  if name == imagenet.V2_NAME and data_dir is not None:
+    return _open_imagenet_v2(dataset, variant, split, data_dir)
   return TfdsSource(dataset, split, data_dir)
 
 
@@ -121,3 +126,22 @@ def _open_imagenet(split: str, data_dir: str) -> Source:
   if split == 'validation' and archive.exists():
     return ValidationArchiveSource(str(archive))
   return TfdsSource(imagenet.NAME, split, data_dir)
+
+
+def _open_imagenet_v2(
+  dataset: str, variant: str, split: str, data_dir: str
+) -> Source:
+  """ImageNet-V2 as its archive is unpacked, or as TFDS prepares it."""
+  folder = imagenet.V2_FOLDERS.get(variant or 'matched-frequency')
+  if (
+    folder is None  # TFDS refuses it
+    or is_prepared(imagenet.V2_NAME, data_dir)
+    or not is_folder(f'{data_dir}/{folder}')
+  ):
+    return TfdsSource(dataset, split, data_dir)
+  if split != imagenet.V2_SPLIT:
+    raise UserError(
+      f"{dataset} has no split '{split}': use {imagenet.V2_SPLIT}"
+    )
+  names = imagenet.class_names()
+  return ImageFolderSource(data_dir, folder, dataset, names, is_numbered=True)

@@ -51,6 +51,8 @@ class ImageFolderSource(Source):
     split: 'train', 'validation' (its folder may be named val), ...
     name: of the data set.
     class_names: None: the folders of the training split, sorted.
+    is_numbered: the folders are named by label, '0' to '999', whose order by
+      name (0, 1, 10, 100, ...) is another.
 
   Attributes:
     labels: of all images, int32 [N].
@@ -67,6 +69,7 @@ class ImageFolderSource(Source):
     split: str,
     name: str = 'image_folder',
     class_names: tuple[str, ...] | None = None,
+    is_numbered: bool = False,
   ):
     root = epath.Path(data_dir)
     folder = find_split(root, split)
@@ -82,14 +85,17 @@ class ImageFolderSource(Source):
       )
     self.class_names = class_names
     found = class_folders(folder)
-    unknown = sorted(set(found) - set(class_names))
+    folders = map(str, range(len(class_names))) if is_numbered else class_names
+    label_of = {name: label for label, name in enumerate(folders)}
+    unknown = sorted(set(found) - set(label_of))
     if unknown:
       raise UserError(
         f'{folder}/{unknown[0]} is not one of the {len(class_names)} classes of '
         f'{name}: move it out of {folder}'
         f'{f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""}'
       )
-    paths, labels = self._list_class_folders(found)
+    found.sort(key=label_of.get)
+    paths, labels = self._list_class_folders(found, label_of)
     if not found:
       paths, labels = self._list_by_ground_truth()
     if not paths:
@@ -101,9 +107,8 @@ class ImageFolderSource(Source):
     self.labels = np.array(labels, np.int32)
 
   def _list_class_folders(
-    self, found: list[str]
+    self, found: list[str], label_of: dict[str, int]
   ) -> tuple[list[str], list[int]]:
-    label_of = {name: i for i, name in enumerate(self.class_names)}
     paths, labels = [], []
     for class_name in found:
       names = (path.name for path in (self._folder / class_name).iterdir())

@@ -7,11 +7,24 @@ development kit are another order, which has cost others all of their accuracy.)
 
 import functools
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from bn_inception.errors import UserError
 
 NAME = 'imagenet2012'
 NUM_EXAMPLES = {'train': 1_281_167, 'validation': 50_000}
 VALIDATION_FILE = 'ILSVRC2012_val_{:08}.JPEG'  # numbered from 1
+
+
+# ImageNet-V2 (Recht et al. 2019): a variant, as TFDS names it -> the folder in
+# its archive, with folders of classes that are named by their labels.
+V2_NAME, V2_SPLIT = 'imagenet_v2', 'test'
+V2_FOLDERS = {
+  'matched-frequency': 'imagenetv2-matched-frequency-format-val',
+  'threshold-0.7': 'imagenetv2-threshold0.7-format-val',
+  'topimages': 'imagenetv2-top-images-format-val',
+}
 
 
 class Archive(NamedTuple):
@@ -31,6 +44,11 @@ ARCHIVES = {
   ),
 }
 VALIDATION_ARCHIVE = 'ILSVRC2012_img_val.tar'
+
+
+def _lines_of(table: str) -> list[str]:
+  """Of a table beside this file."""
+  return pathlib.Path(__file__).with_name(table).read_text().splitlines()
 
 
 def _read_lines(name: str) -> tuple[str, ...]:
@@ -57,10 +75,43 @@ def validation_labels() -> dict[str, int]:
 
 
 @functools.cache
+def _real_labels() -> tuple[frozenset[int], ...]:
+  return tuple(
+    frozenset(map(int, line.split()))
+    for line in _lines_of('imagenet_real_labels.txt')
+  )
+
+
+def real_labels(file_names: Iterable[str]) -> list[frozenset[int]]:
+  """The "reassessed" labels of validation images (Beyer et al. 2020).
+
+  Any number for each image: where people saw none of the classes, none. From
+  github.com/google-research/reassessed-imagenet (Apache 2.0).
+
+  Args:
+    file_names: such as ILSVRC2012_val_00000001.JPEG.
+
+  Raises:
+    UserError: for any other name.
+  """
+  number_of = {
+    VALIDATION_FILE.format(i): i for i in range(1, len(_real_labels()) + 1)
+  }
+  sets = []
+  for name in file_names:
+    if name not in number_of:
+      raise UserError(
+        "ReaL labels are those of the images of ImageNet's validation set, "
+        f"such as {VALIDATION_FILE.format(1)}: '{name}' is none"
+      )
+    sets.append(_real_labels()[number_of[name] - 1])
+  return sets
+
+
+@functools.cache
 def _readable_names() -> dict[str, str]:
   """WordNet id -> its words in WordNet 3.0."""
-  path = pathlib.Path(__file__).with_name('imagenet_names.txt')
-  return dict(line.split(' ', 1) for line in path.read_text().splitlines())
+  return dict(line.split(' ', 1) for line in _lines_of('imagenet_names.txt'))
 
 
 def readable(class_name: str) -> str:

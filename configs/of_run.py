@@ -1,0 +1,11 @@
+"""The config of an earlier run, or of imported weights, to fine-tune them.
+
+  python train.py --config=configs/of_run.py:runs/a \
+    --init_from=runs/a/checkpoints/9 --config.training.num_epochs=10
+"""
+
+from configs import compose
+
+
+def get_config(workdir: str = ''):
+  return compose.of_run(workdir)

@@ -1,0 +1,152 @@
+"""Runs that start from the checkpoint of another run."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from bn_inception import checkpoint, evaluation, training
+from bn_inception.errors import UserError
+from bn_inception.experiment import make_experiment
+from bn_inception.initial_weights import start_from_checkpoint
+from configs import compose
+
+pytestmark = pytest.mark.usefixtures('few_rows')
+
+
+@pytest.fixture
+def first(tmp_path, digits_config):
+  """The checkpoint of a run of two steps, and its config."""
+  digits_config['training']['num_epochs'] = 2 * 16 / 1442
+  digits_config['optimizer']['average_decay'] = 0.5
+  workdir = str(tmp_path / 'first')
+  training.train_and_evaluate(digits_config, workdir)
+  return evaluation.find_checkpoint(workdir, None), digits_config
+
+
+def start(path, config, class_names=None):
+  config = json.loads(json.dumps(config))
+  experiment = make_experiment(config, None)
+  initial = experiment.create_state()
+  names = class_names or experiment.source.class_names
+  state, taken = start_from_checkpoint(
+    initial, path, config, names, initial.step.sharding
+  )
+  return initial, state, taken
+
+
+def read_raw(path):
+  """What a checkpoint holds, as orbax alone reads it."""
+  import orbax.checkpoint as ocp
+
+  return ocp.StandardCheckpointer().restore(f'{path}/state')
+
+
+def test_weights_and_statistics_are_those_of_the_checkpoint(first):
+  path, config = first
+  saved = read_raw(path)
+  config = copy.deepcopy(config)
+  config['seed'] = 1
+  config['optimizer']['momentum'] = 0.5
+  config['model']['dropout_rate'] = 0.1
+  _, state, taken = start(path, config)
+  assert taken == f'{path} (step 2 of bn_x5-digits)'
+  jax.tree.map(
+    np.testing.assert_array_equal, state.params, saved['average_params']
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, state.average_params, state.params
+  )
+  norm, saved_norm = (
+    stats['conv1']['norm']
+    for stats in (state.batch_stats, saved['batch_stats'])
+  )
+  np.testing.assert_array_equal(norm['mean'], saved_norm['mean'])
+  assert saved_norm['num_updates'] == 2 and norm['num_updates'] == 0
+  assert int(state.step) == 0
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_other_classes_get_a_new_last_layer(first):
+  path, config = first
+  initial, state, taken = start(path, config, tuple('abcdefghij'))
+  assert taken.endswith('; a new last layer: 10 classes for 10)')
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    state.params['logits'],
+    initial.params['logits'],
+  )
+  kernel = state.params['conv1']['conv']['kernel']
+  assert np.any(kernel != initial.params['conv1']['conv']['kernel'])
+
+
+def test_other_networks_are_refused(first):
+  path, config = first
+  for changes, message in (
+    (
+      {'model.nonlinearity': 'sigmoid', 'input_scaling.mean': [1.0]},
+      'input_scaling.mean is [0.0] and not [1.0]; model.nonlinearity is relu '
+      'and not sigmoid): give another --init_from, or --config=configs/of_run',
+    ),
+    ({'init_from': '/no'}, 'checkpoint /no does not exist'),
+  ):
+    changed = json.loads(json.dumps(config))
+    for name, value in changes.items():
+      section, _, key = name.rpartition('.')
+      (changed[section] if section else changed)[key] = value
+    with pytest.raises(UserError) as caught:
+      start(changed['init_from'] or path, changed)
+    assert message in str(caught.value)
+
+
+def test_other_shapes_are_named(first):
+  path, config = first
+  config = json.loads(json.dumps(config))
+  experiment = make_experiment(config, None)
+  initial = experiment.create_state()
+  params = copy.deepcopy(initial.params)
+  params['conv1']['conv']['kernel'] = np.zeros((3, 3, 3, 8))
+  with pytest.raises(UserError) as caught:
+    start_from_checkpoint(
+      initial.replace(params=params), path, config,
+      experiment.source.class_names, initial.step.sharding,
+    )  # fmt: skip
+  assert (
+    'conv1/conv/kernel is (3, 3, 1, 8) and not (3, 3, 3, 8)): give another'
+    in str(caught.value)
+  )
+
+
+def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
+  first, tmp_path, capsys
+):
+  path, config = first
+  again = compose.of_run(str(tmp_path / 'first'))
+  assert again.name == 'like-bn_x5-digits'
+  assert again.input_scaling.value_range == (-1.0, 1.0)
+  again.unlock()
+  again.optimizer.learning_rate = 0.0
+  again.optimizer.weight_decay = 0.0
+  again.init_from = path
+  workdir = str(tmp_path / 'second')
+  capsys.readouterr()
+  training.train_and_evaluate(again.to_dict(), workdir)
+  assert f'first weights  {path} (step 2 of' in capsys.readouterr().out
+  ended = read_raw(checkpoint.find(f'{workdir}/checkpoints'))
+  # Nothing was learned from the average that the first run ended with.
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    ended['params'],
+    read_raw(path)['average_params'],
+  )
+  training.train_and_evaluate(again.to_dict(), workdir)
+  assert f'resuming from {workdir}' in capsys.readouterr().out
+  with pytest.raises(UserError, match='init_from: .*first.* -> '):
+    training.train_and_evaluate(again.to_dict() | {'init_from': ''}, workdir)
+  (tmp_path / 'config.json').write_text('{')
+  for folder in '/no/9', str(tmp_path):
+    with pytest.raises(flags.IllegalFlagValueError, match='cannot be read'):
+      compose.of_run(folder)
