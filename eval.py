@@ -7,6 +7,7 @@ from absl import flags
 
 from bn_inception import (
   command_line,
+  distributed,
   evaluation,
   inference,
   predictions,
@@ -146,6 +147,9 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
+command_line.define_process_flags()
+flags.adopt_module_key_flags(command_line)
+
 # What each way of using this program has use for.
 _WITH_PREDICTIONS = {'predictions', 'output', 'real'}
 _WITH_IMAGES = {'images', 'checkpoint', 'workdir', 'step', 'crops'}
@@ -195,6 +199,11 @@ def main() -> None:
   if not _CHECKPOINT.value:
     folder = _WORKDIR.value
   output = _OUTPUT.value or report.default_output(result, folder)
+  distributed.from_first(lambda: write(result, last, output))
+
+
+def write(result: dict, last: predictions.Predictions, output: str) -> None:
+  """The files that an evaluation leaves."""
   report.write_result(result, output)
   report.write_classes(last, os.path.splitext(output)[0] + '.csv')
   if _SAVE_PREDICTIONS.value:

@@ -38,6 +38,8 @@ _INIT_FROM = flags.DEFINE_string(
   'classes are others: --config.init_from. '
   'Example: --init_from=runs/cadene/checkpoints/0',
 )
+command_line.define_process_flags()
+flags.adopt_module_key_flags(command_line)
 
 
 def main() -> None:

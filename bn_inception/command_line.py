@@ -5,14 +5,39 @@ import itertools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from bn_inception import distributed
 from bn_inception.errors import UserError
+from bn_inception.interruption import Interrupted
 
-EXIT_USER_ERROR = 2
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
+
+
+def define_process_flags() -> None:
+  """The flags of programs that run as several processes."""
+  flags.DEFINE_string(
+    'coordinator_address',
+    None,
+    'Of several processes, HOST:PORT of the first one; not needed with SLURM, '
+    'Open MPI and Cloud TPU. Example: --coordinator_address=10.0.0.1:1234',
+  )
+  flags.DEFINE_integer(
+    'num_processes',
+    None,
+    'How many there are. Example: --num_processes=4',
+  )
+  flags.DEFINE_integer(
+    'process_id',
+    None,
+    'Which of them this is, from 0. Example: --process_id=3',
+  )
 
 
 def run(
@@ -22,7 +47,11 @@ def run(
 ) -> None:
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
-  Exit status: 0, or 2 for what the user can mend; a defect keeps its traceback.
+  Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
+  run that was asked to stop; 1 for a defect, which keeps its traceback.
+
+  Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
+  where $JAX_COMPILATION_CACHE_DIR says.
 
   Args:
     main: reads its flags itself.
@@ -36,6 +65,9 @@ def run(
   # Grain's workers, when they are stopped early, leave shared memory to Python's
   # resource tracker, a process, which frees it and says so.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.expanduser(CACHE_FOLDER)
+    jax.config.update('jax_compilation_cache_dir', folder)
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
@@ -45,11 +77,48 @@ def run(
     if len(remaining) > 1:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
+      if 'process_id' in flags.FLAGS:
+        _join_processes()
       main()
     except UserError as error:
+      _leave_processes(error)
       _stop(str(error))
+    except Interrupted as interrupted:
+      print(interrupted)
+      raise SystemExit(128 + interrupted.signal_number) from interrupted
+    except Exception as error:
+      _leave_processes(error)
+      raise
 
   app.run(guarded, arguments, _parse)
+
+
+def _join_processes() -> None:
+  values = flags.FLAGS
+  distributed.initialize(
+    values.coordinator_address, values.num_processes, values.process_id
+  )
+  if not distributed.is_first():
+    sys.stdout = open(os.devnull, 'w')  # all would say the same
+
+
+def _leave_processes(error: Exception) -> None:
+  """Ends this one of several processes at once, and with it the others.
+
+  Python's way out would wait for them, and they may wait for this one. Where
+  there is only one, or all raise the same error, it returns.
+  """
+  if jax.process_count() == 1 or isinstance(error, distributed.AgreedError):
+    return
+  if isinstance(error, UserError):
+    print(f'error: {error}', file=sys.stderr)
+  elif distributed.is_loss_of_process(error):
+    print(f'error: {distributed.describe_loss(error)}', file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE)
 
 
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -225,7 +225,7 @@ def make_statistics_pass(
       training_batches(source, options, batch_size, seed, 0, num_batches),
       mesh.split_batch(device_mesh),
     ),
-    rng=jax.device_put(jax.random.key(seed), mesh.replicated(device_mesh)),
+    rng=mesh.replicate(jax.random.key(seed), device_mesh),
     batch_size=batch_size,
   )
 
@@ -297,7 +297,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
       optimizer=optimizer,
       prepare=_training_input(config, source.num_channels),
     ),
-    rng=jax.device_put(steps_key, replicated),
+    rng=mesh.replicate(steps_key, device_mesh),
     evaluator=evaluator,
   )
 

@@ -71,7 +71,7 @@ def start_from_checkpoint(
     if state.average_params
     else {},
   )
-  started = jax.device_put(started, sharding)
+  started = jax.jit(lambda state: state, out_shardings=sharding)(started)
   what = f'step {int(saved.step)} of {description["config"]["name"]}'
   if not is_same_task:
     what += f'; a new last layer: {len(class_names)} classes for {len(names)}'

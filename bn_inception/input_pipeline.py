@@ -13,6 +13,7 @@ int64 [B]: the bad example that another one stands in for, or -1.
 import contextlib
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -310,9 +311,14 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
   return images.open_image(image, source.num_channels), label
 
 
-def _exit_with_parent(worker_index: int, worker_count: int) -> None:
-  """Ends a worker process whose parent was killed, which could not end it."""
+def _start_worker(worker_index: int, worker_count: int) -> None:
+  """Leaves the end of a worker process to its parent, or to the parent's death.
+
+  Signals to a whole group of processes are for the parent, which saves first.
+  """
   del worker_index, worker_count
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
   parent = os.getppid()
 
   def watch():
@@ -349,7 +355,7 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
       grain.MultiprocessingOptions(
         num_workers=options.num_workers, per_worker_buffer_size=options.prefetch
       ),
-      worker_init_fn=_exit_with_parent,
+      worker_init_fn=_start_worker,
     )
   return iter(dataset)
 

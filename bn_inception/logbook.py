@@ -1,7 +1,7 @@
 """What a run tells while it runs: metrics.jsonl, TensorBoard events, progress.
 
-Every line of metrics.jsonl has a `kind` ('train', 'eval', or 'replaced': a bad
-example) and a `step`, the updates done so far.
+Every line of metrics.jsonl has a `kind` ('train', 'eval', 'start': the first step
+of a process, or 'replaced': a bad example) and a `step`, the updates done so far.
 """
 
 import json
@@ -52,9 +52,18 @@ class Logbook:
     first_step: the run goes on from here; records of later steps, written
       after the checkpoint that is resumed, come again, and the old ones go to
       metrics_dropped.jsonl.
+    is_writing: otherwise nothing is read or written: another process does.
+
+  Attributes:
+    records: all of the run so far; of this process where it writes nothing.
   """
 
-  def __init__(self, workdir: str, first_step: int):
+  def __init__(self, workdir: str, first_step: int, is_writing: bool = True):
+    self.records, self._file, self._events = [], None, None
+    if is_writing:
+      self._open(workdir, first_step)
+
+  def _open(self, workdir: str, first_step: int) -> None:
     records = read_metrics(workdir)
     kept = [r for r in records if r['step'] <= first_step]
     dropped = [r for r in records if r['step'] > first_step]
@@ -73,12 +82,14 @@ class Logbook:
 
   def write(self, kind: str, step: int, **values: float) -> None:
     """Records numbers of a step; a non-finite one becomes null."""
-    for name, value in values.items():
-      self._events.add_scalar(f'{kind}/{name}', value, step)
     record = {'kind': kind, 'step': step}
     for name, value in values.items():
       record[name] = value if math.isfinite(value) else None
     self.records.append(record)
+    if self._file is None:
+      return
+    for name, value in values.items():
+      self._events.add_scalar(f'{kind}/{name}', value, step)
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
 
@@ -86,8 +97,9 @@ class Logbook:
     return self
 
   def __exit__(self, *exception):
-    self._file.close()
-    self._events.close()
+    if self._file is not None:
+      self._file.close()
+      self._events.close()
 
 
 class ProgressDisplay:

@@ -5,9 +5,11 @@ from the number of devices and from `norm_batch_size`. Batches are split over
 both axes, everything else is replicated.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -86,6 +88,55 @@ def _make_mesh(devices: Sequence[jax.Device], members: int) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
+  """An array that all processes have, on every device of all of them."""
+  return jax.jit(lambda: x, out_shardings=replicated(mesh))()
+
+
+def differing_leaves(tree, mesh: Mesh) -> list[str]:
+  """Names of the replicated arrays whose copies are not the same everywhere.
+
+  Copies are compared by a sum over their bits, weighted by position.
+
+  Args:
+    tree: of arrays of 32 bits, replicated.
+    mesh: their devices.
+  """
+  if mesh.devices.size == 1:
+    return []
+  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+  differs = jax.device_get(_comparison(mesh)(leaves))
+  return [
+    jax.tree_util.keystr(path)
+    for path, is_different in zip(paths, differs, strict=True)
+    if is_different
+  ]
+
+
+@functools.cache
+def _comparison(mesh: Mesh):
+  """Arrays -> whether the devices have different ones, bool [arrays]."""
+
+  def digest(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+    weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+  def compare(leaves: tuple[jax.Array, ...]) -> jax.Array:
+    digests = jnp.stack([digest(leaf) for leaf in leaves])
+    return jax.lax.pmin(digests, AXES) != jax.lax.pmax(digests, AXES)
+
+  return jax.jit(
+    jax.shard_map(
+      compare,
+      mesh=mesh,
+      in_specs=PartitionSpec(),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
+  )
 
 
 def split_batch(mesh: Mesh, is_accumulating: bool = False) -> NamedSharding:

@@ -3,11 +3,19 @@
 import contextlib
 import json
 import os
+import signal
 import time
 
 import jax
 
-from bn_inception import checkpoint, logbook, mesh, metrics, run_directory
+from bn_inception import (
+  checkpoint,
+  distributed,
+  logbook,
+  mesh,
+  metrics,
+  run_directory,
+)
 from bn_inception.errors import UserError
 from bn_inception.evaluation import evaluate, statistics_name
 from bn_inception.experiment import (
@@ -20,6 +28,7 @@ from bn_inception.initial_weights import (
   start_from_checkpoint,
 )
 from bn_inception.input_pipeline import DeviceBatches
+from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.optimizer import effective_learning_rate
 from bn_inception.train_state import TrainState, count_parameters
 
@@ -45,12 +54,15 @@ def train_and_evaluate(
   Raises:
     UserError: for whatever the caller can mend; nothing is lost.
   """
+  entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
   if config['init_from'] and not _checkpoint_steps(workdir):
     check_same_network(config['init_from'], config)  # before a folder is made
-  with run_directory.open_run(workdir, config, experiment.source.origin()):
-    finished = _diverged_result(workdir)
+  with contextlib.ExitStack() as stack:
+    run = run_directory.open_run(workdir, config, experiment.source.origin())
+    distributed.from_first(lambda: stack.enter_context(run))
+    finished = distributed.from_first(lambda: _diverged_result(workdir))
     if finished:
       _print_result(finished, workdir)
       return finished
@@ -58,27 +70,40 @@ def train_and_evaluate(
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
+      StopRequests() as stop_requests,
       checkpoint.open_checkpoints(
         os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
         options.keep_last_checkpoints,
         options.keep_best_checkpoints,
       ) as checkpoints,
-      logbook.Logbook(workdir, int(state.step)) as book,
+      logbook.Logbook(workdir, int(state.step), distributed.is_first()) as book,
       logbook.ProgressDisplay(
         int(state.step), experiment.num_steps, experiment.steps_per_epoch
       ) as display,
     ):
-      run = _Run(config, experiment, checkpoints, book, display)
+      run = _Run(
+        config, experiment, checkpoints, book, display, stop_requests,
+        entry_time,
+      )  # fmt: skip
       run.train(state)
-    result = _result(config, experiment, book.records)
-    run_directory.write_json(
-      os.path.join(workdir, run_directory.RESULT_FILE), result
-    )
-    logbook.draw_learning_curve(
-      book.records, os.path.join(workdir, 'learning_curve.png'), config['name']
+    result = distributed.from_first(
+      lambda: _write_result(config, experiment, book.records, workdir)
     )
     _print_result(result, workdir)
     return result
+
+
+def _write_result(
+  config: dict, experiment: Experiment, records: list[dict], workdir: str
+) -> dict:
+  result = _result(config, experiment, records)
+  run_directory.write_json(
+    os.path.join(workdir, run_directory.RESULT_FILE), result
+  )
+  logbook.draw_learning_curve(
+    records, os.path.join(workdir, 'learning_curve.png'), config['name']
+  )
+  return result
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
@@ -99,14 +124,9 @@ def _diverged_result(workdir: str) -> dict | None:
 def _create_or_restore(
   config: dict, experiment: Experiment, workdir: str
 ) -> TrainState:
-  directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  if not _checkpoint_steps(workdir):
-    if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
-      raise UserError(
-        f'{workdir} holds a finished run whose checkpoints are gone: give '
-        'another --workdir, or remove it to train again'
-      )
+  path = distributed.from_first(lambda: _find_resumable(config, workdir))
+  if path is None:
     state = experiment.create_state()
     if config['init_from']:
       state, taken = start_from_checkpoint(
@@ -118,6 +138,22 @@ def _create_or_restore(
       )
       print(f'first weights  {taken}')
     return state
+  print(f'resuming from {path}')
+  return checkpoint.restore(
+    path, experiment.evaluator.abstract_state, replicated
+  )
+
+
+def _find_resumable(config: dict, workdir: str) -> str | None:
+  """The checkpoint to go on from, which must be of this config; None: none."""
+  directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
+  if not _checkpoint_steps(workdir):
+    if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
+      raise UserError(
+        f'{workdir} holds a finished run whose checkpoints are gone: give '
+        'another --workdir, or remove it to train again'
+      )
+    return None
   path = checkpoint.find(directory)
   saved = checkpoint.read_description(path)['config']
   changed = run_directory.differences(saved, config)
@@ -126,20 +162,21 @@ def _create_or_restore(
       f'{path} was made with another config ({"; ".join(changed)}): give another '
       '--workdir'
     )
-  print(f'resuming from {path}')
-  return checkpoint.restore(
-    path, experiment.evaluator.abstract_state, replicated
-  )
+  return path
 
 
 class _Run:
   """The loop and its clock. "Step" means updates done."""
 
-  def __init__(self, config, experiment, checkpoints, book, display):
+  def __init__(
+    self, config, experiment, checkpoints, book, display, stop_requests,
+    entry_time,
+  ):  # fmt: skip
     self.config, self.experiment = config, experiment
     evaluator = experiment.evaluator
     self.eval_step = evaluator.make_eval_step(evaluator.model)
     self.checkpoints, self.book, self.display = checkpoints, book, display
+    self.stop_requests, self.entry_time = stop_requests, entry_time
     done = book.records[-1]['seconds'] if book.records else 0.0
     self.start_time = time.monotonic() - done
 
@@ -151,15 +188,18 @@ class _Run:
     """Trains to the last step, or to the first that is not finite."""
     experiment, step = self.experiment, int(state.step)
     if step >= experiment.num_steps:
-      if not any(r['kind'] == 'eval' for r in self.book.records):
+      if not distributed.from_first(self._has_evaluation):
         self._evaluate(step, state)
       return
     with contextlib.closing(experiment.batches(step)) as batches:
       self._train_on(batches, state, step)
 
+  def _has_evaluation(self) -> bool:
+    return any(r['kind'] == 'eval' for r in self.book.records)
+
   def _train_on(self, batches: DeviceBatches, state: TrainState, step: int):
     experiment, options = self.experiment, self.experiment.options
-    pending, logged_step = [], step
+    pending, logged_step, first_step = [], step, step + 1
     interval_start = None  # the first interval would measure compilation
     for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
@@ -167,9 +207,13 @@ class _Run:
       if len(pending) > MAX_STEPS_AHEAD:
         jax.block_until_ready(pending[-1 - MAX_STEPS_AHEAD])
       step += 1
+      if step == first_step:
+        self._log_first_step(step, step_metrics)
+      stop_signal = self.stop_requests.reached(step)
       is_last = step == experiment.num_steps
       is_eval = step % options.eval_every_steps == 0 or is_last
       is_save = step % options.checkpoint_every_steps == 0 or is_last
+      is_save |= stop_signal is not None
       if not (is_eval or is_save or step % options.log_every_steps == 0):
         continue
       # Fetching waits for the devices; until here the host only ran ahead.
@@ -187,10 +231,28 @@ class _Run:
       if fetched[-1]['first_nonfinite_step'] >= 0:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
+      if stop_signal is not None and not is_last:
+        raise Interrupted(
+          f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
+          'which is saved: the same command goes on from there',
+          stop_signal,
+        )
       interval_start, logged_step = time.monotonic(), step
       batches.wait_seconds = 0.0
 
+  def _log_first_step(self, step: int, step_metrics: dict) -> None:
+    jax.block_until_ready(step_metrics)
+    seconds = time.monotonic() - self.entry_time
+    self.book.write(
+      'start', step, seconds_to_first_step=seconds, seconds=self.seconds
+    )
+    self.display.message(
+      f'first step after {seconds:.1f} s, with reading and compiling'
+    )
+
   def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
+    if is_eval or is_save:
+      self._check_replicas(step, state)
     top1, is_evaluated = None, False
     try:
       if is_eval:
@@ -202,9 +264,20 @@ class _Run:
         description = _description(self.config, self.experiment)
         checkpoint.save(self.checkpoints, state, description, top1)
 
+  def _check_replicas(self, step: int, state: TrainState) -> None:
+    differing = mesh.differing_leaves(
+      state, self.experiment.evaluator.device_mesh
+    )
+    if differing:
+      raise UserError(
+        f'after step {step} devices that hold the same arrays differ in '
+        f'{len(differing)} of them, such as {differing[0]}: a device or a link '
+        'computes wrongly; the run resumes from the checkpoint before'
+      )
+
   def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
     """Names the bad examples that others stood in for."""
-    for index in batches.replaced:
+    for index in distributed.gather(batches.replaced):
       self.book.write('replaced', step, index=index)
       self.display.message(
         f'replaced a bad image: {self.experiment.source.describe(index)}'
@@ -280,9 +353,12 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   if accumulate_steps > 1:
     micro_batches = f' in {accumulate_steps} micro-batches'
   device = jax.devices()[0].device_kind
+  processes = ''
+  if jax.process_count() > 1:
+    processes = f', in {jax.process_count()} processes'
   lines = {
     'run': config['name'],
-    'devices': f'{jax.device_count()} x {device}',
+    'devices': f'{jax.device_count()} x {device}{processes}',
     'batch': f'{batch_size} examples{micro_batches}',
     'normalisation': f'{shared} examples share statistics'
     if shared
@@ -318,9 +394,11 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
     best of all evaluations; `steps_to_target` the step of the first one at or
     above the target, None if there was none; `images_per_second` and
     `input_wait_fraction` (of the time, spent waiting for the host's input) are
-    medians over the logged intervals; `replaced_examples` counts bad images.
+    medians over the logged intervals; `seconds_to_first_step` is of the latest
+    start; `replaced_examples` counts bad images.
   """
   train = [r for r in records if r['kind'] == 'train']
+  starts = [r for r in records if r['kind'] == 'start']
   evals = [r for r in records if r['kind'] == 'eval']
   if not train:
     raise UserError(
@@ -353,6 +431,9 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
     'first_nonfinite_step': bad_step if bad_step >= 0 else None,
     'images_per_second': _median(train, 'images_per_second'),
     'input_wait_fraction': _median(train, 'input_wait_fraction'),
+    'seconds_to_first_step': starts[-1]['seconds_to_first_step']
+    if starts
+    else None,
     'replaced_examples': sum(r['kind'] == 'replaced' for r in records),
     'wall_seconds': records[-1]['seconds'],
   }
