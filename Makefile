@@ -1,12 +1,13 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
 # make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
 #   environment of its own.
+# make test-distributed: several processes, and the same numbers in every layout.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-peers test-prepare format install
+.PHONY: train test test-peers test-prepare test-distributed format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -27,6 +28,9 @@ test-peers:
 test-prepare: install
 	$(call environment,.venv-prepare,requirements-prepare.txt)
 	TFDS=.venv-prepare/bin/tfds $(BIN)/python -m pytest -m prepare $(ARGS)
+
+test-distributed: install
+	$(BIN)/python -m pytest -m distributed $(ARGS)
 
 install:
 	$(call environment,.venv,requirements.txt)

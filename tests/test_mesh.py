@@ -1,6 +1,7 @@
 """Sizes of the mesh, and what is refused."""
 
 import jax
+import numpy as np
 import pytest
 
 from bn_inception import mesh
@@ -35,3 +36,27 @@ def test_impossible_normalisation_batch_names_those_that_work():
   message = r'norm_batch_size 12 does not fit 8 .*\[1, 2, 4, 8, 16, 32, 64\]'
   with pytest.raises(UserError, match=message):
     mesh.make_training_mesh(jax.devices(), 64, 12)
+
+
+def test_copies_that_differ_are_named():
+  device_mesh = mesh.make_evaluation_mesh(jax.devices())
+  rng = np.random.default_rng(0)
+  values = {
+    'kernel': rng.normal(size=(3, 4)).astype(np.float32),
+    'step': np.int32(7),
+  }
+  tree = jax.device_put(values, mesh.replicated(device_mesh))
+  assert mesh.differing_leaves(tree, device_mesh) == []
+  # One bit of the copy of one device.
+  flipped = values['kernel'].copy()
+  flipped.view(np.uint32)[1, 2] ^= 1
+  copies = [
+    jax.device_put(flipped if i == 5 else values['kernel'], device)
+    for i, device in enumerate(device_mesh.devices.flat)
+  ]
+  tree['kernel'] = jax.make_array_from_single_device_arrays(
+    (3, 4), mesh.replicated(device_mesh), copies
+  )
+  assert mesh.differing_leaves(tree, device_mesh) == ["['kernel']"]
+  single = mesh.make_evaluation_mesh(jax.devices()[:1])
+  assert mesh.differing_leaves(values, single) == []

@@ -1,0 +1,115 @@
+"""One process of test_distributed.py: steps and evaluation in some layout.
+
+  layout_steps.py FOLDER NUM_PROCESSES PROCESS_ID DEVICES_EACH PORT
+
+In one process on one device it leaves in FOLDER the states of a run of twenty
+steps; in other layouts it takes each of these steps from the same state, and all
+of them in a row, and leaves how far the results are from those.
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+
+
+def main(folder, num_processes, process_id, num_devices, port):
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', num_devices)
+  from bn_inception import distributed, inception
+
+  distributed.initialize(f'127.0.0.1:{port}', num_processes, process_id)
+  # Two modules of the ten: the same code, compiled sooner.
+  inception.Inception = functools.partial(
+    inception.Inception, rows=(inception.FIGURE_5[0], inception.FIGURE_5[2])
+  )
+  layout = f'{num_processes}x{num_devices}'
+  result = take_steps(folder, layout)
+  if distributed.is_first():
+    with open(f'{folder}/{layout}.json', 'w') as file:
+      json.dump(result, file)
+
+
+def take_steps(folder: str, layout: str) -> dict:
+  from bn_inception import checkpoint
+  from bn_inception.evaluation import evaluate
+  from bn_inception.experiment import make_experiment
+  from configs import compose
+
+  config = compose.preset('bn_x5', 'digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 16
+  config['training']['num_epochs'] = 20 * 16 / 1442
+  config['optimizer']['learning_rate'] = 1e-4
+  config['model']['dropout_rate'] = 0.2
+  experiment = make_experiment(config, None)
+  batches = list(experiment.batches(0))
+  assert len(batches) == experiment.num_steps == 20
+  state = experiment.create_state()
+  is_reference, apart = layout == '1x1', []
+  save_arrays = functools.partial(save, folder)
+  if is_reference:
+    save_arrays(0, state)
+  for step, batch in enumerate(batches):
+    if not is_reference:
+      own, _ = experiment.train_step(
+        load(folder, step, state), batch, experiment.rng
+      )
+      apart.append(distance(folder, step + 1, own))
+    state, _ = experiment.train_step(state, batch, experiment.rng)
+    if is_reference:
+      save_arrays(step + 1, state)
+  evaluator = experiment.evaluator
+  last = load(folder, 20, state)
+  values = evaluate(
+    evaluator.make_eval_step(evaluator.model),
+    last.evaluation_variables,
+    evaluator.batches(),
+    len(evaluator.source),
+  )
+  with checkpoint.open_checkpoints(f'{folder}/{layout}', 1, 0) as checkpoints:
+    checkpoint.save(checkpoints, last, {'layout': layout}, top1=None)
+  return {
+    'devices': jax.device_count(),
+    'each': apart,
+    'all': distance(folder, 20, state),
+    'evaluation': values,
+  }
+
+
+def save(folder: str, step: int, state) -> None:
+  leaves = jax.tree.leaves(jax.device_get(state))
+  np.savez(f'{folder}/{step}.npz', *leaves)
+
+
+def saved_leaves(folder: str, step: int) -> list[np.ndarray]:
+  with np.load(f'{folder}/{step}.npz') as file:
+    return [file[f'arr_{i}'] for i in range(len(file.files))]
+
+
+def load(folder: str, step: int, like):
+  """A state of the reference, placed as another one is."""
+  leaves, structure = jax.tree.flatten(like)
+  placed = [
+    jax.make_array_from_callback(x.shape, leaf.sharding, x.__getitem__)
+    for x, leaf in zip(saved_leaves(folder, step), leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, placed)
+
+
+def distance(folder: str, step: int, state) -> float:
+  """The largest difference of an array, relative to its largest value."""
+  largest = 0.0
+  for expected, own in zip(
+    saved_leaves(folder, step),
+    jax.tree.leaves(jax.device_get(state)),
+    strict=True,
+  ):
+    scale = max(np.abs(expected).max(), 1e-6)
+    largest = max(largest, float(np.abs(own - expected).max() / scale))
+  return largest
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], *map(int, sys.argv[2:]))
