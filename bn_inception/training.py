@@ -118,7 +118,7 @@ def _create_or_restore(
       )
       print(f'first weights  {taken}')
     return state
-  path = checkpoint.find(directory)
+  path = checkpoint.choose_to_resume(directory)
   saved = checkpoint.read_description(path)['config']
   changed = run_directory.differences(saved, config)
   if changed:
@@ -191,6 +191,7 @@ class _Run:
       batches.wait_seconds = 0.0
 
   def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
+    self.checkpoints.check()  # the last save may have failed by now
     top1, is_evaluated = None, False
     try:
       if is_eval:

@@ -8,7 +8,7 @@ import pytest
 FLOORS = [
   {'errors'},
   {
-    'augment', 'batch_norm', 'crops', 'logbook', 'mesh', 'metrics',
+    'augment', 'batch_norm', 'crops', 'integrity', 'logbook', 'mesh', 'metrics',
     'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
   },
