@@ -1,17 +1,21 @@
 """Checkpoints: the train state and the config that made it, through orbax.
 
 A checkpoint is a folder named after its step; it restores on any number of
-devices and can be evaluated without its run directory.
+devices and can be evaluated without its run directory. It is sealed when it has
+been written (see `integrity`), and compared with its seal before it is read.
 """
 
+import concurrent.futures
 import contextlib
+import functools
+import gc
 import io
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,21 +23,31 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from bn_inception import integrity
 from bn_inception.errors import UserError
 from bn_inception.train_state import TrainState
 
+DAMAGED_FOLDER = 'damaged_checkpoints'
 _STATE, _DESCRIPTION = 'state', 'description'
+
+# Orbax and TensorStore have no common type for damaged files, nor for those
+# that cannot be written.
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError)
+_UNWRITABLE = (ValueError, OSError)
 
 
 def open_checkpoints(
   directory: str, keep_last: int, keep_best: int
-) -> ocp.CheckpointManager:
+) -> 'Checkpoints':
   """The checkpoints of a run, for asynchronous writing.
 
   Args:
     directory: made if absent.
     keep_last: how many of the newest to keep.
     keep_best: how many of those with the best top-1 accuracy to keep besides.
+
+  Raises:
+    UserError: if it cannot be written, or holds checkpoints that cannot be read.
   """
   policies = checkpoint_managers
   preservation = policies.AnyPreservationPolicy(
@@ -46,18 +60,184 @@ def open_checkpoints(
       ),
     ]
   )
-  return ocp.CheckpointManager(
-    os.path.abspath(directory),
-    options=ocp.CheckpointManagerOptions(
-      preservation_policy=preservation,
-      # Without it orbax does not write metrics, and a resumed run forgets them.
-      best_fn=lambda metrics: metrics['top1'],
-    ),
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=preservation,
+    # Without it orbax does not write metrics, and a resumed run forgets them.
+    best_fn=lambda metrics: metrics['top1'],
+    # What a run that was killed while saving has left.
+    cleanup_tmp_directories=True,
+    # In the background it would be a failure that orbax's other threads do not
+    # hear of: they wait for the folder, and so does the end of the process.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+  )
+  try:
+    manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+  except _UNREADABLE as error:
+    raise UserError(
+      f'the checkpoints in {directory} cannot be opened ({_reason(error)}): move '
+      'those away that eval.py --step cannot read'
+    ) from error
+  return Checkpoints(directory, manager)
+
+
+class Checkpoints:
+  """Writes checkpoints in the background; a context manager.
+
+  At its end the last one has been written. What fails in the background is
+  raised by the next call of any method, and never twice.
+
+  Args:
+    directory: of the checkpoints.
+    manager: of orbax, for this directory.
+  """
+
+  def __init__(self, directory: str, manager: ocp.CheckpointManager):
+    self._directory, self._manager = directory, manager
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
+    self._saving: concurrent.futures.Future | None = None
+    self._step = None  # of the save that is under way, or was the last
+    self._has_failed = False
+    self._hushed = contextlib.ExitStack()
+    self._hushed.enter_context(_hushed())
+
+  def save(self, step: int, args: ocp.args.Composite, top1: float) -> None:
+    """Begins to write a checkpoint, after the one before is finished.
+
+    Raises:
+      UserError: if the one before, or this one, cannot be written.
+    """
+    self.wait()
+    if jax.process_index() == 0 and not os.path.isdir(self._directory):
+      # Orbax would make it again, and the run go on without its other files.
+      raise UserError(_unwritten(step, self._directory, 'it was removed'))
+    self._step = step
+    with self._explained():
+      self._manager.save(step, args=args, metrics={'top1': top1}, force=True)
+    self._saving = self._thread.submit(self._finish, step)
+
+  def check(self) -> None:
+    """Raises the error of a save that has failed; waits for none."""
+    if self._saving is not None and self._saving.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Until the last save is finished, and sealed.
+
+    Raises:
+      UserError: if it could not be written.
+    """
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      with self._explained():
+        saving.result()
+
+  def close(self) -> None:
+    """As `wait`; nothing can be saved afterwards."""
+    try:
+      self.wait()
+    finally:
+      self._close_manager()
+      self._thread.shutdown()
+      if self._has_failed:
+        time.sleep(_DRAIN_SECONDS)
+        gc.collect()
+      self._hushed.close()
+
+  def _close_manager(self) -> None:
+    # One failure has several errors, of every part that wrote and for every
+    # thread that asks. Each is raised once; the first one was ours.
+    for _ in range(_MOST_ERRORS if self._has_failed else 0):
+      with contextlib.suppress(*_UNWRITABLE):
+        self._manager.close()
+        return
+    self._manager.close()
+
+  def _finish(self, step: int) -> None:
+    # Orbax has a callback for the end of a save, but calls it before it writes
+    # its last two files and gives the folder its name.
+    self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      integrity.seal(os.path.join(self._directory, str(step)))
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    try:
+      yield
+    except _UNWRITABLE as error:
+      self._has_failed = True
+      raise UserError(
+        _unwritten(self._step, self._directory, _reason(error))
+      ) from error
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, exception_type, exception, traceback):
+    try:
+      self.close()
+    except UserError as error:
+      if exception is None:
+        raise
+      print(f'error: {error}', file=sys.stderr)  # the other one came first
+
+
+# After a failure TensorStore's threads go on for a while; see `_drained`.
+_DRAIN_SECONDS, _MOST_ERRORS = 1.0, 10
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+  """Without the tracebacks of what orbax raises as well, one of every thread."""
+  filters = {'absl': _is_not_raised, 'asyncio': _is_retrieved}
+  hook = sys.unraisablehook
+
+  def filtered_hook(unraisable):
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      hook(unraisable)
+
+  for name, accepts in filters.items():
+    logging.getLogger(name).addFilter(accepts)
+  sys.unraisablehook = filtered_hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
+    for name, accepts in filters.items():
+      logging.getLogger(name).removeFilter(accepts)
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+  return not (record.exc_info and 'orbax' in record.pathname)
+
+
+def _unwritten(step: int, directory: str, reason: str) -> str:
+  older = [old for old in list_steps(directory) if old != step]
+  rest = (
+    f'the older checkpoints ({", ".join(map(str, older))}) are as they were'
+    if older
+    else 'there is no older one'
+  )
+  return (
+    f'the checkpoint of step {step} could not be written to {directory} '
+    f'({reason}); {rest}: make room or mend the folder, and give the same '
+    'command again to go on'
   )
 
 
+def _reason(error: BaseException) -> str:
+  """What the system said, in one line."""
+  number = getattr(error, 'errno', None)
+  if number is None:
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore
+    number = found and int(found[1])
+  if number is not None:
+    return os.strerror(number)
+  text = re.sub(r'\s+', ' ', str(error))[:300]
+  return f'{type(error).__name__}: {text}'
+
+
 def save(
-  checkpoints: ocp.CheckpointManager,
+  checkpoints: Checkpoints,
   state: TrainState,
   description: dict,
   top1: float | None,
@@ -69,20 +249,22 @@ def save(
     state: finite; the caller checks.
     description: JSON: what evaluation needs to know, such as the config.
     top1: accuracy at this step in percent, if it was evaluated.
+
+  Raises:
+    UserError: if this checkpoint, or the one before, cannot be written.
   """
   # Orbax keeps views of host memory, which the next step's donation reuses.
   copy = jax.tree.map(jnp.copy, state)
   checkpoints.save(
     int(state.step),
-    args=ocp.args.Composite(
+    ocp.args.Composite(
       **{
         _STATE: ocp.args.StandardSave(copy),
         _DESCRIPTION: ocp.args.JsonSave(description),
       }
     ),
     # Orbax wants a number: one that is never the best.
-    metrics={'top1': -1.0 if top1 is None else top1},
-    force=True,
+    -1.0 if top1 is None else top1,
   )
 
 
@@ -112,11 +294,108 @@ def find(directory: str, step: int | None = None) -> str:
   return os.path.join(directory, str(steps[-1] if step is None else step))
 
 
+def newest_intact(directory: str) -> tuple[str, dict[str, str]]:
+  """The newest checkpoint that is as it was written; reads, changes nothing.
+
+  One that was never sealed, since its writing was interrupted or it is of an
+  earlier version of this program, is taken only if there is no sealed one.
+
+  Args:
+    directory: with at least one checkpoint.
+
+  Returns:
+    Its path; and for each newer one, the newest first, its path and what is
+    wrong with it.
+
+  Raises:
+    UserError: if all are damaged; names them.
+  """
+  wrong, unsealed = {}, []
+  for step in reversed(list_steps(directory)):
+    path = os.path.join(directory, str(step))
+    damage = f'it was not finished: it has no {integrity.MANIFEST_FILE}'
+    if integrity.is_sealed(path):
+      damage = integrity.find_damage(path)
+      if damage is None:
+        return path, wrong
+    else:
+      unsealed.append(path)
+    wrong[path] = damage
+  if not unsealed:
+    found = '; '.join(
+      f'{os.path.basename(path)}: {damage}' for path, damage in wrong.items()
+    )
+    raise UserError(
+      f'all checkpoints in {directory} are damaged ({found}): put copies of them '
+      'there, or give another --workdir to train again'
+    )
+  newer = {
+    path: wrong[path] for path in wrong if _step(path) > _step(unsealed[0])
+  }
+  return unsealed[0], newer
+
+
+def _step(path: str) -> int:
+  return int(os.path.basename(path))
+
+
+def set_aside(path: str) -> str:
+  """Moves a checkpoint out of the way of the next one of its step.
+
+  Args:
+    path: of the checkpoint, RUN/checkpoints/STEP.
+
+  Returns:
+    Where it is now: RUN/damaged_checkpoints/STEP, or, if there is one, STEP.1
+    and so on.
+
+  Raises:
+    UserError: if it cannot be moved.
+  """
+  path = os.path.abspath(path)
+  directory, name = os.path.split(path)
+  folder = os.path.join(os.path.dirname(directory), DAMAGED_FOLDER)
+  place, number = os.path.join(folder, name), 0
+  while os.path.exists(place):
+    number += 1
+    place = os.path.join(folder, f'{name}.{number}')
+  try:
+    os.makedirs(folder, exist_ok=True)
+    os.rename(path, place)
+  except OSError as error:
+    raise UserError(
+      f'damaged checkpoint {path} cannot be moved to {folder} '
+      f'({error.strerror}): move it away yourself'
+    ) from error
+  return place
+
+
+def choose_to_resume(directory: str) -> str:
+  """The checkpoint to go on from; the damaged ones are moved out of the way.
+
+  Says what it found. For one process alone: it changes the folder.
+
+  Args, raises: as of `newest_intact`.
+  """
+  chosen, wrong = newest_intact(directory)
+  for step in list_steps(directory):
+    path = os.path.join(directory, str(step))
+    # Orbax reads the accuracies of older ones, to keep the best.
+    if step < _step(chosen) and integrity.is_sealed(path):
+      damage = integrity.find_damage(path)
+      if damage is not None:
+        wrong[path] = damage
+  for path, damage in wrong.items():
+    place = set_aside(path)
+    print(f'checkpoint {path} is damaged ({damage}): moved to {place}')
+  return chosen
+
+
 def read_description(path: str) -> dict:
   """The description saved with a checkpoint.
 
   Raises:
-    UserError: if the folder is no checkpoint, or an unreadable one.
+    UserError: if the folder is no checkpoint, or a damaged one.
   """
   return _restore(path, {_DESCRIPTION: ocp.args.JsonRestore()})[_DESCRIPTION]
 
@@ -132,7 +411,7 @@ def restore(
     sharding: of every array.
 
   Raises:
-    UserError: if the folder is no checkpoint, an unreadable one, or one of
+    UserError: if the folder is no checkpoint, a damaged one, or one of
       another network.
   """
   target = jax.tree.map(
@@ -146,11 +425,7 @@ def _restore(path: str, items: dict[str, Any]):
   path = os.path.abspath(path)
   if not os.path.isdir(path):
     raise UserError(f'checkpoint {path} does not exist')
-  if not os.path.isdir(os.path.join(path, next(iter(items)))):
-    raise UserError(
-      f'{path} is not a checkpoint: give a folder such as '
-      'runs/digits/checkpoints/450'
-    )
+  _verify(path)
   handler = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   said = io.StringIO()
   try:
@@ -169,8 +444,28 @@ def _restore(path: str, items: dict[str, Any]):
   return restored
 
 
-# Orbax and TensorStore have no common type for damaged files.
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError)
+def _verify(path: str) -> None:
+  """Compares a checkpoint with its seal, once for all that is read of it."""
+  if integrity.is_sealed(path):
+    damage = integrity.find_damage(path)
+    if damage is not None:
+      raise UserError(
+        f'checkpoint {path} is damaged: {damage}: take another one, or a copy'
+      )
+  elif os.path.isdir(os.path.join(path, _STATE)):
+    _say_unverified(path)
+  else:
+    raise UserError(
+      f'{path} is not a checkpoint: give a folder such as '
+      'runs/digits/checkpoints/450'
+    )
+
+
+@functools.cache
+def _say_unverified(path: str) -> None:
+  print(
+    f'checkpoint {path} is not verified: it has no {integrity.MANIFEST_FILE}'
+  )
 
 
 def _drained(restore: Callable, path: str, args: ocp.args.Composite):
@@ -185,7 +480,7 @@ def _drained(restore: Callable, path: str, args: ocp.args.Composite):
   try:
     restored = restore(path, args=args)
   except _UNREADABLE:
-    time.sleep(1.0)
+    time.sleep(_DRAIN_SECONDS)
     raise
   log.removeFilter(_is_retrieved)
   return restored

@@ -1,5 +1,8 @@
 """The one exception that stands for bad input."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
   """Something the caller can mend: one line that names the thing and the remedy.
@@ -7,3 +10,19 @@ class UserError(Exception):
   The programs print it without a traceback and exit non-zero; every other
   exception is a defect and keeps its traceback.
   """
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+  """Turns the system's refusal to write a file of a run into one line.
+
+  Raises:
+    UserError: for an OSError, such as a full disk.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be written ({error.strerror}): make room or mend the '
+      'folder, and give the same command again to go on'
+    ) from error

@@ -188,7 +188,9 @@ def estimate_population_statistics(
 
 
 def find_checkpoint(workdir: str, step: int | None) -> str:
-  """The path of a run's checkpoint; step None: the newest.
+  """The path of a run's checkpoint; step None: the newest that is intact.
+
+  Names the newer ones that are damaged.
 
   Raises:
     UserError: if the folder does not exist or has no such checkpoint.
@@ -197,9 +199,14 @@ def find_checkpoint(workdir: str, step: int | None) -> str:
     raise UserError(
       f'workdir {workdir} does not exist: train first, or give --workdir'
     )
-  return checkpoint.find(
-    os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER), step
-  )
+  directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
+  path = checkpoint.find(directory, step)
+  if step is not None:
+    return path
+  chosen, wrong = checkpoint.newest_intact(directory)
+  for path, damage in wrong.items():
+    print(f'checkpoint {path} is damaged ({damage}): {chosen} is used')
+  return chosen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,17 @@ of a process, or 'replaced': a bad example) and a `step`, the updates done so fa
 import json
 import math
 import os
+import socket
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, writing
 
 METRICS_FILE, DROPPED_FILE = 'metrics.jsonl', 'metrics_dropped.jsonl'
 
@@ -56,6 +59,9 @@ class Logbook:
 
   Attributes:
     records: all of the run so far; of this process where it writes nothing.
+
+  Raises:
+    UserError: if it cannot be written, as `write` and the end do.
   """
 
   def __init__(self, workdir: str, first_step: int, is_writing: bool = True):
@@ -67,17 +73,17 @@ class Logbook:
     records = read_metrics(workdir)
     kept = [r for r in records if r['step'] <= first_step]
     dropped = [r for r in records if r['step'] > first_step]
+    self._path = os.path.join(workdir, METRICS_FILE)
     if dropped:
-      with open(os.path.join(workdir, DROPPED_FILE), 'a') as file:
+      path = os.path.join(workdir, DROPPED_FILE)
+      with writing(path), open(path, 'a') as file:
         file.writelines(json.dumps(record) + '\n' for record in dropped)
-    path = os.path.join(workdir, METRICS_FILE)
-    with open(path + '.tmp', 'w') as file:
-      file.writelines(json.dumps(record) + '\n' for record in kept)
-    os.replace(path + '.tmp', path)
-    self._file = open(path, 'a')
-    self._events = SummaryWriter(
-      os.path.join(workdir, 'tb'), purge_step=first_step + 1
-    )
+    with writing(self._path):
+      with open(self._path + '.tmp', 'w') as file:
+        file.writelines(json.dumps(record) + '\n' for record in kept)
+      os.replace(self._path + '.tmp', self._path)
+    self._events = _Events(os.path.join(workdir, 'tb'), first_step + 1)
+    self._file = open(self._path, 'a')
     self.records = kept
 
   def write(self, kind: str, step: int, **values: float) -> None:
@@ -88,18 +94,69 @@ class Logbook:
     self.records.append(record)
     if self._file is None:
       return
-    for name, value in values.items():
-      self._events.add_scalar(f'{kind}/{name}', value, step)
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
+    if not os.path.exists(self._path):
+      # The open file would take the rest of the run with it.
+      raise UserError(
+        f'{self._path} was removed or moved during the run: give the same '
+        'command again'
+      )
+    with writing(self._path):
+      self._file.write(json.dumps(record) + '\n')
+      self._file.flush()
+    self._events.write(kind, step, values)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
-    if self._file is not None:
-      self._file.close()
-      self._events.close()
+  def __exit__(self, exception_type, exception, traceback):
+    if self._file is None:
+      return
+    try:
+      with writing(self._path), self._file:
+        self._events.close()
+    except UserError:
+      if exception is None:
+        raise
+      # A full disk refuses again what it has refused before.
+
+
+class _Events:
+  """TensorBoard's events, on the disk within two minutes.
+
+  tensorboardX's SummaryWriter writes in a thread, and when a full disk has ended
+  that, the next call of it waits for ever.
+
+  Args:
+    folder: made if absent.
+    first_step: events of this and later steps, by earlier runs, are void.
+  """
+
+  def __init__(self, folder: str, first_step: int):
+    self._folder, self._next_flush = folder, -math.inf
+    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}'
+    with writing(folder):
+      os.makedirs(folder, exist_ok=True)
+      self._writer = RecordWriter(os.path.join(folder, name))
+    self._add(file_version='brain.Event:2')
+    self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+  def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._add(step=step, summary=summary.scalar(f'{kind}/{name}', value))
+    now = time.monotonic()
+    if now >= self._next_flush:  # it waits for the disk
+      self._next_flush = now + 120.0
+      with writing(self._folder):
+        self._writer.flush()
+
+  def close(self) -> None:
+    with writing(self._folder):
+      self._writer.close()
+
+  def _add(self, **fields) -> None:
+    event = Event(wall_time=time.time(), **fields)
+    with writing(self._folder):
+      self._writer.write(event.SerializeToString())
 
 
 class ProgressDisplay:
@@ -204,5 +261,6 @@ def draw_learning_curve(records: list[dict], path: str, title: str) -> None:
     axes.legend()
   figure.suptitle(title)
   figure.tight_layout()
-  figure.savefig(path, dpi=120)
+  with writing(path):
+    figure.savefig(path, dpi=120)
   pyplot.close(figure)

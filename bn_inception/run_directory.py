@@ -1,8 +1,9 @@
 """The folder of a run: lock, config, manifest, result.
 
 A run directory holds config.json, manifest.json, metrics.jsonl, tb/,
-checkpoints/, result.json and learning_curve.png. Giving the same command again
-resumes the run; another config is refused with the keys that differ.
+checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
+there were any. Giving the same command again resumes the run; another config is
+refused with the keys that differ.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 
 import jax
 
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, writing
 from bn_inception.logbook import METRICS_FILE
 
 CONFIG_FILE, MANIFEST_FILE = 'config.json', 'manifest.json'
@@ -69,11 +70,16 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def write_json(path: str, value: dict) -> None:
-  """Writes the whole file or nothing of it."""
+  """Writes the whole file or nothing of it.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
   text = json.dumps(value, indent=2, allow_nan=False)
-  with open(path + '.tmp', 'w') as file:
-    file.write(text + '\n')
-  os.replace(path + '.tmp', path)
+  with writing(path):
+    with open(path + '.tmp', 'w') as file:
+      file.write(text + '\n')
+    os.replace(path + '.tmp', path)
 
 
 def read_json(path: str) -> dict:

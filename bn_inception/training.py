@@ -125,7 +125,7 @@ def _create_or_restore(
   config: dict, experiment: Experiment, workdir: str
 ) -> TrainState:
   replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  path = distributed.from_first(lambda: _find_resumable(config, workdir))
+  path = distributed.from_first(lambda: _choose_checkpoint(workdir))
   if path is None:
     state = experiment.create_state()
     if config['init_from']:
@@ -138,23 +138,6 @@ def _create_or_restore(
       )
       print(f'first weights  {taken}')
     return state
-  print(f'resuming from {path}')
-  return checkpoint.restore(
-    path, experiment.evaluator.abstract_state, replicated
-  )
-
-
-def _find_resumable(config: dict, workdir: str) -> str | None:
-  """The checkpoint to go on from, which must be of this config; None: none."""
-  directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  if not _checkpoint_steps(workdir):
-    if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
-      raise UserError(
-        f'{workdir} holds a finished run whose checkpoints are gone: give '
-        'another --workdir, or remove it to train again'
-      )
-    return None
-  path = checkpoint.find(directory)
   saved = checkpoint.read_description(path)['config']
   changed = run_directory.differences(saved, config)
   if changed:
@@ -162,7 +145,24 @@ def _find_resumable(config: dict, workdir: str) -> str | None:
       f'{path} was made with another config ({"; ".join(changed)}): give another '
       '--workdir'
     )
-  return path
+  print(f'resuming from {path}')
+  return checkpoint.restore(
+    path, experiment.evaluator.abstract_state, replicated
+  )
+
+
+def _choose_checkpoint(workdir: str) -> str | None:
+  """The one to go on from; None: a new run."""
+  if _checkpoint_steps(workdir):
+    return checkpoint.choose_to_resume(
+      os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
+    )
+  if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
+    raise UserError(
+      f'{workdir} holds a finished run whose checkpoints are gone: give '
+      'another --workdir, or remove it to train again'
+    )
+  return None
 
 
 class _Run:
@@ -251,6 +251,7 @@ class _Run:
     )
 
   def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
+    self.checkpoints.check()  # the last save may have failed by now
     if is_eval or is_save:
       self._check_replicas(step, state)
     top1, is_evaluated = None, False

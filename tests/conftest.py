@@ -1,6 +1,9 @@
 """Eight CPU devices for all tests, and small stand-ins for slow things."""
 
 import functools
+import os
+import pathlib
+import subprocess
 import tempfile
 
 import absl.flags
@@ -28,6 +31,10 @@ def eight_devices():
 @pytest.fixture
 def few_rows(monkeypatch):
   """Networks of two modules instead of ten: the same code, compiled sooner."""
+  use_few_rows(monkeypatch)
+
+
+def use_few_rows(monkeypatch):
   small = functools.partial(inception.Inception, rows=FEW_ROWS)
   monkeypatch.setattr(inception, 'Inception', small)
 
@@ -35,6 +42,10 @@ def few_rows(monkeypatch):
 @pytest.fixture
 def digits_config():
   """The digits preset, for a run of six steps of 16 examples."""
+  return short_digits_config()
+
+
+def short_digits_config():
   config = compose.preset('bn_x5', 'digits').to_dict()
   config['batch_size'] = config['norm_batch_size'] = 16
   config['training'].update(
@@ -44,3 +55,38 @@ def digits_config():
     checkpoint_every_steps=3,
   )
   return config
+
+
+class SmallDisk:
+  """A file system of its own, in memory, that can be filled."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+
+  def remount(self, options: str) -> None:
+    subprocess.run(['mount', '-o', f'remount,{options}', self.path], check=True)
+
+  def fill(self, room: int) -> None:
+    """Takes what is free but for `room` KiB."""
+    free = os.statvfs(self.path)
+    size = free.f_bavail * free.f_frsize - 1024 * room
+    (self.path / 'filler').write_bytes(bytes(size))
+
+  def empty(self) -> None:
+    (self.path / 'filler').unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A `SmallDisk` of 1 MiB."""
+  path = tmp_path / 'disk'
+  path.mkdir()
+  command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path]
+  try:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+  except (OSError, subprocess.CalledProcessError) as error:
+    pytest.skip(f'a file system cannot be mounted here: {error}')
+  try:
+    yield SmallDisk(path)
+  finally:
+    subprocess.run(['umount', '--lazy', path], check=True)

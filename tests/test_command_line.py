@@ -71,7 +71,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   )
   # After a checkpoint was finished and before the next one.
   while not (
-    (killed / 'checkpoints' / '45').exists()
+    (killed / 'checkpoints' / '45' / 'sha256.json').exists()
     and max(r['step'] for r in read_metrics(str(killed))) >= 60
   ):
     assert process.poll() is None
@@ -137,12 +137,16 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   step = whole / 'checkpoints' / '180'
   for path in (step / 'state').glob('**/d/*'):
     damaged = bytearray(path.read_bytes())
-    damaged[30:32] = b'xx'
+    damaged[30] ^= 1
     path.write_bytes(damaged)
   unreadable = run([*EVAL, f'--checkpoint={step}'])
   assert unreadable.returncode == 2
   assert unreadable.stderr.count('\n') == 1
-  assert 'checkpoints/180 cannot be read' in unreadable.stderr
+  assert 'checkpoints/180 is damaged: state/' in unreadable.stderr
+  before = run([*EVAL, f'--workdir={whole}'])
+  assert before.returncode == 0, before.stderr
+  assert f'{whole}/checkpoints/135 is used' in before.stdout
+  assert (whole / 'evaluation_test_135.json').exists() and step.exists()
   refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
   assert refused.returncode == 2
   assert 'holds a run with another config (seed: 0 -> 1)' in refused.stderr
@@ -241,6 +245,30 @@ def test_help_explains_every_flag_with_an_example(environment, program):
   assert len(flags) == {'train.py': 4, 'eval.py': 20}[program[1]]
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
+
+
+@pytest.mark.slow
+def test_a_full_disk_gets_one_line(small_disk, environment):
+  done = subprocess.run(
+    [
+      *TRAIN,
+      *SHORT,
+      '--config.training.checkpoint_every_steps=1',
+      f'--workdir={small_disk.path}/run',
+    ],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr == (
+    'error: the checkpoint of step 1 could not be written to '
+    f'{small_disk.path}/run/checkpoints (No space left on device); there is no '
+    'older one: make room or mend the folder, and give the same command again '
+    'to go on\n'
+  )
+  assert 'result:' not in done.stdout
 
 
 @pytest.mark.slow

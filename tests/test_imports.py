@@ -8,7 +8,8 @@ import pytest
 FLOORS = [
   {'errors'},
   {
-    'augment', 'batch_norm', 'crops', 'distributed', 'interruption', 'logbook', 'mesh', 'metrics',
+    'augment', 'batch_norm', 'crops', 'distributed', 'integrity',
+    'interruption', 'logbook', 'mesh', 'metrics',
     'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
   },

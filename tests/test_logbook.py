@@ -1,6 +1,8 @@
 """What a run writes down."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -47,6 +49,38 @@ def test_tensorboard_events_are_written(tmp_path):
     book.write('train', 1, loss=2.5)
   events = list((tmp_path / 'tb').iterdir())
   assert len(events) == 1 and b'train/loss' in events[0].read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_loses_no_written_record(small_disk):
+  workdir = small_disk.path / 'run'
+  workdir.mkdir()
+  small_disk.fill(32)
+  with pytest.raises(UserError) as caught:
+    with logbook.Logbook(str(workdir), 0) as book:
+      for step in range(1, 2000):
+        book.write('train', step, loss=1.0, top1=2.0, images_per_second=3.0)
+  assert re.fullmatch(
+    rf'{workdir}/(metrics.jsonl|tb) cannot be written \(No space left on device'
+    r'\): make room or mend the folder, and give the same command again to go on',
+    str(caught.value),
+  )
+  steps = [r['step'] for r in logbook.read_metrics(str(workdir))]
+  assert steps == list(range(1, len(steps) + 1)) and 50 < len(steps) < 1000
+  with pytest.raises(UserError, match='No space left on device'):
+    logbook.Logbook(str(workdir), len(steps))
+  small_disk.empty()
+  with logbook.Logbook(str(workdir), len(steps)) as book:
+    book.write('train', len(steps) + 1, loss=1.0)
+  records = logbook.read_metrics(str(workdir))
+  assert [r['step'] for r in records] == list(range(1, len(steps) + 2))
+
+
+def test_a_removed_log_is_an_error(tmp_path):
+  with pytest.raises(UserError, match='metrics.jsonl was removed or moved'):
+    with logbook.Logbook(str(tmp_path), 0) as book:
+      book.write('train', 1, loss=1.0)
+      shutil.move(tmp_path / 'metrics.jsonl', tmp_path / 'elsewhere')
+      book.write('train', 2, loss=1.0)
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):

@@ -1,16 +1,26 @@
 """The training loop on real digits, with two modules and eight devices."""
 
 import copy
+import functools
 import json
 import os
 import shutil
+import time
 
+import conftest
 import cv2
 import jax
 import numpy as np
 import pytest
 
-from bn_inception import checkpoint, evaluation, logbook, mesh, training
+from bn_inception import (
+  checkpoint,
+  evaluation,
+  integrity,
+  logbook,
+  mesh,
+  training,
+)
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
 from bn_inception.sources import make_source
@@ -93,6 +103,117 @@ def test_a_resumed_run_is_bit_identical(tmp_path, digits_config):
     for path in (whole, resumed)
   ]  # fmt: skip
   assert records[0] <= records[1]
+
+
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+  """An undisturbed run of `digits_config`."""
+  with pytest.MonkeyPatch.context() as patch:
+    conftest.use_few_rows(patch)
+    path = tmp_path_factory.mktemp('whole') / 'run'
+    training.train_and_evaluate(conftest.short_digits_config(), str(path))
+  return path
+
+
+def assert_same_end(workdir, whole_run, config):
+  states = [final_state(str(path), config) for path in (workdir, whole_run)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  results = [
+    json.loads((path / 'result.json').read_text())
+    for path in (workdir, whole_run)
+  ]
+  assert results[0]['loss'] == results[1]['loss']
+
+
+def flip_array(path):
+  data = max((path / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  return data.relative_to(path)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+  tmp_path, digits_config, whole_run, capsys
+):
+  workdir = shutil.copytree(whole_run, tmp_path / 'run')
+  for place in '6', '6.1':
+    file = flip_array(workdir / 'checkpoints' / '6')
+    line = (
+      f'checkpoint {workdir}/checkpoints/6 is damaged ({file} has other bytes '
+      'than were written): '
+    )
+    path = evaluation.find_checkpoint(str(workdir), None)
+    assert path == f'{workdir}/checkpoints/3'
+    assert capsys.readouterr().out == f'{line}{path} is used\n'
+    training.train_and_evaluate(digits_config, str(workdir))
+    output = capsys.readouterr().out
+    assert f'{line}moved to {workdir}/damaged_checkpoints/{place}\n' in output
+    assert f'resuming from {path}\n' in output
+    assert_same_end(workdir, whole_run, digits_config)
+  assert sorted(os.listdir(workdir / 'damaged_checkpoints')) == ['6', '6.1']
+
+  for step in '3', '6':
+    flip_array(workdir / 'checkpoints' / step)
+  with pytest.raises(UserError, match=r'all checkpoints in .* \(6: .*; 3: '):
+    training.train_and_evaluate(digits_config, str(workdir))
+  with pytest.raises(UserError, match=r'all checkpoints in .* \(6: .*; 3: '):
+    evaluation.find_checkpoint(str(workdir), None)
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']
+
+
+def at_step_4(workdir, happens):
+  """A Logbook.write before which, when checkpoint 3 is done, it happens."""
+  original = logbook.Logbook.write
+
+  def write(self, kind, step, **values):
+    if step == 4:
+      while not integrity.is_sealed(f'{workdir}/checkpoints/3'):
+        time.sleep(0.01)
+      happens()
+    original(self, kind, step, **values)
+
+  return write
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
+  small_disk, digits_config, whole_run, capfd, monkeypatch
+):
+  workdir = small_disk.path / 'run'
+  small_disk.remount('size=8m')
+  with monkeypatch.context() as patch:
+    fill = functools.partial(small_disk.fill, room=4)  # for the log
+    patch.setattr(logbook.Logbook, 'write', at_step_4(workdir, fill))
+    with pytest.raises(UserError) as caught:
+      training.train_and_evaluate(digits_config, str(workdir))
+  assert capfd.readouterr().err == ''
+  assert str(caught.value) == (
+    f'the checkpoint of step 6 could not be written to {workdir}/checkpoints '
+    '(No space left on device); the older checkpoints (3) are as they were: '
+    'make room or mend the folder, and give the same command again to go on'
+  )
+  path = evaluation.find_checkpoint(str(workdir), None)
+  assert path == f'{workdir}/checkpoints/3'
+  small_disk.empty()
+  training.train_and_evaluate(digits_config, str(workdir))
+  assert_same_end(workdir, whole_run, digits_config)
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']
+  assert not (workdir / 'damaged_checkpoints').exists()
+
+
+def test_a_run_notices_that_its_folder_is_gone(
+  tmp_path, digits_config, monkeypatch, capfd
+):
+  workdir = tmp_path / 'run'
+  remove = functools.partial(shutil.rmtree, workdir)
+  monkeypatch.setattr(logbook.Logbook, 'write', at_step_4(workdir, remove))
+  with pytest.raises(UserError) as caught:
+    training.train_and_evaluate(digits_config, str(workdir))
+  assert str(caught.value) == (
+    f'{workdir}/metrics.jsonl was removed or moved during the run: give the '
+    'same command again'
+  )
+  assert not workdir.exists() and capfd.readouterr().err == ''
 
 
 def colour_folder(root, num_train=64, num_test=16):

@@ -1,0 +1,90 @@
+"""Whether a folder's files are still those that were written: sha256.json.
+
+The file systems and disks below do not say when a bit has changed, and orbax
+does not look: an array of other numbers is restored without a word.
+"""
+
+import functools
+import hashlib
+import json
+import os
+
+MANIFEST_FILE = 'sha256.json'
+
+
+def seal(folder: str) -> None:
+  """Writes size and SHA-256 of every file of a folder into it, all or nothing.
+
+  Args:
+    folder: complete; what is changed or lost afterwards is damage.
+
+  Raises:
+    OSError: if a file cannot be read or the new one not be written.
+  """
+  files = {
+    name: {'bytes': size, 'sha256': _digest(os.path.join(folder, name))}
+    for name, size, _ in _list_files(folder)
+    if name != MANIFEST_FILE
+  }
+  path = os.path.join(folder, MANIFEST_FILE)
+  with open(path + '.tmp', 'w') as file:
+    file.write(json.dumps(files, indent=1) + '\n')
+  os.replace(path + '.tmp', path)
+
+
+def is_sealed(folder: str) -> bool:
+  """Whether `seal` came to its end in this folder."""
+  return os.path.exists(os.path.join(folder, MANIFEST_FILE))
+
+
+def find_damage(folder: str) -> str | None:
+  """What is wrong with a sealed folder, by its first bad file; None: nothing.
+
+  A program that asks again reads the files again only if one of them has
+  another size or time. Files that were added are no damage.
+  """
+  return _find_damage(folder, _list_files(folder))
+
+
+@functools.cache
+def _find_damage(folder: str, files: tuple[tuple[str, int, int], ...]):
+  sizes = {name: size for name, size, _ in files}
+  try:
+    with open(os.path.join(folder, MANIFEST_FILE)) as file:
+      written = [
+        (name, values['bytes'], values['sha256'])
+        for name, values in json.load(file).items()
+      ]
+  except OSError as error:
+    return f'{MANIFEST_FILE} cannot be read ({error.strerror})'
+  # No text, no JSON, or JSON of another form.
+  except (ValueError, AttributeError, KeyError, TypeError):
+    return f'{MANIFEST_FILE} is damaged'
+  for name, size, digest in written:
+    if name not in sizes:
+      return f'{name} is missing'
+    if sizes[name] != size:
+      return f'{name} has {sizes[name]} bytes and not {size}'
+    try:
+      if _digest(os.path.join(folder, name)) != digest:
+        return f'{name} has other bytes than were written'
+    except OSError as error:
+      return f'{name} cannot be read ({error.strerror})'
+  return None
+
+
+def _digest(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _list_files(folder: str) -> tuple[tuple[str, int, int], ...]:
+  """(name with folders, bytes, time of change) of every file below a folder."""
+  found = []
+  for root, _, names in os.walk(folder):
+    for name in names:
+      path = os.path.join(root, name)
+      stat = os.stat(path)
+      relative = os.path.relpath(path, folder)
+      found.append((relative, stat.st_size, stat.st_mtime_ns))
+  return tuple(sorted(found))
