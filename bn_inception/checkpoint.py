@@ -33,7 +33,7 @@ _STATE, _DESCRIPTION = 'state', 'description'
 # Orbax and TensorStore have no common type for damaged files, nor for those
 # that cannot be written.
 _UNREADABLE = (ValueError, KeyError, TypeError, OSError)
-_UNWRITABLE = (ValueError, OSError)
+_UNWRITABLE = (ValueError, KeyError, OSError)
 
 
 def open_checkpoints(
@@ -74,8 +74,8 @@ def open_checkpoints(
     manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
   except _UNREADABLE as error:
     raise UserError(
-      f'the checkpoints in {directory} cannot be opened ({_reason(error)}): move '
-      'those away that eval.py --step cannot read'
+      f'the checkpoints in {directory} cannot be opened ({_reason(error)}): mend '
+      'the folder, and move those away that eval.py --step cannot read'
     ) from error
   return Checkpoints(directory, manager)
 

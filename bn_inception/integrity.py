@@ -84,7 +84,10 @@ def _list_files(folder: str) -> tuple[tuple[str, int, int], ...]:
   for root, _, names in os.walk(folder):
     for name in names:
       path = os.path.join(root, name)
-      stat = os.stat(path)
+      try:
+        stat = os.stat(path)
+      except FileNotFoundError:  # a run that goes on removes its old ones
+        continue
       relative = os.path.relpath(path, folder)
       found.append((relative, stat.st_size, stat.st_mtime_ns))
   return tuple(sorted(found))

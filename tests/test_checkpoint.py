@@ -318,6 +318,18 @@ def test_an_unsealed_one_is_only_taken_if_there_is_no_other(small, capsys):
   assert '/1 is damaged (state/' in capsys.readouterr().out
 
 
+def test_what_a_killed_save_has_left_is_no_checkpoint(small, capfd):
+  for step in 3, 4:
+    left = small / f'{step}.orbax-checkpoint-tmp' / 'state.orbax-checkpoint-tmp'
+    left.mkdir(parents=True)
+    (left / 'manifest.ocdbt').write_bytes(b'half')
+  assert checkpoint.list_steps(str(small)) == [1, 2, 3]
+  assert checkpoint.choose_to_resume(str(small)) == f'{small}/3'
+  save_small(small, 4)
+  assert sorted(os.listdir(small)) == ['2', '3', '4']
+  assert capfd.readouterr() == ('', '')
+
+
 def test_saving_does_not_wait_for_the_seal(tmp_path, monkeypatch):
   begin, threads, original = threading.Event(), [], integrity.seal
 
@@ -361,7 +373,7 @@ def test_a_seal_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
 def test_a_full_disk_at_any_moment_of_a_save(small_disk, capfd, room):
   """`room`: what is left when step 2 is saved, in KiB; it needs 72."""
   directory = small_disk.path / 'checkpoints'
-  with checkpoint.open_checkpoints(str(directory), 2, 1) as checkpoints:
+  with checkpoint.open_checkpoints(str(directory), 1, 0) as checkpoints:
     checkpoint.save(checkpoints, small_state(1), DESCRIPTION, None)
     checkpoints.wait()
     small_disk.fill(room)
