@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,7 +33,8 @@ class StopRequests(contextlib.AbstractContextManager):
     self._received, self._previous = None, {}
 
   def __enter__(self):
-    if jax.process_count() == 1:
+    is_main = threading.current_thread() is threading.main_thread()
+    if jax.process_count() == 1 and is_main:  # others cannot have handlers
       for number in _SIGNALS:
         self._previous[number] = signal.signal(number, self._note)
     return self
