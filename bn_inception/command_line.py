@@ -66,8 +66,7 @@ def run(
   # resource tracker, a process, which frees it and says so.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   if jax.config.jax_compilation_cache_dir is None:
-    folder = os.path.expanduser(CACHE_FOLDER)
-    jax.config.update('jax_compilation_cache_dir', folder)
+    _keep_compiled_programs(os.path.expanduser(CACHE_FOLDER))
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
@@ -91,6 +90,15 @@ def run(
       raise
 
   app.run(guarded, arguments, _parse)
+
+
+def _keep_compiled_programs(folder: str) -> None:
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError as error:
+    print(f'compiled programs are not kept: {folder}: {error.strerror}')
+    return
+  jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def _join_processes() -> None:
