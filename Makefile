@@ -1,12 +1,13 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
 # make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
 #   environment of its own.
+# make test-pod: the dry run with the TPU compiler; no TPU is needed.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-peers test-prepare format install
+.PHONY: train test test-peers test-pod test-prepare format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -23,6 +24,10 @@ format: install
 test-peers:
 	$(call environment,.venv-peers,requirements-bench.txt)
 	.venv-peers/bin/python -m pytest -m peers $(ARGS)
+
+test-pod:
+	$(call environment,.venv-pod,requirements-pod.txt)
+	.venv-pod/bin/python -m pytest -m pod $(ARGS)
 
 test-prepare: install
 	$(call environment,.venv-prepare,requirements-prepare.txt)
