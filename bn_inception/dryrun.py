@@ -6,9 +6,8 @@
 
 Compiles the training step of the config for the pod with the TPU compiler,
 minutes for each topology, and reads from the result what a step needs: memory,
-FLOPs, bytes, collectives. The speed is a roofline, an upper bound: no chip is
-faster than its peak FLOP/s or its memory, and real programs reach neither.
-Needs no data.
+FLOPs, bytes, collectives. The speed is a roofline, what the peak FLOP/s and the
+memory of the chip allow: real programs reach neither. Needs no data.
 """
 
 import dataclasses
@@ -90,8 +89,8 @@ class Prediction:
     hbm_traffic_bytes: of the main memory only: see `hlo_text`.
     collectives: opcode -> {'count': ..., 'bytes': ...}.
     seconds_for_flops, seconds_for_hbm: at the peaks of the chip.
-    images_per_second_per_chip: when the longer of these is all that a step
-      takes: an upper bound.
+    images_per_second_per_chip: if a step takes the longer of these and nothing
+      else: a roofline.
     hours: for the examples of the paper's BN-x30 at that speed.
   """
 
@@ -293,8 +292,8 @@ def report_lines(prediction: Prediction) -> dict[str, str]:
     'ms per step at peak FLOP/s': f'{1e3 * p.seconds_for_flops:.2f}',
     'ms per step at peak HBM': f'{1e3 * p.seconds_for_hbm:.2f}',
     'bound by': bound,
-    'images/s per chip, at most': f'{p.images_per_second_per_chip:,.0f}',
-    'hours for 6M x 32 images, at least': f'{p.hours:.2f}',
+    'images/s per chip, roofline': f'{p.images_per_second_per_chip:,.0f}',
+    'hours for 6M x 32 images, roofline': f'{p.hours:.2f}',
     'seconds to compile': f'{p.compile_seconds:.0f}',
   }
 
@@ -319,9 +318,9 @@ def to_markdown(predictions: Sequence[Prediction]) -> str:
 
 _CAVEAT = """
 This is a prediction: no TPU has run it. Memory and FLOPs are the compiler's, HBM
-traffic is counted in the compiled program. The speed is an upper bound: time for
-collectives, for the vector unit and for input is neglected, and the peak FLOP/s
-are bfloat16's, which convolutions of float32 also run in by default.
+traffic is counted in the compiled program. The speed is a roofline, not to be
+reached: time for collectives, the vector unit and input is neglected, and the
+peak FLOP/s are bfloat16's, which convolutions of float32 also run in by default.
 """
 
 

@@ -162,8 +162,8 @@ def test_a_column_for_each_topology():
     'ms per step at peak FLOP/s': ['8.00', '20.00'],
     'ms per step at peak HBM': ['16.00'] * 2,
     'bound by': ['HBM', 'FLOPs'],
-    'images/s per chip, at most': ['8,000'] * 2,
-    'hours for 6M x 32 images, at least': ['1.67'] * 2,
+    'images/s per chip, roofline': ['8,000'] * 2,
+    'hours for 6M x 32 images, roofline': ['1.67'] * 2,
     'seconds to compile': ['12'] * 2,
   }
 
