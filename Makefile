@@ -2,12 +2,13 @@
 # make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
 #   environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
+# make test-pod: the dry run with the TPU compiler; no TPU is needed.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-peers test-prepare test-distributed format install
+.PHONY: train test test-peers test-pod test-prepare test-distributed format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -24,6 +25,10 @@ format: install
 test-peers:
 	$(call environment,.venv-peers,requirements-bench.txt)
 	.venv-peers/bin/python -m pytest -m peers $(ARGS)
+
+test-pod:
+	$(call environment,.venv-pod,requirements-pod.txt)
+	.venv-pod/bin/python -m pytest -m pod $(ARGS)
 
 test-prepare: install
 	$(call environment,.venv-prepare,requirements-prepare.txt)

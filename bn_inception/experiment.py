@@ -8,7 +8,7 @@ function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -19,6 +19,7 @@ from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
   DeviceBatches,
   InputOptions,
+  abstract_training_batch,
   evaluation_batches,
   training_batches,
 )
@@ -109,6 +110,86 @@ class Experiment:
   train_step: Callable
   rng: jax.Array
   evaluator: Evaluator
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """One update of a training run, on devices that need not be here.
+
+  Attributes:
+    device_mesh: the devices, in groups that share statistics.
+    optimizer: see `make_optimizer`.
+    create_state: (key of the initial weights) -> the initial state.
+    train_step: (state, batch, rng) -> (state, metrics).
+    abstract_arguments: () -> the arguments of `train_step` as shapes, types and
+      places, from which it can be compiled.
+  """
+
+  device_mesh: jax.sharding.Mesh
+  optimizer: Optimizer
+  create_state: Callable[[jax.Array], TrainState]
+  train_step: Callable
+  abstract_arguments: Callable[[], tuple]
+
+
+def make_update(
+  config: dict,
+  devices: Sequence[jax.Device],
+  num_classes: int,
+  num_channels: int,
+  num_examples: int,
+) -> Update:
+  """Assembles what a run does in every step; opens no data.
+
+  Args:
+    config: the plain nested dict of configs/.
+    devices: to train on; those of a topology description will do.
+    num_classes, num_channels, num_examples: of the training split.
+
+  Raises:
+    UserError: for numbers that make no sense, or a batch that cannot be
+      divided.
+  """
+  _check_numbers(config)
+  optimizer = _make_optimizer(config, num_examples)
+  device_mesh = _make_training_mesh(config, devices)
+  options = InputOptions(**config['data'])
+  model = make_model(config, num_classes)
+  replicated = mesh.replicated(device_mesh)
+  shape = (options.image_size, options.image_size, num_channels)
+  # Placed as the step returns it; otherwise the second step compiles again.
+  create_state = jax.jit(
+    partial(create_train_state, model, optimizer, image_shape=shape),
+    out_shardings=replicated,
+  )
+
+  def abstract_arguments():
+    rng = jax.eval_shape(jax.random.key, 0)
+    state, rng = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      (jax.eval_shape(create_state, rng), rng),
+    )
+    batch = abstract_training_batch(
+      options,
+      config['batch_size'],
+      num_channels,
+      mesh.split_batch(device_mesh, optimizer.accumulate_steps > 1),
+      optimizer.accumulate_steps,
+    )
+    return state, batch, rng
+
+  return Update(
+    device_mesh=device_mesh,
+    optimizer=optimizer,
+    create_state=create_state,
+    train_step=steps.make_train_step(
+      device_mesh,
+      model=model.clone(train=True, axis_name=mesh.MEMBER),
+      optimizer=optimizer,
+      prepare=_training_input(config, num_channels),
+    ),
+    abstract_arguments=abstract_arguments,
+  )
 
 
 def make_evaluation_batches(
@@ -211,7 +292,7 @@ def make_statistics_pass(
     UserError: if the data are missing, or the batch cannot be divided.
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
-  device_mesh = _make_training_mesh(config)
+  device_mesh = _make_training_mesh(config, jax.devices())
   source = open_split(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
   model = make_model(config, len(source.class_names))
@@ -241,30 +322,25 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     UserError: for data that are missing, or a batch that cannot be divided.
   """
   batch_size, seed = config['batch_size'], config['seed']
-  _check_numbers(config)
   names = config['source']
   source = open_split(config, names['dataset'], names['train_split'], data_dir)
-  optimizer = _make_optimizer(config, len(source))
-  device_mesh = _make_training_mesh(config)
+  update = make_update(
+    config,
+    jax.devices(),
+    num_classes=len(source.class_names),
+    num_channels=source.num_channels,
+    num_examples=len(source),
+  )
+  device_mesh, optimizer = update.device_mesh, update.optimizer
   eval_source = open_split(
     config, names['dataset'], names['eval_split'], data_dir
   )
   evaluator = make_evaluator(config, eval_source, device_mesh)
   options = TrainingOptions(**config['training'])
   input_options = InputOptions(**config['data'])
-  model = make_model(config, len(source.class_names))
-  shape = (
-    input_options.image_size, input_options.image_size, source.num_channels,
-  )  # fmt: skip
   steps_per_epoch = len(source) / batch_size
   num_steps = max(1, round(options.num_epochs * steps_per_epoch))
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
-  replicated = mesh.replicated(device_mesh)
-  # Placed as the step returns it; otherwise the second step compiles again.
-  create_state = jax.jit(
-    partial(create_train_state, model, optimizer, image_shape=shape),
-    out_shardings=replicated,
-  )
   return Experiment(
     options=options,
     batch_size=batch_size,
@@ -278,7 +354,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
       seed,
       examples_sharing_statistics(config) or batch_size,
     ),
-    create_state=lambda: create_state(weights_key),
+    create_state=lambda: update.create_state(weights_key),
     batches=lambda first_step: DeviceBatches(
       training_batches(
         source,
@@ -291,12 +367,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
       ),
       mesh.split_batch(device_mesh, optimizer.accumulate_steps > 1),
     ),
-    train_step=steps.make_train_step(
-      device_mesh,
-      model=model.clone(train=True, axis_name=mesh.MEMBER),
-      optimizer=optimizer,
-      prepare=_training_input(config, source.num_channels),
-    ),
+    train_step=update.train_step,
     rng=mesh.replicate(steps_key, device_mesh),
     evaluator=evaluator,
   )
@@ -327,10 +398,12 @@ def _check_numbers(config: dict) -> None:
       raise UserError(f'{name} must be at least {lowest}, got {config[name]}')
 
 
-def _make_training_mesh(config: dict) -> jax.sharding.Mesh:
+def _make_training_mesh(
+  config: dict, devices: Sequence[jax.Device]
+) -> jax.sharding.Mesh:
   has_batch_norm = config['model']['use_batch_norm']
   return mesh.make_training_mesh(
-    jax.devices(),
+    devices,
     config['batch_size'],
     config['norm_batch_size'] if has_batch_norm else 0,
     config['optimizer']['accumulate_steps'],

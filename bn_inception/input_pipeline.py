@@ -40,6 +40,8 @@ _INTERPOLATIONS = {
 RANDOM = 'random'
 # So many bad images in a row are no exception: the data are not what they seem.
 _MAX_BAD_IN_A_ROW = 100
+# Without 64-bit mode devices hold int32, enough for 2 billion examples.
+_DEVICE_INDEX = np.int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,16 +193,51 @@ class _HostPart:
     return start + np.arange(self.local_batch_size)
 
 
+def _batch_shapes(
+  options: InputOptions, batch_size: int, num_channels: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+  """Name -> shape and type on the host."""
+  size = options.image_size
+  return {
+    'image': ((batch_size, size, size, num_channels), np.uint8),
+    'label': ((batch_size,), np.int32),
+    'mask': ((batch_size,), np.bool_),
+    'index': ((batch_size,), np.int64),
+  }
+
+
 def _empty_batch(
   source: Source, options: InputOptions, batch_size: int
 ) -> dict[str, np.ndarray]:
-  size = options.image_size
-  shape = (batch_size, size, size, source.num_channels)
+  shapes = _batch_shapes(options, batch_size, source.num_channels)
+  batch = {name: np.empty(*shape) for name, shape in shapes.items()}
+  batch['mask'][:] = True
+  return batch
+
+
+def abstract_training_batch(
+  options: InputOptions,
+  batch_size: int,
+  num_channels: int,
+  sharding: jax.sharding.Sharding,
+  accumulate_steps: int = 1,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of the global batches that training gets on the devices.
+
+  Args:
+    options, batch_size, accumulate_steps: see `training_batches`.
+    num_channels: of the images.
+    sharding: see `DeviceBatches`.
+  """
+  stack = (accumulate_steps,) if accumulate_steps > 1 else ()
+  shapes = _batch_shapes(options, batch_size // accumulate_steps, num_channels)
   return {
-    'image': np.empty(shape, np.uint8),
-    'label': np.empty(batch_size, np.int32),
-    'mask': np.ones(batch_size, bool),
-    'index': np.empty(batch_size, np.int64),
+    name: jax.ShapeDtypeStruct(
+      stack + shape,
+      _DEVICE_INDEX if name == 'index' else dtype,
+      sharding=sharding,
+    )
+    for name, (shape, dtype) in shapes.items()
   }
 
 
@@ -442,8 +479,7 @@ class DeviceBatches(Iterator[dict]):
     if batch is None:
       return None
     replaced = batch.pop('replaced', np.empty(0, np.int64))
-    # Without 64-bit mode devices hold int32, enough for 2 billion examples.
-    batch['index'] = batch['index'].astype(np.int32)
+    batch['index'] = batch['index'].astype(_DEVICE_INDEX)
     sent = {
       name: jax.make_array_from_process_local_data(self._sharding, value)
       for name, value in batch.items()

@@ -43,8 +43,9 @@ FREE_TO_CHANGE = frozenset(
   }
 )
 _PACKAGES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain',
-  'tensorflow-datasets', 'opencv-python-headless', 'nvidia-nvimgcodec-cu13',
+  'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
+  'grain', 'tensorflow-datasets', 'opencv-python-headless',
+  'nvidia-nvimgcodec-cu13',
 )  # fmt: skip
 
 

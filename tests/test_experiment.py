@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_experiment
+from bn_inception.experiment import make_experiment, make_update
 from bn_inception.train_state import count_parameters
 from configs import compose
 
@@ -39,6 +39,32 @@ def test_numbers_that_make_no_sense_are_refused(digits_config):
     UserError, match='training.log_every_steps must be positi'
   ):
     make_experiment(digits_config, None)
+
+
+@pytest.mark.parametrize('accumulate_steps', [1, 2])
+def test_abstract_arguments_are_those_of_a_run(
+  digits_config, few_rows, accumulate_steps
+):
+  digits_config['norm_batch_size'] = 16 // accumulate_steps
+  digits_config['optimizer']['accumulate_steps'] = accumulate_steps
+  experiment = make_experiment(digits_config, None)
+  batch = next(experiment.batches(0))
+  arguments = (experiment.create_state(), batch, experiment.rng)
+  source = experiment.source
+  update = make_update(
+    digits_config,
+    jax.devices(),
+    num_classes=len(source.class_names),
+    num_channels=source.num_channels,
+    num_examples=len(source),
+  )
+  abstract = update.abstract_arguments()
+  assert jax.tree.structure(abstract) == jax.tree.structure(arguments)
+  for expected, actual in zip(
+    jax.tree.leaves(abstract), jax.tree.leaves(arguments), strict=True
+  ):
+    assert (expected.shape, expected.dtype) == (actual.shape, actual.dtype)
+    assert expected.sharding.is_equivalent_to(actual.sharding, actual.ndim)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 FLOORS = [
   {'errors'},
   {
-    'augment', 'batch_norm', 'crops', 'distributed', 'integrity',
+    'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'integrity',
     'interruption', 'logbook', 'mesh', 'metrics',
     'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
@@ -27,13 +27,14 @@ FLOORS = [
   {'evaluation', 'initial_weights'},
   {'evaluation_report', 'inference', 'training'},
   {'command_line'},
-  {'claims', 'import_weights.__main__', 'sources.__main__'},
+  {'claims', 'dryrun', 'import_weights.__main__', 'sources.__main__'},
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 PROGRAMS = {  # these may see flags
-  'command_line', 'claims', 'import_weights.__main__', 'sources.__main__',
+  'command_line', 'claims', 'dryrun', 'import_weights.__main__',
+  'sources.__main__',
 }  # fmt: skip
 
 
