@@ -13,6 +13,7 @@ int64 [B]: the bad example that another one stands in for, or -1.
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -441,6 +442,36 @@ def evaluation_batches(
   return _batches(_EvaluationBatches(source, options, part), options)
 
 
+# What Grain says of a worker process that has not come to its end.
+_LOST_WORKER = re.compile(r'Worker process was .* with exit code (-?\d+)')
+
+
+def _next_batch(batches: Iterator[dict]) -> dict | None:
+  """None at the end.
+
+  Raises:
+    UserError: if a worker process was killed or has crashed. Batches come in
+      their order or not at all, so that none is left out.
+  """
+  try:
+    return next(batches, None)
+  except RuntimeError as error:
+    lost = _LOST_WORKER.search(str(error))
+    if lost is None:
+      raise
+    status = int(lost[1])
+    cause = f'ended with exit status {status}'
+    if status < 0:
+      cause = f'was killed by {signal.Signals(-status).name}'
+    if status == -signal.SIGKILL:
+      cause += ', as Linux does when memory is short'
+    raise UserError(
+      f'a worker process of the input pipeline {cause}: give the same command '
+      'again to go on from the last checkpoint, with fewer '
+      '--config.data.num_workers if it happens again'
+    ) from error
+
+
 class DeviceBatches(Iterator[dict]):
   """Batches sent to the devices, one ahead of the one in use.
 
@@ -473,7 +504,7 @@ class DeviceBatches(Iterator[dict]):
     with contextlib.ExitStack() as after_error:
       # Else Grain's workers print tracebacks when the interpreter exits.
       after_error.callback(self.close)
-      batch = next(self._batches, None)
+      batch = _next_batch(self._batches)
       after_error.pop_all()
     self.wait_seconds += time.monotonic() - start
     if batch is None:

@@ -1,6 +1,7 @@
 """Order, batches, padding: what they promise, on real digits."""
 
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import re
@@ -189,6 +190,28 @@ def children_of(pid):
     if int(fields[1]) == pid:
       children.append(int(path.parent.name))
   return children
+
+
+def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
+  options = dataclasses.replace(OPTIONS, num_workers=2)
+  expected = training_batches(digits, OPTIONS, 32, 5, 0, 100)
+  devices = mesh.make_evaluation_mesh(jax.devices()[:1])
+  batches = input_pipeline.DeviceBatches(
+    training_batches(digits, options, 32, 5, 0, 100), mesh.split_batch(devices)
+  )
+  received = [next(batches)]
+  workers = multiprocessing.active_children()
+  assert len(workers) == 2
+  workers[0].kill()
+  with pytest.raises(
+    UserError, match='a worker .* was killed by SIGKILL, as L'
+  ):
+    received.extend(batches)
+  # What had been prepared before comes, in its order.
+  assert len(received) < 100
+  for batch in received:
+    np.testing.assert_array_equal(batch['index'], next(expected)['index'])
+  assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
