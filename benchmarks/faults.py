@@ -1,0 +1,509 @@
+"""What becomes of runs that are killed, stopped, damaged or run out of disk.
+
+  python -m benchmarks.faults --output=results/faults.json
+
+Each fault is done to real runs, of train.py on digits, with a checkpoint every
+10 of 120 steps. Then the same command is given again until the run is at its
+end, which is compared, bit by bit, with that of a run that nothing disturbed.
+Prints the table of docs/runs.md. For Linux; faults that need mounts are not run
+by others than root.
+
+A fault is survived if the run ended with the exit status that docs/runs.md
+promises, with at most one line on stderr, with no process of its own left 10
+seconds later, and if the end came out the same.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+from benchmarks.fault_runs import (
+  NUM_STEPS,
+  SAVE_EVERY,
+  Laboratory,
+  Process,
+  Run,
+  resumed_from,
+)
+from benchmarks.results import machine, print_table
+from bn_inception import checkpoint, command_line, integrity
+from bn_inception.errors import UserError
+
+_QUICK = flags.DEFINE_bool('quick', False, 'Few repetitions of each.')
+_ONLY = flags.DEFINE_list('only', [], 'Faults to try; default: all.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of moments, files and bits.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'JSON file to write. Example: results/faults.json'
+)
+
+DISK = 'size=6m'  # room for four checkpoints and the log
+TELLING = 'error: ', 'checkpoint ', 'stopped by ', 'resuming from '
+
+
+@dataclasses.dataclass
+class Row:
+  """A fault, and what has become of the runs that it was done to.
+
+  Attributes:
+    fault: in words.
+    tried, survived: how often.
+    steps_lost: most that had to be done again.
+    differing_arrays: most, of all runs that came to their end.
+    seconds: most between the fault and the end of the run's last process.
+    said: the first line about it, of the first time.
+    problems: why it was not survived.
+    not_run: why it was not tried.
+  """
+
+  fault: str
+  tried: int = 0
+  survived: int = 0
+  steps_lost: int = 0
+  differing_arrays: int = 0
+  orphans: int = 0
+  seconds: float = 0.0
+  said: str = ''
+  problems: list[str] = dataclasses.field(default_factory=list)
+  not_run: str | None = None
+
+  def note(self, processes: list[Process], expected: list[int]) -> None:
+    """What ended processes did wrong, and what they say."""
+    self.orphans += sum(process.orphans for process in processes)
+    for process, status in zip(processes, expected, strict=True):
+      if process.status is None:
+        self.problems.append('it hangs')
+      elif process.status != status:
+        self.problems.append(f'exit status {process.status} and not {status}')
+      if process.orphans:
+        self.problems.append(f'{process.orphans} processes left')
+      if len(process.complained) > 1:
+        lines = process.complained
+        self.problems.append(f'{len(lines)} lines on stderr: {lines[-1]}')
+    if not self.said:
+      self.said = first_line(processes)
+
+
+def first_line(processes: list[Process]) -> str:
+  """What a user reads first of a fault."""
+  lines = [line for p in processes for line in (*p.complained, *p.said)]
+  for beginning in TELLING:
+    for line in lines:
+      if line.startswith(beginning):
+        return line
+  return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """Something done to a run while it runs.
+
+  Attributes:
+    when: it is true at the moment to do it.
+    what: does it; returns other processes that this has started.
+    expected: exit statuses of the run's processes and of those.
+    pause: seconds between the moment and the deed.
+    afterwards: mends what is needed to go on; returns problems.
+  """
+
+  when: Callable[[Run], bool]
+  what: Callable[[Run, list[Process]], list[Process] | None]
+  expected: list[int]
+  pause: float = 0.0
+  afterwards: Callable[[Run], list[str]] = lambda run: []
+
+
+def try_faults(row: Row, run: Run, faults: list[Fault]) -> None:
+  """Disturbs one run by one fault after the other, and compares its end."""
+  tried, num_problems, last_step = 0, len(row.problems), None
+  for fault in [*faults, None]:
+    processes = run.start()
+    if fault is None or not run.wait_until(lambda f=fault: f.when(run)):
+      fault = None  # the end came first
+    else:
+      time.sleep(fault.pause)
+      start = time.monotonic()
+      processes = [*processes, *(fault.what(run, processes) or [])]
+      tried += 1
+    for process in processes:
+      process.wait()
+    if last_step is not None:
+      lost = last_step - resumed_from(processes[0])
+      row.steps_lost = max(row.steps_lost, lost)
+    if fault is None:
+      row.note(processes, [0] * len(processes))
+      break
+    row.note(processes, fault.expected)
+    end = max(process.end_time for process in processes)
+    row.seconds = max(row.seconds, end - start)
+    last_step = run.last_step()
+    row.problems += fault.afterwards(run)
+  if compare(row, run) and len(row.problems) == num_problems:
+    row.survived += tried
+  row.tried += tried
+
+
+def compare(row: Row, run: Run) -> bool:
+  """Whether a run came to the end of an undisturbed one."""
+  try:
+    differing = run.differing_arrays(
+      run.laboratory.reference(run.num_processes)
+    )
+  except UserError as error:
+    row.problems.append(str(error))
+    return False
+  row.differing_arrays = max(row.differing_arrays, differing)
+  return not differing
+
+
+# When: moments of a run. What: deeds.
+
+
+def at_step(step: int) -> Callable[[Run], bool]:
+  return lambda run: run.last_step() >= step
+
+
+def saving(step: int, is_named: bool) -> Callable[[Run], bool]:
+  return lambda run: any(s > step for s in run.saves(is_named))
+
+
+def send(number: int, index: int = 0) -> Callable:
+  """A signal to one process."""
+  return lambda run, processes: os.kill(processes[index].pid, number)
+
+
+def send_to_group(number: int) -> Callable:
+  """A signal to it and its workers, as from schedulers and terminals."""
+  return lambda run, processes: os.killpg(processes[0].pid, number)
+
+
+def spread_steps(rng: random.Random, count: int, last: int) -> list[int]:
+  """Random steps in a row, in each of so many parts of a run."""
+  return [
+    rng.randrange(i * last // count + 3, (i + 1) * last // count)
+    for i in range(count)
+  ]
+
+
+# The faults. Each gets a row, for its results, a laboratory, the random numbers
+# and whether to be quick.
+
+
+def kill_at_random(row, lab, rng, quick):
+  for i in range(1 if quick else 3):
+    steps = spread_steps(rng, 4, 115)
+    kill = send(signal.SIGKILL)
+    faults = [
+      Fault(at_step(step), kill, [-signal.SIGKILL], rng.uniform(0, 0.1))
+      for step in steps
+    ]
+    try_faults(row, Run(lab, f'killed_{i}'), faults)
+
+
+def kill_while_saving(row, lab, rng, quick):
+  for i in range(1 if quick else 2):
+    faults = [
+      Fault(
+        saving(step, is_named=n % 2 == 1),
+        send(signal.SIGKILL),
+        [-signal.SIGKILL],
+        rng.choice([0.0, rng.uniform(0, 0.02)]),
+      )
+      for n, step in enumerate([8, 28, 58, 78])
+    ]
+    try_faults(row, Run(lab, f'killed_saving_{i}'), faults)
+
+
+def stop_with(name: str, deed: Callable, status: int, num_workers: int = 0):
+  def stop(row, lab, rng, quick):
+    steps = spread_steps(rng, 1 if quick else 3, 100)
+    faults = [Fault(at_step(step), deed, [status]) for step in steps]
+    try_faults(row, Run(lab, name, num_workers=num_workers), faults)
+
+  return stop
+
+
+def of_two(name: str, number: int, index: int, statuses: list[int]):
+  def lose(row, lab, rng, quick):
+    lab.reference(num_processes=2)
+    for i in range(1 if quick else 2):
+      step = rng.randrange(5, 15)
+      fault = Fault(at_step(step), send(number, index), statuses)
+      try_faults(row, Run(lab, f'{name}_{i}', num_processes=2), [fault])
+
+  return lose
+
+
+def kill_worker(row, lab, rng, quick):
+  def kill(run, processes):
+    del run
+    os.kill(rng.choice(processes[0].workers()), signal.SIGKILL)
+
+  faults = [
+    Fault(at_step(step), kill, [2], rng.uniform(0, 0.1))
+    for step in spread_steps(rng, 2 if quick else 5, 60)
+  ]
+  try_faults(row, Run(lab, 'worker', num_workers=2), faults)
+
+
+def truncate(path: pathlib.Path, rng: random.Random) -> None:
+  os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+def flip_bit(path: pathlib.Path, rng: random.Random) -> None:
+  content = bytearray(path.read_bytes())
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
+
+
+def damage_with(name: str, harm: Callable, only: str | None = None):
+  """A file of the newest checkpoint, before the run goes on."""
+
+  def damage(row, lab, rng, quick):
+    for i in range(1 if quick else 3):
+      run = lab.stopped().copy(f'{name}_{i}')
+      newest = checkpoint.find(str(run.checkpoints))
+      files = [
+        path for path in sorted(pathlib.Path(newest).rglob(only or '*'))
+        if path.is_file() and path.stat().st_size
+        and (only or path.name != integrity.MANIFEST_FILE)
+      ]  # fmt: skip
+      harm(rng.choice(files), rng)
+      try_damaged(row, run, pathlib.Path(newest).name)
+
+  return damage
+
+
+def try_damaged(row: Row, run: Run, step: str) -> None:
+  """Lets a run with a damaged checkpoint go on to its end."""
+  row.tried += 1
+  num_problems = len(row.problems)
+  (process,) = run.start_and_wait()
+  row.steps_lost = max(row.steps_lost, int(step) - resumed_from(process))
+  row.note([process], [0])
+  said = [line for line in process.said if ' is damaged (' in line]
+  if len(said) != 1 or f'checkpoints/{step} ' not in said[0]:
+    row.problems.append(f'checkpoint {step} is not named once: {said}')
+  if not (run.workdir / checkpoint.DAMAGED_FOLDER / step).exists():
+    row.problems.append(f'checkpoint {step} is gone')
+  if compare(row, run) and len(row.problems) == num_problems:
+    row.survived += 1
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str, at: pathlib.Path) -> Iterator[None]:
+  """Raises OSError or CalledProcessError where that is refused."""
+  at.mkdir(exist_ok=True)
+  command = ['mount', *arguments, str(at)]
+  subprocess.run(command, check=True, capture_output=True)
+  try:
+    yield
+  finally:
+    subprocess.run(['umount', '--lazy', str(at)], check=True)
+
+
+def fill_disk(row, lab, rng, quick):
+  def fill(run, processes):
+    free = os.statvfs(run.workdir)
+    size = max(0, free.f_bavail * free.f_frsize - rng.randrange(600_000))
+    (run.workdir.parent / 'filler').write_bytes(bytes(size))
+
+  def make_room(run):
+    (run.workdir.parent / 'filler').unlink()
+    return [
+      f'checkpoint {step}: {damage}'
+      for step in checkpoint.list_steps(str(run.checkpoints))
+      if integrity.is_sealed(run.checkpoints / str(step))
+      and (damage := integrity.find_damage(run.checkpoints / str(step)))
+    ]
+
+  for i in range(1 if quick else 3):
+    disk = lab.folder / f'disk_{i}'
+    fault = Fault(at_step(rng.randrange(25, 60)), fill, [2], 0.0, make_room)
+    with mounted('-t', 'tmpfs', '-o', DISK, 'tmpfs', at=disk):
+      try_faults(row, Run(lab, 'run', folder=disk), [fault])
+
+
+def start_second(row, lab, rng, quick):
+  del quick
+
+  def start(run, processes):
+    return [Process(run.command(), lab.environment)]
+
+  fault = Fault(at_step(rng.randrange(1, 5)), start, [0, 2])
+  try_faults(row, Run(lab, 'shared'), [fault])
+
+
+def make_read_only(row, lab, rng, quick):
+  del rng, quick
+  run = lab.stopped().copy('run', folder=lab.folder / 'read_only')
+  folder = run.workdir.parent
+  with mounted('--bind', str(folder), at=folder):
+    options = 'remount,ro,bind'
+    subprocess.run(['mount', '-o', options, str(folder)], check=True)
+    row.note(run.start_and_wait(), [2])
+  row.tried += 1
+  num_problems = len(row.problems)
+  last_step = run.last_step()
+  (process,) = run.start_and_wait()
+  row.note([process], [0])
+  row.steps_lost = last_step - resumed_from(process)
+  row.survived += compare(row, run) and num_problems == len(row.problems) == 0
+
+
+def remove_workdir(row, lab, rng, quick):
+  def remove(run, processes):
+    # Moved first: meanwhile the run must find no part of it.
+    gone = run.workdir.with_name('gone')
+    run.workdir.rename(gone)
+    shutil.rmtree(gone)
+
+  for i in range(1 if quick else 2):
+    fault = Fault(at_step(rng.randrange(15, 60)), remove, [2])
+    try_faults(row, Run(lab, f'removed_{i}'), [fault])
+
+
+TERM, INT = 128 + signal.SIGTERM, 128 + signal.SIGINT
+KILLED = -signal.SIGKILL
+FAULTS = {
+  'kill': ('SIGKILL at a random moment', kill_at_random),
+  'kill_saving': ('SIGKILL while a checkpoint is written', kill_while_saving),
+  'term': ('SIGTERM', stop_with('term', send(signal.SIGTERM), TERM)),
+  'ctrl_c': (
+    'Ctrl-C: SIGINT to it and two workers',
+    stop_with('ctrl_c', send_to_group(signal.SIGINT), INT, 2),
+  ),
+  'term_group': (
+    'SIGTERM to it and two workers',
+    stop_with('term_group', send_to_group(signal.SIGTERM), TERM, 2),
+  ),
+  'kill_worker': ('SIGKILL to one of two workers', kill_worker),
+  'kill_first': (
+    'SIGKILL to the first of two processes',
+    of_two('kill_first', signal.SIGKILL, 0, [KILLED, 1]),
+  ),
+  'kill_second': (
+    'SIGKILL to the second of two processes',
+    of_two('kill_second', signal.SIGKILL, 1, [1, KILLED]),
+  ),
+  'term_second': (
+    'SIGTERM to the second of two processes',
+    of_two('term_second', signal.SIGTERM, 1, [TERM, TERM]),
+  ),
+  'truncated': (
+    'newest checkpoint: a file cut short',
+    damage_with('truncated', truncate),
+  ),
+  'emptied': (
+    'newest checkpoint: a file emptied',
+    damage_with('emptied', lambda path, rng: os.truncate(path, 0)),
+  ),
+  'deleted': (
+    'newest checkpoint: a file deleted',
+    damage_with('deleted', lambda path, rng: path.unlink()),
+  ),
+  'bit': (
+    'newest checkpoint: one bit flipped',
+    damage_with('bit', flip_bit),
+  ),
+  'unsealed': (
+    f'newest checkpoint: {integrity.MANIFEST_FILE} deleted',
+    damage_with(
+      'unsealed', lambda path, rng: path.unlink(), integrity.MANIFEST_FILE
+    ),
+  ),
+  'disk': ('disk full while saving', fill_disk),
+  'second': ('another run in the same folder', start_second),
+  'read_only': ('folder read-only', make_read_only),
+  'removed': ('folder removed during the run', remove_workdir),
+}
+
+
+def try_all(names: list[str], lab: Laboratory) -> dict[str, Row]:
+  rows = {}
+  for name in names:
+    fault, function = FAULTS[name]
+    row = rows[name] = Row(fault)
+    print(f'\r{fault:79}', end='', file=sys.stderr, flush=True)
+    rng = random.Random(f'{_SEED.value} {name}')
+    try:
+      function(row, lab, rng, _QUICK.value)
+    except (subprocess.CalledProcessError, PermissionError) as error:
+      said = getattr(error, 'stderr', None)
+      row.not_run = said.decode().strip() if said else str(error)
+    row.said = row.said.replace(f'{lab.folder}/', '')
+  print(f'\r{"":79}\r', end='', file=sys.stderr, flush=True)
+  return rows
+
+
+HEADER = [
+  'fault', 'tried', 'survived', 'most steps lost', 'arrays that differ',
+  'processes left', 'seconds to its end', 'what it says',
+]  # fmt: skip
+
+
+def print_rows(rows: dict[str, Row]) -> None:
+  lines = []
+  for row in rows.values():
+    numbers = [
+      row.tried, row.survived, row.steps_lost, row.differing_arrays,
+      row.orphans, f'{row.seconds:.1f}' if row.seconds else '',
+    ]  # fmt: skip
+    if row.not_run is not None:
+      numbers = ['not run', *([''] * 5)]
+    said = row.not_run or row.said
+    lines.append([row.fault, *map(str, numbers), said])
+  print_table(HEADER, lines)
+  for row in rows.values():
+    for problem in row.problems:
+      print(f'\n{row.fault}: {problem[:1000]}')
+
+
+def main() -> None:
+  unknown = set(_ONLY.value) - set(FAULTS)
+  if unknown:
+    raise UserError(
+      f"there is no fault '{min(unknown)}': use {', '.join(FAULTS)}"
+    )
+  if not sys.platform.startswith('linux'):
+    raise UserError('faults are tried on Linux, whose /proc names processes')
+  if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
+    raise UserError(
+      f'--output={_OUTPUT.value} is in a folder that is not there'
+    )
+  start = time.monotonic()
+  with tempfile.TemporaryDirectory() as folder:
+    rows = try_all(
+      _ONLY.value or list(FAULTS), Laboratory(pathlib.Path(folder))
+    )
+  print_rows(rows)
+  if _OUTPUT.value:
+    content = {
+      'machine': machine(len(os.sched_getaffinity(0))),
+      'seconds': round(time.monotonic() - start),
+      'settings': {
+        'quick': _QUICK.value, 'seed': _SEED.value, 'steps': NUM_STEPS,
+        'checkpoint_every_steps': SAVE_EVERY,
+      },
+      'results': {
+        name: dataclasses.asdict(row) | {'seconds': round(row.seconds, 1)}
+        for name, row in rows.items()
+      },
+    }  # fmt: skip
+    text = json.dumps(content, indent=2)
+    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+
+
+if __name__ == '__main__':
+  command_line.run(main)
