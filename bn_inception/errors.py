@@ -12,9 +12,18 @@ class UserError(Exception):
   """
 
 
+_OF_A_RUN = (
+  'make room or mend the folder, and give the same command again to go on'
+)
+
+
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
-  """Turns the system's refusal to write a file of a run into one line.
+def writing(path: str, remedy: str = _OF_A_RUN) -> Iterator[None]:
+  """Turns the system's refusal to write a file into one line.
+
+  Args:
+    path: of the file.
+    remedy: what to do then; the default is for the files of a run.
 
   Raises:
     UserError: for an OSError, such as a full disk.
@@ -23,6 +32,5 @@ def writing(path: str) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f'{path} cannot be written ({error.strerror}): make room or mend the '
-      'folder, and give the same command again to go on'
+      f'{path} cannot be written ({error.strerror}): {remedy}'
     ) from error

@@ -155,10 +155,5 @@ def write_result(result: dict, path: str) -> None:
   Raises:
     UserError: if the file cannot be written.
   """
-  try:
-    run_directory.write_json(path, result)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): give another --output'
-    ) from error
+  run_directory.write_json(path, result, remedy='give another --output')
   print(f'written to {path}')

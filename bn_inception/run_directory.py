@@ -70,14 +70,18 @@ def differences(old: dict, new: dict) -> list[str]:
   ]
 
 
-def write_json(path: str, value: dict) -> None:
+def write_json(path: str, value: dict, **remedy: str) -> None:
   """Writes the whole file or nothing of it.
+
+  Args:
+    path, value: of the file, and what JSON can hold.
+    **remedy: as of `errors.writing`.
 
   Raises:
     UserError: if it cannot be written.
   """
   text = json.dumps(value, indent=2, allow_nan=False)
-  with writing(path):
+  with writing(path, **remedy):
     with open(path + '.tmp', 'w') as file:
       file.write(text + '\n')
     os.replace(path + '.tmp', path)

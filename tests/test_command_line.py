@@ -242,7 +242,7 @@ def test_help_explains_every_flag_with_an_example(environment, program):
   descriptions = re.split(r' --(?:\[no\])?(?=[a-z_]+: )', ' ' + text)[1:]
   flags = {d.partition(':')[0]: d for d in descriptions}
   assert {'workdir', 'data_dir'} < set(flags)
-  assert len(flags) == {'train.py': 4, 'eval.py': 20}[program[1]]
+  assert len(flags) == {'train.py': 7, 'eval.py': 23}[program[1]]
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
 
