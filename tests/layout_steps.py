@@ -32,10 +32,7 @@ def main(folder, num_processes, process_id, num_devices, port):
       json.dump(result, file)
 
 
-def take_steps(folder: str, layout: str) -> dict:
-  from bn_inception import checkpoint
-  from bn_inception.evaluation import evaluate
-  from bn_inception.experiment import make_experiment
+def make_config() -> dict:
   from configs import compose
 
   config = compose.preset('bn_x5', 'digits').to_dict()
@@ -43,7 +40,15 @@ def take_steps(folder: str, layout: str) -> dict:
   config['training']['num_epochs'] = 20 * 16 / 1442
   config['optimizer']['learning_rate'] = 1e-4
   config['model']['dropout_rate'] = 0.2
-  experiment = make_experiment(config, None)
+  return config
+
+
+def take_steps(folder: str, layout: str) -> dict:
+  from bn_inception import checkpoint
+  from bn_inception.evaluation import evaluate
+  from bn_inception.experiment import make_experiment
+
+  experiment = make_experiment(make_config(), None)
   batches = list(experiment.batches(0))
   assert len(batches) == experiment.num_steps == 20
   state = experiment.create_state()
