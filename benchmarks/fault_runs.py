@@ -26,8 +26,8 @@ from bn_inception.run_directory import CHECKPOINTS_FOLDER
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_EXAMPLES, BATCH_SIZE = 1442, 8  # of the digits' training split
-NUM_STEPS, SAVE_EVERY = 120, 10
-NUM_STEPS_OF_TWO, SAVE_EVERY_OF_TWO = 24, 4  # several processes are slower
+NUM_STEPS, SAVE_EVERY = 60, 10
+NUM_STEPS_OF_TWO, SAVE_EVERY_OF_TWO = 12, 4  # several processes are slower
 HANG_SECONDS = 180  # nothing takes nearly as long
 ORPHAN_SECONDS = 10  # that the processes of an ended run have to end, too
 
@@ -125,6 +125,8 @@ class Laboratory:
     return {
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
+      # Compiles sooner; of several processes on CPUs JAX's cache serves one.
+      'XLA_FLAGS': '--xla_backend_optimization_level=0',
       'JAX_NUM_CPU_DEVICES': '1',
       'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -234,7 +236,7 @@ class Run:
         return False
       if not all(process.is_running() for process in self._processes):
         return False
-      time.sleep(0.001)
+      time.sleep(0.005)  # a save takes longer
     return True
 
   def last_step(self) -> int:

@@ -3,7 +3,7 @@
   python -m benchmarks.faults --output=results/faults.json
 
 Each fault is done to real runs, of train.py on digits, with a checkpoint every
-10 of 120 steps. Then the same command is given again until the run is at its
+10 of 60 steps. Then the same command is given again until the run is at its
 end, which is compared, bit by bit, with that of a run that nothing disturbed.
 Prints the table of docs/runs.md. For Linux; faults that need mounts are not run
 by others than root.
@@ -13,6 +13,7 @@ promises, with at most one line on stderr, with no process of its own left 10
 seconds later, and if the end came out the same.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -49,6 +51,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 DISK = 'size=6m'  # room for four checkpoints and the log
+_COMPARING = threading.Lock()  # of threads, one at a time
 TELLING = 'error: ', 'checkpoint ', 'stopped by ', 'resuming from '
 
 
@@ -157,9 +160,10 @@ def try_faults(row: Row, run: Run, faults: list[Fault]) -> None:
 def compare(row: Row, run: Run) -> bool:
   """Whether a run came to the end of an undisturbed one."""
   try:
-    differing = run.differing_arrays(
-      run.laboratory.reference(run.num_processes)
-    )
+    with _COMPARING:
+      differing = run.differing_arrays(
+        run.laboratory.reference(run.num_processes)
+      )
   except UserError as error:
     row.problems.append(str(error))
     return False
@@ -202,7 +206,7 @@ def spread_steps(rng: random.Random, count: int, last: int) -> list[int]:
 
 def kill_at_random(row, lab, rng, quick):
   for i in range(1 if quick else 3):
-    steps = spread_steps(rng, 4, 115)
+    steps = spread_steps(rng, 4, 57)
     kill = send(signal.SIGKILL)
     faults = [
       Fault(at_step(step), kill, [-signal.SIGKILL], rng.uniform(0, 0.1))
@@ -220,14 +224,14 @@ def kill_while_saving(row, lab, rng, quick):
         [-signal.SIGKILL],
         rng.choice([0.0, rng.uniform(0, 0.02)]),
       )
-      for n, step in enumerate([8, 28, 58, 78])
+      for n, step in enumerate([8, 18, 28, 38])
     ]
     try_faults(row, Run(lab, f'killed_saving_{i}'), faults)
 
 
 def stop_with(name: str, deed: Callable, status: int, num_workers: int = 0):
   def stop(row, lab, rng, quick):
-    steps = spread_steps(rng, 1 if quick else 3, 100)
+    steps = spread_steps(rng, 1 if quick else 3, 50)
     faults = [Fault(at_step(step), deed, [status]) for step in steps]
     try_faults(row, Run(lab, name, num_workers=num_workers), faults)
 
@@ -236,9 +240,8 @@ def stop_with(name: str, deed: Callable, status: int, num_workers: int = 0):
 
 def of_two(name: str, number: int, index: int, statuses: list[int]):
   def lose(row, lab, rng, quick):
-    lab.reference(num_processes=2)
     for i in range(1 if quick else 2):
-      step = rng.randrange(5, 15)
+      step = rng.randrange(5, 9)
       fault = Fault(at_step(step), send(number, index), statuses)
       try_faults(row, Run(lab, f'{name}_{i}', num_processes=2), [fault])
 
@@ -252,7 +255,7 @@ def kill_worker(row, lab, rng, quick):
 
   faults = [
     Fault(at_step(step), kill, [2], rng.uniform(0, 0.1))
-    for step in spread_steps(rng, 2 if quick else 5, 60)
+    for step in spread_steps(rng, 1 if quick else 4, 40)
   ]
   try_faults(row, Run(lab, 'worker', num_workers=2), faults)
 
@@ -271,7 +274,7 @@ def damage_with(name: str, harm: Callable, only: str | None = None):
   """A file of the newest checkpoint, before the run goes on."""
 
   def damage(row, lab, rng, quick):
-    for i in range(1 if quick else 3):
+    for i in range(1 if quick else 2):
       run = lab.stopped().copy(f'{name}_{i}')
       newest = checkpoint.find(str(run.checkpoints))
       files = [
@@ -328,9 +331,9 @@ def fill_disk(row, lab, rng, quick):
       and (damage := integrity.find_damage(run.checkpoints / str(step)))
     ]
 
-  for i in range(1 if quick else 3):
+  for i in range(1 if quick else 2):
     disk = lab.folder / f'disk_{i}'
-    fault = Fault(at_step(rng.randrange(25, 60)), fill, [2], 0.0, make_room)
+    fault = Fault(at_step(rng.randrange(12, 45)), fill, [2], 0.0, make_room)
     with mounted('-t', 'tmpfs', '-o', DISK, 'tmpfs', at=disk):
       try_faults(row, Run(lab, 'run', folder=disk), [fault])
 
@@ -370,7 +373,7 @@ def remove_workdir(row, lab, rng, quick):
     shutil.rmtree(gone)
 
   for i in range(1 if quick else 2):
-    fault = Fault(at_step(rng.randrange(15, 60)), remove, [2])
+    fault = Fault(at_step(rng.randrange(12, 45)), remove, [2])
     try_faults(row, Run(lab, f'removed_{i}'), [fault])
 
 
@@ -428,23 +431,41 @@ FAULTS = {
   'read_only': ('folder read-only', make_read_only),
   'removed': ('folder removed during the run', remove_workdir),
 }
+FAULTS_OF_TWO = 'kill_first', 'kill_second', 'term_second'  # processes
+
+
+def try_fault(name: str, lab: Laboratory) -> Row:
+  fault, function = FAULTS[name]
+  row, rng = Row(fault), random.Random(f'{_SEED.value} {name}')
+  try:
+    function(row, lab, rng, _QUICK.value)
+  except (subprocess.CalledProcessError, PermissionError) as error:
+    said = getattr(error, 'stderr', None)
+    row.not_run = said.decode().strip() if said else str(error)
+  row.said = row.said.replace(f'{lab.folder}/', '')
+  return row
 
 
 def try_all(names: list[str], lab: Laboratory) -> dict[str, Row]:
+  """Two faults at a time, since a run spends half of its life on one core."""
   rows = {}
-  for name in names:
-    fault, function = FAULTS[name]
-    row = rows[name] = Row(fault)
-    print(f'\r{fault:79}', end='', file=sys.stderr, flush=True)
-    rng = random.Random(f'{_SEED.value} {name}')
-    try:
-      function(row, lab, rng, _QUICK.value)
-    except (subprocess.CalledProcessError, PermissionError) as error:
-      said = getattr(error, 'stderr', None)
-      row.not_run = said.decode().strip() if said else str(error)
-    row.said = row.said.replace(f'{lab.folder}/', '')
-  print(f'\r{"":79}\r', end='', file=sys.stderr, flush=True)
-  return rows
+  names_of_two = [name for name in names if name in FAULTS_OF_TWO]
+  lab.reference(), lab.stopped()
+  if names_of_two:
+    lab.reference(num_processes=2)
+  others = [name for name in names if name not in names_of_two]
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    jobs = {
+      pool.submit(try_fault, name, lab): name for name in names_of_two + others
+    }
+    for job in concurrent.futures.as_completed(jobs):
+      name = jobs[job]
+      row = rows[name] = job.result()
+      print(
+        f'{row.fault}: {row.not_run or f"{row.survived} of {row.tried}"}',
+        *row.problems, sep='\n  ', file=sys.stderr, flush=True,
+      )  # fmt: skip
+  return {name: rows[name] for name in names}
 
 
 HEADER = [
