@@ -178,7 +178,10 @@ class Checkpoints:
     except UserError as error:
       if exception is None:
         raise
-      print(f'error: {error}', file=sys.stderr)  # the other one came first
+      if isinstance(exception, UserError):
+        # Both in one line; the other one came first.
+        raise UserError(f'{exception}; and {error}') from exception
+      print(f'error: {error}', file=sys.stderr)
 
 
 # After a failure TensorStore's threads go on for a while; see `_drained`.
@@ -207,7 +210,9 @@ def _hushed() -> Iterator[None]:
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and 'orbax' in record.pathname)
+  # Of a preemption the run itself tells.
+  is_known = record.exc_info or 'preemption sync point' in str(record.msg)
+  return not (is_known and 'orbax' in record.pathname)
 
 
 def _unwritten(step: int, directory: str, reason: str) -> str:
