@@ -52,6 +52,8 @@ class Process:
   Attributes:
     status: exit status, once `wait` has returned; None: it hung.
     said, complained: lines of stdout and stderr, then.
+    of_runtime: those lines of stderr that are log records of XLA's runtime,
+      which are not in `complained`.
     orphans: how many processes of the session outlived it, then.
     end_time: when it was seen to end, as of time.monotonic().
   """
@@ -64,7 +66,7 @@ class Process:
     )  # fmt: skip
     self.pid = self._process.pid  # and that of its group and session
     self.status, self.orphans, self.end_time = None, 0, None
-    self.said, self.complained = [], []
+    self.said, self.complained, self.of_runtime = [], [], []
     atexit.register(lambda: self.is_running() and self.kill_all())
 
   def is_running(self) -> bool:
@@ -107,6 +109,25 @@ class Process:
       stream.seek(0)
       lines += stream.read().splitlines()
       stream.close()
+    self.complained, self.of_runtime = split_records(self.complained)
+
+
+def split_records(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Lines of a program, and those of log records of XLA's C++ runtime.
+
+  A record may have several lines: the first one begins as glog's do, and the
+  record ends where Python speaks again.
+  """
+  own, records, is_record = [], [], False
+  for line in lines:
+    if re.match(
+      r'[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+\.(cc|h):\d+\] ', line
+    ):
+      is_record = True
+    elif re.match(r'error: |Traceback |\S*\w+(Error|Warning)\b', line):
+      is_record = False
+    (records if is_record else own).append(line)
+  return own, records
 
 
 @dataclasses.dataclass(frozen=True)

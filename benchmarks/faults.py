@@ -10,7 +10,8 @@ by others than root.
 
 A fault is survived if the run ended with the exit status that docs/runs.md
 promises, with at most one line on stderr, with no process of its own left 10
-seconds later, and if the end came out the same.
+seconds later, and if the end came out the same. Where a process is lost, XLA's
+runtime may log it as well; its lines are counted apart.
 """
 
 import concurrent.futures
@@ -64,6 +65,7 @@ class Row:
     tried, survived: how often.
     steps_lost: most that had to be done again.
     differing_arrays: most, of all runs that came to their end.
+    runtime_lines: most that XLA's runtime logged in one process.
     seconds: most between the fault and the end of the run's last process.
     said: the first line about it, of the first time.
     problems: why it was not survived.
@@ -76,6 +78,7 @@ class Row:
   steps_lost: int = 0
   differing_arrays: int = 0
   orphans: int = 0
+  runtime_lines: int = 0
   seconds: float = 0.0
   said: str = ''
   problems: list[str] = dataclasses.field(default_factory=list)
@@ -84,6 +87,9 @@ class Row:
   def note(self, processes: list[Process], expected: list[int]) -> None:
     """What ended processes did wrong, and what they say."""
     self.orphans += sum(process.orphans for process in processes)
+    self.runtime_lines = max(
+      self.runtime_lines, *(len(process.of_runtime) for process in processes), 0
+    )
     for process, status in zip(processes, expected, strict=True):
       if process.status is None:
         self.problems.append('it hangs')

@@ -8,13 +8,14 @@ been written (see `integrity`), and compared with its seal before it is read.
 import concurrent.futures
 import contextlib
 import functools
-import gc
 import io
 import logging
 import os
 import re
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,8 +98,7 @@ class Checkpoints:
     self._saving: concurrent.futures.Future | None = None
     self._step = None  # of the save that is under way, or was the last
     self._has_failed = False
-    self._hushed = contextlib.ExitStack()
-    self._hushed.enter_context(_hushed())
+    _hush()
 
   def save(self, step: int, args: ocp.args.Composite, top1: float) -> None:
     """Begins to write a checkpoint, after the one before is finished.
@@ -138,10 +138,6 @@ class Checkpoints:
     finally:
       self._close_manager()
       self._thread.shutdown()
-      if self._has_failed:
-        time.sleep(_DRAIN_SECONDS)
-        gc.collect()
-      self._hushed.close()
 
   def _close_manager(self) -> None:
     # One failure has several errors, of every part that wrote and for every
@@ -186,33 +182,43 @@ class Checkpoints:
 
 # After a failure TensorStore's threads go on for a while; see `_drained`.
 _DRAIN_SECONDS, _MOST_ERRORS = 1.0, 10
+_ORBAX = os.path.dirname(ocp.__file__)
 
 
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-  """Without the tracebacks of what orbax raises as well, one of every thread."""
-  filters = {'absl': _is_not_raised, 'asyncio': _is_retrieved}
-  hook = sys.unraisablehook
+def _hush() -> None:
+  """Keeps to one the reports of one failure, to the end of the program.
 
+  Orbax raises the first error of a failed save or restore. Those of its other
+  threads and coroutines come at any time until Python's very end: as records of
+  asyncio and absl, as warnings, and as exceptions that nobody can catch.
+  """
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_news)  # once, however often called
+  warnings.filterwarnings(
+    'ignore', "coroutine 'async_.*was never awaited", RuntimeWarning
+  )
+  if not hasattr(sys.unraisablehook, 'before_hush'):
+    sys.unraisablehook = _with_hush(sys.unraisablehook)
+
+
+def _with_hush(hook: Callable) -> Callable:
   def filtered_hook(unraisable):
     if 'Event loop is closed' not in str(unraisable.exc_value):
       hook(unraisable)
 
-  for name, accepts in filters.items():
-    logging.getLogger(name).addFilter(accepts)
-  sys.unraisablehook = filtered_hook
-  try:
-    yield
-  finally:
-    sys.unraisablehook = hook
-    for name, accepts in filters.items():
-      logging.getLogger(name).removeFilter(accepts)
+  filtered_hook.before_hush = hook
+  return filtered_hook
 
 
-def _is_not_raised(record: logging.LogRecord) -> bool:
-  # Of a preemption the run itself tells.
-  is_known = record.exc_info or 'preemption sync point' in str(record.msg)
-  return not (is_known and 'orbax' in record.pathname)
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a record is not one of orbax about an error that is raised."""
+  if 'preemption sync point' in str(record.msg):
+    return False  # the run itself tells of it
+  if not record.exc_info:
+    return True
+  frames = traceback.extract_tb(record.exc_info[2])
+  files = [record.pathname, *(frame.filename for frame in frames)]
+  return not any(file.startswith(_ORBAX) for file in files)
 
 
 def _unwritten(step: int, directory: str, reason: str) -> str:
@@ -477,19 +483,11 @@ def _drained(restore: Callable, path: str, args: ocp.args.Composite):
   """restore(path, args=args), whose other arrays are silent if one fails.
 
   The first array that fails ends orbax's event loop. TensorStore's threads go
-  on reading the others and each prints that the loop is closed; asyncio logs
-  the errors that nobody waits for any more, whenever it collects the garbage.
+  on reading the others and each prints that the loop is closed.
   """
-  log = logging.getLogger('asyncio')
-  log.addFilter(_is_retrieved)
+  _hush()
   try:
-    restored = restore(path, args=args)
+    return restore(path, args=args)
   except _UNREADABLE:
     time.sleep(_DRAIN_SECONDS)
     raise
-  log.removeFilter(_is_retrieved)
-  return restored
-
-
-def _is_retrieved(record: logging.LogRecord) -> bool:
-  return 'exception was never retrieved' not in record.getMessage()
