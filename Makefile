@@ -1,4 +1,5 @@
-# make train: trains BN-x5 on digits into runs/digits.  make test: all tests.
+# make train: trains BN-x5 on digits into runs/digits.  make test: the tests.
+# make test-slow: those that take longer than ten seconds each.
 # make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
 #   environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-peers test-pod test-prepare test-distributed format install
+.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -21,6 +22,9 @@ test: install
 format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+test-slow: install
+	$(BIN)/python -m pytest -m 'slow and not prepare' $(ARGS)
 
 test-peers:
 	$(call environment,.venv-peers,requirements-bench.txt)
