@@ -260,6 +260,10 @@ class Run:
       time.sleep(0.005)  # a save takes longer
     return True
 
+  def workers(self) -> list[int]:
+    """Those of its processes that run now."""
+    return [pid for process in self._processes for pid in process.workers()]
+
   def last_step(self) -> int:
     """The last one in the log."""
     steps = [r['step'] for r in read_metrics(str(self.workdir))]

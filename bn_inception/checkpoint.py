@@ -211,13 +211,13 @@ def _with_hush(hook: Callable) -> Callable:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a record is not one of orbax about an error that is raised."""
-  if 'preemption sync point' in str(record.msg):
-    return False  # the run itself tells of it
-  if not record.exc_info:
+  """Whether a record tells what no error that is raised, and no run, tells."""
+  files = [record.pathname]
+  if record.exc_info:
+    frames = traceback.extract_tb(record.exc_info[2])
+    files += [frame.filename for frame in frames]
+  elif 'preemption sync point' not in str(record.msg):
     return True
-  frames = traceback.extract_tb(record.exc_info[2])
-  files = [record.pathname, *(frame.filename for frame in frames)]
   return not any(file.startswith(_ORBAX) for file in files)
 
 

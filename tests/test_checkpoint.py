@@ -1,9 +1,11 @@
 """Checkpoints: exact, on other devices, and what is said of bad ones."""
 
+import logging
 import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 
 import jax
@@ -416,3 +418,34 @@ def test_a_disk_that_became_read_only_or_a_folder_that_is_gone(
       checkpoint.save(checkpoints, small_state(2), DESCRIPTION, None)
   assert not directory.exists()
   assert capfd.readouterr().err == ''
+
+
+def record_of(name, pathname, message, raised_in=None):
+  """A log record, of an exception that code of the file `raised_in` raised."""
+  exc_info = None
+  if raised_in is not None:
+    try:
+      exec(compile('raise ValueError', raised_in, 'exec'), {})
+    except ValueError:
+      exc_info = sys.exc_info()
+  return logging.LogRecord(name, 40, pathname, 1, message, None, exc_info)
+
+
+def test_only_repetitions_of_orbax_are_hushed():
+  orbax = ocp.__file__
+  hushed = [
+    record_of('absl', orbax, 'a thread failed', raised_in='other.py'),
+    record_of('absl', orbax, 'Reached preemption sync point'),
+    record_of('asyncio', 'base_events.py', 'never retrieved', raised_in=orbax),
+  ]
+  heard = [
+    record_of('absl', orbax, 'a warning'),
+    record_of('absl', 'other.py', 'Reached preemption sync point'),
+    record_of('asyncio', 'events.py', 'never retrieved', raised_in='other.py'),
+    record_of('asyncio', 'base_events.py', 'Task was destroyed'),
+  ]
+  checkpoint._hush()
+  for record in hushed:
+    assert not logging.getLogger(record.name).filter(record), record
+  for record in heard:
+    assert logging.getLogger(record.name).filter(record), record
