@@ -1,5 +1,5 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: the tests.
-# make test-slow: those that take longer than ten seconds each.
+# make test-slow: the longest of them.
 # make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
 #   environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
