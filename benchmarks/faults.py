@@ -241,7 +241,7 @@ def kill_while_saving(row, lab, rng, quick):
 
 def stop_with(name: str, deed: Callable, status: int, num_workers: int = 0):
   def stop(row, lab, rng, quick):
-    steps = spread_steps(rng, 1 if quick else 3, 50)
+    steps = spread_steps(rng, 1 if quick else 2, 50)
     faults = [Fault(at_step(step), deed, [status]) for step in steps]
     try_faults(row, Run(lab, name, num_workers=num_workers), faults)
 
@@ -288,16 +288,16 @@ def damage_with(name: str, harm: Callable, only: str | None = None):
   """A file of the newest checkpoint, before the run goes on."""
 
   def damage(row, lab, rng, quick):
-    for i in range(1 if quick else 2):
-      run = lab.stopped().copy(f'{name}_{i}')
-      newest = checkpoint.find(str(run.checkpoints))
-      files = [
-        path for path in sorted(pathlib.Path(newest).rglob(only or '*'))
-        if path.is_file() and path.stat().st_size
-        and (only or path.name != integrity.MANIFEST_FILE)
-      ]  # fmt: skip
-      harm(rng.choice(files), rng)
-      try_damaged(row, run, pathlib.Path(newest).name)
+    del quick
+    run = lab.stopped().copy(name)
+    newest = checkpoint.find(str(run.checkpoints))
+    files = [
+      path for path in sorted(pathlib.Path(newest).rglob(only or '*'))
+      if path.is_file() and path.stat().st_size
+      and (only or path.name != integrity.MANIFEST_FILE)
+    ]  # fmt: skip
+    harm(rng.choice(files), rng)
+    try_damaged(row, run, pathlib.Path(newest).name)
 
   return damage
 
@@ -345,11 +345,11 @@ def fill_disk(row, lab, rng, quick):
       and (damage := integrity.find_damage(run.checkpoints / str(step)))
     ]
 
-  for i in range(1 if quick else 2):
-    disk = lab.folder / f'disk_{i}'
-    fault = Fault(at_step(rng.randrange(12, 45)), fill, [2], 0.0, make_room)
-    with mounted('-t', 'tmpfs', '-o', DISK, 'tmpfs', at=disk):
-      try_faults(row, Run(lab, 'run', folder=disk), [fault])
+  del quick
+  disk = lab.folder / 'disk'
+  fault = Fault(at_step(rng.randrange(12, 45)), fill, [2], 0.0, make_room)
+  with mounted('-t', 'tmpfs', '-o', DISK, 'tmpfs', at=disk):
+    try_faults(row, Run(lab, 'run', folder=disk), [fault])
 
 
 def start_second(row, lab, rng, quick):
@@ -386,9 +386,9 @@ def remove_workdir(row, lab, rng, quick):
     run.workdir.rename(gone)
     shutil.rmtree(gone)
 
-  for i in range(1 if quick else 2):
-    fault = Fault(at_step(rng.randrange(12, 45)), remove, [2])
-    try_faults(row, Run(lab, f'removed_{i}'), [fault])
+  del quick
+  fault = Fault(at_step(rng.randrange(12, 45)), remove, [2])
+  try_faults(row, Run(lab, 'removed'), [fault])
 
 
 TERM, INT = 128 + signal.SIGTERM, 128 + signal.SIGINT

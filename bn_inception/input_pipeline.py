@@ -13,10 +13,13 @@ int64 [B]: the bad example that another one stands in for, or -1.
 import contextlib
 import dataclasses
 import os
+import pickle
 import re
 import signal
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import cv2
@@ -367,6 +370,38 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+def _unpickle(path: str):
+  with open(path, 'rb') as file:
+    return pickle.load(file)
+
+
+class _PickledToFile:
+  """Batches that worker processes read from a file of this process.
+
+  A new process gets its arguments through a pipe, of which the parent holds both
+  ends: if the process is killed before it has read what the pipe cannot hold
+  (64 KiB), the parent waits for ever. Sources can be larger than that.
+  """
+
+  def __init__(self, batches):
+    self._batches = batches
+    # It has no name that could outlive this process, whatever ends it.
+    self._file = tempfile.TemporaryFile()
+    weakref.finalize(self, self._file.close)
+    pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
+    self._file.flush()
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    return self._batches[step]
+
+  def __reduce__(self):
+    path = f'/proc/{os.getpid()}/fd/{self._file.fileno()}'
+    return _unpickle, (path,)
+
+
 def _num_cores() -> int:
   """That this process may use."""
   if hasattr(os, 'sched_getaffinity'):
@@ -379,6 +414,8 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
   # slower, twice as many by a tenth.
   num_threads = _num_cores() // max(1, options.num_workers)
   num_threads = min(max(1, num_threads), 16)
+  if options.num_workers and os.path.exists('/proc/self/fd'):
+    batches = _PickledToFile(batches)
   dataset = grain.MapDataset.source(batches)
   if stack > 1:
     dataset = dataset.batch(stack)

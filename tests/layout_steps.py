@@ -61,7 +61,7 @@ def take_steps(folder: str, layout: str) -> dict:
       own, _ = experiment.train_step(
         load(folder, step, state), batch, experiment.rng
       )
-      apart.append(distance(folder, step + 1, own))
+      apart.append(distances(folder, step + 1, own))
     state, _ = experiment.train_step(state, batch, experiment.rng)
     if is_reference:
       save_arrays(step + 1, state)
@@ -78,7 +78,7 @@ def take_steps(folder: str, layout: str) -> dict:
   return {
     'devices': jax.device_count(),
     'each': apart,
-    'all': distance(folder, 20, state),
+    'all': distances(folder, 20, state),
     'evaluation': values,
   }
 
@@ -103,16 +103,24 @@ def load(folder: str, step: int, like):
   return jax.tree.unflatten(structure, placed)
 
 
-def distance(folder: str, step: int, state) -> float:
-  """The largest difference of an array, relative to its largest value."""
-  largest = 0.0
-  for expected, own in zip(
-    saved_leaves(folder, step),
-    jax.tree.leaves(jax.device_get(state)),
-    strict=True,
+def distances(folder: str, step: int, state) -> dict[str, float]:
+  """The largest differences of arrays, relative to their largest values.
+
+  Returns:
+    'state': of all arrays; 'statistics': of those of batch normalisation.
+  """
+  largest = {'state': 0.0, 'statistics': 0.0}
+  paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(
+    jax.device_get(state)
+  )
+  for expected, (path, own) in zip(
+    saved_leaves(folder, step), paths_and_leaves, strict=True
   ):
     scale = max(np.abs(expected).max(), 1e-6)
-    largest = max(largest, float(np.abs(own - expected).max() / scale))
+    difference = float(np.abs(own - expected).max() / scale)
+    largest['state'] = max(largest['state'], difference)
+    if 'batch_stats' in jax.tree_util.keystr(path):
+      largest['statistics'] = max(largest['statistics'], difference)
   return largest
 
 

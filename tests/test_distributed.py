@@ -61,9 +61,17 @@ def test_every_step_and_all_of_them_are_those_of_one_device(layouts, layout):
   _, results = layouts
   found, reference = results[layout], results['1x1']
   assert found['devices'] == 4 and len(found['each']) == 20
-  # Relative to the largest value of each array; float32 has 1.2e-7.
-  assert max(found['each']) < 1e-5
-  assert found['all'] < 1e-5
+  # Relative to the largest value of each array; float32 has 1.2e-7. What comes
+  # from the forward pass is continuous in its roundings.
+  steps = [*found['each'], found['all']]
+  assert 0.0 < max(step['statistics'] for step in steps) < 1e-5
+  # Gradients are not: an activation within rounding of ReLU's kink, or two of a
+  # max pool within rounding of each other, is seen from another side in another
+  # order of summation. Of 12 seeds two had one such step among 20, in which
+  # one gradient of the ReLU's unit was 0.3 % off, and 0.03 %.
+  differences = sorted(step['state'] for step in found['each'])
+  assert differences[-3] < 1e-5 and differences[-1] < 1e-2
+  assert found['all']['state'] < (1e-5 if differences[-1] < 1e-5 else 1e-2)
   for name in 'examples', 'top1', 'top5':
     assert found['evaluation'][name] == reference['evaluation'][name]
   assert found['evaluation']['examples'] == 355

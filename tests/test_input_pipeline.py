@@ -4,10 +4,13 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
+import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -211,6 +214,32 @@ def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
   assert len(received) < 100
   for batch in received:
     np.testing.assert_array_equal(batch['index'], next(expected)['index'])
+  assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
+def test_a_worker_killed_as_it_starts_is_an_error(digits):
+  # Of 96 KiB, where the pipe to a new process holds 64.
+  assert len(pickle.dumps(digits)) > 2**16
+  options = dataclasses.replace(OPTIONS, num_workers=1)
+
+  def kill_new_worker():
+    while True:
+      for pid in children_of(os.getpid()):
+        command = pathlib.Path(f'/proc/{pid}/cmdline').read_text()
+        if 'spawn_main' in command:
+          os.kill(pid, signal.SIGKILL)
+          return
+      time.sleep(0.001)
+
+  thread = threading.Thread(target=kill_new_worker, daemon=True)
+  thread.start()
+  with pytest.raises(UserError, match='a worker .* was killed by SIGKILL'):
+    input_pipeline.DeviceBatches(
+      training_batches(digits, options, 32, 5, 0, 100),
+      mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()[:1])),
+    )
+  thread.join()
   assert not multiprocessing.active_children()
 
 
