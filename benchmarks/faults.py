@@ -51,7 +51,7 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'JSON file to write. Example: results/faults.json'
 )
 
-DISK = 'size=6m'  # room for four checkpoints and the log
+DISK = 'size=12m'  # a checkpoint takes 1 to 1.8 MB; four fit, with the log
 _COMPARING = threading.Lock()  # of threads, one at a time
 TELLING = 'error: ', 'checkpoint ', 'stopped by ', 'resuming from '
 
@@ -97,7 +97,10 @@ class Row:
       elif process.status not in (
         status if isinstance(status, tuple) else (status,)
       ):
-        self.problems.append(f'exit status {process.status} and not {status}')
+        said = (process.complained or process.said or [''])[-1]
+        self.problems.append(
+          f'exit status {process.status} and not {status}: {said}'
+        )
       if process.orphans:
         self.problems.append(f'{process.orphans} processes left')
       if len(process.complained) > 1:
