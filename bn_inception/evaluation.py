@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -174,12 +175,13 @@ def estimate_population_statistics(
   Returns:
     A tree like batch_stats, with plain averages for moving ones.
   """
+  add = jax.jit(partial(jax.tree.map, jnp.add))
   running_sum, count = None, 0
   for batch in batches:
     new = statistics_step(variables, batch, jax.random.fold_in(rng, count))
-    if running_sum is not None:
-      new = jax.tree.map(jnp.add, running_sum, new)
-    running_sum, count = jax.block_until_ready(new), count + 1  # as above
+    jax.block_until_ready(new)  # as above
+    running_sum = new if running_sum is None else add(running_sum, new)
+    count += 1
   # `num_updates`, the one integer, has no meaning here and stays a sum.
   return jax.tree.map(
     lambda s: s / count if jnp.issubdtype(s.dtype, jnp.floating) else s,
