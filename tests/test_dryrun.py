@@ -87,6 +87,7 @@ def test_speed_is_that_of_the_scarcer_resource(small_config, few_rows, cpu_pod):
   assert predicted.hours == pytest.approx(6e6 * 32 / (16 / longer) / 3600)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_all_counted(small_config, few_rows, cpu_pod):
   _, single = predict(small_config)
   small_config['batch_size'] = 32

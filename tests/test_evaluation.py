@@ -80,6 +80,7 @@ def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
     evaluate_checkpoint(path, split='valid')
 
 
+@pytest.mark.slow
 def test_both_statistics_stand_beside_each_other(run, capsys):
   workdir, _ = run
   path = evaluation.find_checkpoint(workdir, None)

@@ -185,6 +185,7 @@ def test_options_change_the_function(field):
   assert np.abs(plain - other).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
   x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   plain = Inception(

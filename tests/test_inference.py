@@ -11,6 +11,7 @@ from bn_inception.sources import make_source
 pytestmark = pytest.mark.usefixtures('few_rows')
 
 
+@pytest.mark.slow
 def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   digits_config['training']['num_epochs'] = 2 * 16 / 1442
   workdir = str(tmp_path / 'run')

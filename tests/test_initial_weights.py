@@ -120,6 +120,7 @@ def test_other_shapes_are_named(first):
   )
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
   first, tmp_path, capsys
 ):

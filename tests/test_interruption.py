@@ -32,7 +32,7 @@ def read_raw(workdir):
   return ocp.StandardCheckpointer().restore(f'{path}/state')
 
 
-@pytest.mark.parametrize('step', [4, 6])
+@pytest.mark.parametrize('step', [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
   tmp_path, monkeypatch, digits_config, step
 ):

@@ -121,7 +121,10 @@ def assert_close(ours, theirs):
   jax.tree_util.tree_map_with_path(check, ours, theirs)
 
 
-@pytest.mark.parametrize('norm_batch_size', [0, 2, 8])
+SLOWLY = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('norm_batch_size', [0, SLOWLY(2), SLOWLY(8)])
 def test_eight_devices_take_the_step_of_one(batch, norm_batch_size):
   state, metrics = run_steps(batch, 1, norm_batch_size)
   many_state, many_metrics = run_steps(batch, 8, norm_batch_size)
@@ -221,6 +224,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(batch):
   assert_close(metrics, whole_metrics)
 
 
+@pytest.mark.slow
 def test_micro_batches_have_statistics_of_their_own(batch):
   # Groups of 4 within a batch have the same statistics as micro-batches of 4...
   groups, _ = run_steps(batch, 1, 4)

@@ -133,6 +133,7 @@ def flip_array(path):
   return data.relative_to(path)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   tmp_path, digits_config, whole_run, capsys
 ):
@@ -176,6 +177,7 @@ def at_step_4(workdir, happens):
   return write
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
   small_disk, digits_config, whole_run, capfd, monkeypatch
 ):
@@ -242,6 +244,7 @@ def folder_config(digits_config):
   return digits_config
 
 
+@pytest.mark.slow
 def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, folder_config, capsys):
   data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
   bad = tmp_path / 'data' / 'train' / 'odd' / '033.png'
@@ -335,6 +338,7 @@ def test_a_batch_that_does_not_divide_leaves_no_folder(tmp_path, digits_config):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
   digits_config['optimizer']['accumulate_steps'] = 2
   digits_config['norm_batch_size'] = 0
