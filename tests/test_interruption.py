@@ -14,6 +14,8 @@ pytestmark = pytest.mark.usefixtures('few_rows')
 
 
 def test_a_second_signal_has_its_usual_effect():
+  # A shell's background processes ignore SIGINT, and so may these tests.
+  own = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   with StopRequests() as requests:
     assert requests.reached(1) is None
@@ -23,6 +25,7 @@ def test_a_second_signal_has_its_usual_effect():
       os.kill(os.getpid(), signal.SIGINT)
   after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   assert after == before
+  signal.signal(signal.SIGINT, own)
 
 
 def read_raw(workdir):
