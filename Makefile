@@ -4,12 +4,14 @@
 #   environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
 # make test-pod: the dry run with the TPU compiler; no TPU is needed.
+# make native: faster convolutions on CPUs.  make test-native: tests of them.
+# make benchmarks: an environment with all that benchmarks/ compares with.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
 # Each installs its requirements first, when they have changed.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed format install
+.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed test-native native benchmarks format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -40,6 +42,17 @@ test-prepare: install
 
 test-distributed: install
 	$(BIN)/python -m pytest -m distributed $(ARGS)
+
+native: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-native.txt
+	$(BIN)/python -m bn_inception.native
+
+benchmarks:
+	$(call environment,.venv-peers,requirements-bench.txt)
+	.venv-peers/bin/python -m bn_inception.native
+
+test-native: benchmarks
+	.venv-peers/bin/python -m pytest -m native $(ARGS)
 
 install:
 	$(call environment,.venv,requirements.txt)

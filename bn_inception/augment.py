@@ -85,13 +85,8 @@ def _luma(image: Array) -> Array:
 def _adjust(image: Array, which: Array, factor: Array) -> Array:
   """Blends `image` with black, its mean grey, or its greyscale: 0, 1, 2."""
   luma = _luma(image)
-  reference = jnp.stack(
-    [
-      jnp.zeros_like(image),
-      jnp.broadcast_to(jnp.mean(luma), image.shape),
-      jnp.broadcast_to(luma, image.shape),
-    ]
-  )[which]
+  grey = jnp.where(which == 1, jnp.mean(luma), luma)
+  reference = jnp.where(which == 0, 0.0, grey)
   return jnp.clip(reference + factor * (image - reference), 0.0, 255.0)
 
 

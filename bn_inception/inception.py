@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bn_inception import batch_norm, layers
+from bn_inception.convolution import convolve
 from bn_inception.errors import UserError
+from bn_inception.pooling import STRIDE_PADDINGS, pool3x3
 
 Array = jax.Array
 
@@ -50,37 +53,6 @@ FIGURE_5 = (
 
 NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 STEMS = ('separable', 'dense', 'small')
-STRIDE_PADDINGS = ('same', 'caffe')
-
-
-def pool3x3(
-  x: Array,
-  kind: str,
-  stride: int,
-  stride_padding: str = 'same',
-  average_includes_padding: bool = False,
-) -> Array:
-  """3x3 'max' or 'avg' pooling of [N, H, W, C].
-
-  Args:
-    x: the images.
-    kind: 'max' or 'avg'.
-    stride: 1 or 2.
-    stride_padding: with stride 2, 'same': to ceil(size / 2), as TensorFlow;
-      'caffe': behind, as far as the last window reaches (PyTorch's ceil_mode).
-      They are the same for even sizes.
-    average_includes_padding: padded zeros count in the averages, as in Caffe
-      and PyTorch; not in TensorFlow.
-  """
-  window, strides = (3, 3), (stride, stride)
-  padding = 'SAME'
-  if stride == 2 and stride_padding == 'caffe':
-    padding = tuple((0, (size - 1) % 2) for size in x.shape[1:3])
-  if kind == 'max':
-    return nn.max_pool(x, window, strides, padding)
-  return nn.avg_pool(
-    x, window, strides, padding, count_include_pad=average_includes_padding
-  )
 
 
 class InceptionModule(nn.Module):
@@ -99,31 +71,61 @@ class InceptionModule(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), sum of widths]."""
-    row, unit = self.row, self.unit
-    branches = []
-    if row.conv1x1:
-      branches.append(unit(row.conv1x1, 1, name='conv1x1')(x))
+    row = self.row
+    # What is 1x1 and reads x, by the name of its branch. The average over 3x3
+    # commutes with the projection behind it, which is cheaper first.
+    first = {
+      'conv1x1': row.conv1x1,
+      'reduce3x3': row.reduce3x3,
+      'reduce_double3x3': row.reduce_double3x3,
+      'projection': row.projection if row.pool == 'avg' else 0,
+    }
+    first = {name: width for name, width in first.items() if width}
+    units = {
+      name: self.unit(width, 1, name=name) for name, width in first.items()
+    }
+    y = self._multiply(units, x)
+    branches = [y['conv1x1']] if row.conv1x1 else []
 
-    y = unit(row.reduce3x3, 1, name='reduce3x3')(x)
-    y = unit(row.conv3x3, 3, strides=row.stride, name='conv3x3')(y)
-    branches.append(y)
+    conv3x3 = self.unit(row.conv3x3, 3, strides=row.stride, name='conv3x3')
+    branches.append(conv3x3(y['reduce3x3']))
 
-    y = unit(row.reduce_double3x3, 1, name='reduce_double3x3')(x)
-    y = unit(row.double3x3, 3, name='double3x3_a')(y)
-    y = unit(row.double3x3, 3, strides=row.stride, name='double3x3_b')(y)
-    branches.append(y)
+    double_a = self.unit(row.double3x3, 3, name='double3x3_a')
+    double_b = self.unit(
+      row.double3x3, 3, strides=row.stride, name='double3x3_b'
+    )
+    branches.append(double_b(double_a(y['reduce_double3x3'])))
 
-    y = self.pool(x, row.pool, row.stride)
+    if 'projection' in y:
+      y = y['projection']
+    else:
+      y = self.pool(x, row.pool, row.stride)
     if y.shape[1:3] != branches[0].shape[1:3]:
       raise UserError(
         f'at {row.name} an image has come down to {x.shape[1]} x {x.shape[2]}, '
         "which model.stride_padding 'caffe' cannot halve: make "
         'data.image_size a multiple of 32'
       )
-    if row.projection:
-      y = unit(row.projection, 1, name='projection')(y)
+    if row.projection and row.pool != 'avg':
+      y = self.unit(row.projection, 1, name='projection')(y)
     branches.append(y)
     return jnp.concatenate(branches, axis=-1)
+
+  def _multiply(self, units: dict, x: Array) -> dict[str, Array]:
+    """All units of 1x1 on one input, as one product; by name."""
+    weights = [unit.weights(x.shape[-1]) for unit in units.values()]
+    kernel = jnp.concatenate([kernel for kernel, _ in weights], axis=-1)
+    z = convolve(x, kernel, 1, ((0, 0), (0, 0)))
+    ends = np.cumsum([unit.num_features for unit in units.values()])
+    parts = jnp.split(z, ends[:-1], axis=-1)
+    y = {}
+    for (name, unit), part, (_, bias) in zip(
+      units.items(), parts, weights, strict=True
+    ):
+      if name == 'projection':
+        part = self.pool(part, self.row.pool, self.row.stride)
+      y[name] = unit.activate(part, bias)
+    return y
 
 
 class Inception(nn.Module):
@@ -155,7 +157,7 @@ class Inception(nn.Module):
     initial_scale: multiplies the initial weights of the convolutions (Section
       4.2.3 has larger ones).
     stride_padding: where the stride is 2, 'same' as TensorFlow pads, or 'caffe'
-      as Caffe and PyTorch do: see `layers.padding` and `pool3x3`.
+      as Caffe and PyTorch do: see `layers.padding` and `pooling`.
     average_includes_padding: see `pool3x3`.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
     remat: recompute each module in the backward pass instead of keeping its
@@ -275,7 +277,7 @@ class Inception(nn.Module):
     return partial(
       layers.ConvUnit,
       nonlinearity=NONLINEARITIES[self.nonlinearity],
-      norm=norm,
+      make_norm=norm,
       dtype=self.dtype,
       initial_scale=self.initial_scale,
       stride_padding=self.stride_padding,

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bn_inception.convolution import Padding, convolve
+
 Array = jax.Array
 ModuleDef = Any
 
@@ -38,20 +40,47 @@ lecun_truncated_normal = truncated_normal(1.0)
 
 
 def padding(
-  kernel_size: int, strides: int, stride_padding: str
-) -> str | tuple[tuple[int, int], tuple[int, int]]:
-  """The padding of a convolution, as linen takes it.
+  size: tuple[int, int], kernel_size: int, strides: int, stride_padding: str
+) -> Padding:
+  """The zeros around the images of a convolution, (before, behind) by axis.
 
   Args:
+    size: height and width of the images.
     kernel_size: odd.
     strides: in both directions.
-    stride_padding: 'same': TensorFlow's, which puts what is odd behind, (0, 1)
-      for a 3x3 with stride 2 on an even size; 'caffe': Caffe's and PyTorch's,
-      equal on both sides, (1, 1). The outputs have one size, a pixel apart.
+    stride_padding: with strides, 'same': TensorFlow's, which puts what is odd
+      behind, (0, 1) for a 3x3 with stride 2 on an even size; 'caffe': Caffe's
+      and PyTorch's, equal on both sides, (1, 1). The outputs have one size, a
+      pixel apart.
   """
-  if strides == 1 or stride_padding == 'same':
-    return 'SAME'
-  return ((kernel_size // 2,) * 2,) * 2
+  if strides == 1 or stride_padding == 'caffe':
+    return ((kernel_size // 2,) * 2,) * 2
+  totals = [
+    max(0, (-(-length // strides) - 1) * strides + kernel_size - length)
+    for length in size
+  ]
+  return tuple((total // 2, total - total // 2) for total in totals)
+
+
+class Weights(nn.Module):
+  """The parameters of a convolution, under the names that `nn.Conv` gives them.
+
+  Attributes:
+    use_bias: whether there is one, initially 0.
+    kernel_init: initializer of the kernel.
+  """
+
+  use_bias: bool
+  kernel_init: Callable
+
+  @nn.compact
+  def __call__(self, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """(kernel of this shape, bias [shape[-1]] or None), float32."""
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = None
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, shape[-1:])
+    return kernel, bias
 
 
 class ConvUnit(nn.Module):
@@ -64,7 +93,7 @@ class ConvUnit(nn.Module):
     num_features: output feature maps.
     kernel_size: height and width of the kernel.
     nonlinearity: g, element-wise.
-    norm: makes the normalisation layer, given its name; None: a bias instead.
+    make_norm: makes the normalisation layer; None: a bias instead.
     strides: in both directions.
     dtype: of the computation; parameters are float32.
     depth_multiplier: 0 for a dense convolution; otherwise a separable one,
@@ -77,47 +106,56 @@ class ConvUnit(nn.Module):
   num_features: int
   kernel_size: int
   nonlinearity: Callable[[Array], Array]
-  norm: ModuleDef | None
+  make_norm: ModuleDef | None
   strides: int = 1
   dtype: Any = jnp.float32
   depth_multiplier: int = 0
   initial_scale: float = 1.0
   stride_padding: str = 'same'
 
-  @nn.compact
+  def setup(self):
+    kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
+    if self.depth_multiplier:
+      self.depthwise = Weights(False, kernel_init)
+    self.conv = Weights(self.make_norm is None, kernel_init)
+    if self.make_norm is not None:
+      self.norm = self.make_norm()
+
   def __call__(self, x: Array) -> Array:
     """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
-    kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
-    kernel_size = (self.kernel_size, self.kernel_size)
-    strides = (self.strides, self.strides)
-    pads = padding(self.kernel_size, self.strides, self.stride_padding)
-    if self.depth_multiplier:
-      num_inputs = x.shape[-1]
-      x = nn.Conv(
-        num_inputs * self.depth_multiplier,
-        kernel_size,
-        strides,
-        pads,
-        feature_group_count=num_inputs,
-        use_bias=False,
-        dtype=self.dtype,
-        kernel_init=kernel_init,
-        name='depthwise',
-      )(x)
-      kernel_size, strides, pads = (1, 1), (1, 1), 'SAME'
-    x = nn.Conv(
-      self.num_features,
-      kernel_size,
-      strides,
-      pads,
-      use_bias=self.norm is None,
-      dtype=self.dtype,
-      kernel_init=kernel_init,
-      name='conv',
-    )(x)
-    if self.norm is not None:
-      x = self.norm(name='norm')(x)
-    return self.nonlinearity(x)
+    kernel, bias = self.weights(x.shape[-1])
+    pads = padding(
+      x.shape[1:3], self.kernel_size, self.strides, self.stride_padding
+    )
+    return self.activate(convolve(x, kernel, self.strides, pads), bias)
+
+  def weights(self, num_inputs: int) -> tuple[Array, Array | None]:
+    """The kernel [size, size, inputs, features] and bias, in `dtype`.
+
+    A separable convolution is the dense one whose kernel is the product of its
+    two: 3 channels times 8 maps are so few that one pass over the images costs
+    less than two.
+    """
+    size = self.kernel_size
+    if not self.depth_multiplier:
+      kernel, bias = self.conv((size, size, num_inputs, self.num_features))
+    else:
+      maps = num_inputs * self.depth_multiplier
+      depthwise, _ = self.depthwise((size, size, 1, maps))
+      pointwise, bias = self.conv((1, 1, maps, self.num_features))
+      kernel = jnp.einsum(
+        'hwcm,cmf->hwcf',
+        depthwise.reshape(size, size, num_inputs, -1),
+        pointwise.reshape(num_inputs, -1, self.num_features),
+        precision=jax.lax.Precision.HIGHEST,
+      )
+    return kernel.astype(self.dtype), bias
+
+  def activate(self, z: Array, bias: Array | None) -> Array:
+    """g(BN(z)), or g(z + bias), of the convolution's output."""
+    if bias is not None:
+      z = z + bias.astype(z.dtype)
+    return self.nonlinearity(z if self.make_norm is None else self.norm(z))
 
 
 class Dropout(nn.Module):

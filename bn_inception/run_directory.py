@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import jax
 
+from bn_inception import native
 from bn_inception.errors import UserError, writing
 from bn_inception.logbook import METRICS_FILE
 
@@ -163,6 +164,7 @@ def manifest() -> dict:
     'packages': {name: _version(name) for name in _PACKAGES},
     'commit': _commit(),
     'devices': [device.device_kind for device in jax.devices()],
+    'native_convolutions': native.load(),
     'process_count': jax.process_count(),
   }
 

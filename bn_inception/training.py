@@ -14,6 +14,7 @@ from bn_inception import (
   logbook,
   mesh,
   metrics,
+  native,
   run_directory,
 )
 from bn_inception.errors import UserError
@@ -360,6 +361,7 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   lines = {
     'run': config['name'],
     'devices': f'{jax.device_count()} x {device}{processes}',
+    'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
     'normalisation': f'{shared} examples share statistics'
     if shared

@@ -9,14 +9,15 @@ FLOORS = [
   {'errors'},
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'integrity',
-    'interruption', 'logbook', 'mesh', 'metrics',
+    'interruption', 'logbook', 'mesh', 'metrics', 'native',
     'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
   },
   {
-    'claims_transform', 'images', 'import_weights.files', 'layers',
+    'claims_transform', 'convolution', 'images', 'import_weights.files',
     'sources.built_in', 'sources.folders', 'sources.prepared',
   },
+  {'layers', 'pooling'},
   {'inception', 'sources'},
   {
     'claims_perceptron', 'import_weights', 'input_pipeline', 'sources.check',

@@ -90,11 +90,11 @@ def test_truncated_normal_is_linens_distribution():
 def test_conv_unit_has_a_bias_only_without_normalisation():
   x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
   unit = partial(layers.ConvUnit, 8, 3, nn.relu)
-  normalised = unit(norm=partial(BatchNorm, train=True))
+  normalised = unit(make_norm=partial(BatchNorm, train=True))
   params = normalised.init(jax.random.key(0), x)['params']
   assert set(params['conv']) == {'kernel'}
   assert set(params['norm']) == {'scale', 'bias'}
-  params = unit(norm=None).init(jax.random.key(0), x)['params']
+  params = unit(make_norm=None).init(jax.random.key(0), x)['params']
   assert set(params) == {'conv'} and set(params['conv']) == {'kernel', 'bias'}
 
 

@@ -72,6 +72,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
   output = capsys.readouterr().out
   for line in (
     'devices        8 x cpu',
+    'convolutions   ',
     'batch          16 examples',
     'normalisation  16 examples share statistics',
     'order          within_shards, 16 shards: 15 % of the pairs in a mini-batch',

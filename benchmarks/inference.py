@@ -1,0 +1,26 @@
+"""Speed and memory of inference, ours and others', side by side.
+
+  python -m benchmarks.inference --output=results/inference.json
+
+In float32; batch norm is folded into the convolutions in ours and PyTorch's, not
+in plain linen. The contenders take turns: see train_step.py.
+"""
+
+from benchmarks import contest
+from bn_inception import command_line
+
+TABLES = {
+  "the paper's network": ('ours', 'linen'),
+  "PyTorch's network": (
+    'ours (their network)',
+    'linen (dense stem)',
+    'PyTorch',
+    'PyTorch (channels_last)',
+    'PyTorch (compiled)',
+    'PyTorch (channels_last compiled)',
+  ),
+}
+
+if __name__ == '__main__':
+  contest.define_flags(TABLES)
+  command_line.run(lambda: contest.main('inference', TABLES))

@@ -1,0 +1,58 @@
+"""Building the native convolutions: what is missing is named."""
+
+import pathlib
+
+import pytest
+
+from bn_inception import native
+from bn_inception.errors import UserError
+
+
+@pytest.fixture
+def prefix(tmp_path, monkeypatch):
+  """An environment with a header that might be oneDNN's, and no library."""
+  (tmp_path / 'include').mkdir()
+  (tmp_path / 'include' / 'dnnl.hpp').touch()
+  (tmp_path / 'lib').mkdir()
+  monkeypatch.setattr(native, 'PREFIX', tmp_path)
+  monkeypatch.setattr(native, 'LIBRARY', tmp_path / 'lib' / 'convolution.so')
+  return tmp_path
+
+
+def test_without_the_library_there_are_none(prefix):
+  assert native.load.__wrapped__() is False
+
+
+def test_a_run_says_whose_convolutions_it_uses(monkeypatch):
+  for is_there, beginning in ((False, "XLA's; python -m "), (True, "oneDNN's")):
+    monkeypatch.setattr(native, 'load', lambda found=is_there: found)
+    assert native.describe().startswith(beginning)
+
+
+def test_onednn_that_is_missing_is_named(prefix):
+  (prefix / 'include' / 'dnnl.hpp').unlink()
+  with pytest.raises(UserError, match='oneDNN is not in .*requirements-native'):
+    native.build()
+
+
+def test_a_compiler_that_is_missing_is_named(prefix, monkeypatch):
+  monkeypatch.setenv('CXX', 'no-such-compiler')
+  with pytest.raises(UserError, match='no-such-compiler is not installed'):
+    native.build()
+
+
+def test_the_first_error_of_the_compiler_is_told(prefix, monkeypatch):
+  compiler = prefix / 'compiler'
+  compiler.write_text(
+    '#!/bin/sh\necho "in file" >&2\necho "an error" >&2\nexit 1'
+  )
+  compiler.chmod(0o755)
+  monkeypatch.setenv('CXX', str(compiler))
+  with pytest.raises(UserError, match=f'{compiler} failed: an error'):
+    native.build()
+
+
+@pytest.mark.native
+def test_it_is_built_into_the_environment():
+  native.build()
+  assert pathlib.Path(native.LIBRARY).is_file() and native.load()

@@ -1,0 +1,49 @@
+"""Max pooling's own gradient is XLA's, also where values are equal."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_inception.pooling import pool3x3
+
+
+def xla_max_pool(x, stride_padding):
+  pads = 'SAME'
+  if stride_padding == 'caffe':
+    pads = tuple((0, (size - 1) % 2) for size in x.shape[1:3])
+  return nn.max_pool(x, (3, 3), (2, 2), pads)
+
+
+@pytest.mark.parametrize('stride_padding', ['same', 'caffe'])
+@pytest.mark.parametrize('size', [(8, 8), (7, 8), (9, 5), (3, 4)])
+@pytest.mark.parametrize('num_values', [2, 3, 1000])
+def test_max_pooling_by_two(size, stride_padding, num_values):
+  rng = np.random.default_rng(0)
+  # Integers, of which many are equal, as after ReLU.
+  x = rng.integers(0, num_values, (2, *size, 3)).astype(np.float32)
+
+  @partial(jax.jit, static_argnums=0)
+  def compute(pool, x, dy):
+    y, backward = jax.vjp(pool, x)
+    return y, *backward(dy)
+
+  expected_pool = partial(xla_max_pool, stride_padding=stride_padding)
+  shape = jax.eval_shape(expected_pool, x).shape
+  dy = jnp.asarray(rng.integers(1, 100, shape), jnp.float32)
+  own_pool = partial(
+    pool3x3, kind='max', stride=2, stride_padding=stride_padding
+  )
+  own = compute(own_pool, x, dy)
+  expected = compute(expected_pool, x, dy)
+  for a, b in zip(own, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_values_that_are_all_negative_beat_the_padding():
+  x = -1.0 - jnp.arange(16.0).reshape(1, 4, 4, 1)
+  dx = jax.grad(lambda x: pool3x3(x, 'max', 2).sum())(x)
+  assert dx.sum() == 4.0 and dx.max() == 1.0
