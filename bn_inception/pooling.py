@@ -35,9 +35,10 @@ def pool3x3(
   pads = tuple(_padding(size, stride, stride_padding) for size in x.shape[1:3])
   if kind == 'max':
     return max_pool3x3(x, pads) if stride == 2 else _max_pool(x, pads, stride)
-  return nn.avg_pool(
+  y = nn.avg_pool(
     x, (3, 3), (stride,) * 2, pads, count_include_pad=average_includes_padding
   )
+  return y.astype(x.dtype)  # linen divides by counts in float32
 
 
 def _padding(size: int, stride: int, stride_padding: str) -> tuple[int, int]:

@@ -332,8 +332,9 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
   )  # fmt: skip
   variables = model.init(jax.random.key(0), jnp.float32(x), jnp.arange(1))
   _, captured = model.apply(
-    variables, jnp.float32(x), jnp.arange(1), capture_intermediates=True
-  )
+    variables, jnp.float32(x), jnp.arange(1),
+    capture_intermediates=lambda module, name: name == 'activate',
+  )  # fmt: skip
   outputs, params = captured['intermediates'], variables['params']
 
   def conv1x1(x, unit):
@@ -342,7 +343,7 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
     )
 
   def output_of(unit):
-    return unit['__call__'][0]
+    return unit['activate'][0]
 
   lrn = layers.local_response_normalization
   before_reduce = lrn(inception.pool3x3(output_of(outputs['conv1']), 'max', 2))

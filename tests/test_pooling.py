@@ -47,3 +47,10 @@ def test_values_that_are_all_negative_beat_the_padding():
   x = -1.0 - jnp.arange(16.0).reshape(1, 4, 4, 1)
   dx = jax.grad(lambda x: pool3x3(x, 'max', 2).sum())(x)
   assert dx.sum() == 4.0 and dx.max() == 1.0
+
+
+@pytest.mark.parametrize('kind', ['max', 'avg'])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_type_stays(kind, stride):
+  x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
+  assert pool3x3(x, kind, stride).dtype == jnp.bfloat16
