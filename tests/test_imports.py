@@ -28,14 +28,17 @@ FLOORS = [
   {'evaluation', 'initial_weights'},
   {'evaluation_report', 'inference', 'training'},
   {'command_line'},
-  {'claims', 'dryrun', 'import_weights.__main__', 'sources.__main__'},
+  {
+    'claims', 'dryrun', 'import_weights.__main__', 'native.__main__',
+    'sources.__main__',
+  },
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 PROGRAMS = {  # these may see flags
   'command_line', 'claims', 'dryrun', 'import_weights.__main__',
-  'sources.__main__',
+  'native.__main__', 'sources.__main__',
 }  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_every_module_has_a_floor_and_a_test():
   assert set(MODULES) == set(FLOOR_OF)
   tests = {p.stem for p in (ROOT / 'tests').glob('test_*.py')}
   untested = {'errors', 'sources.source', 'sources.__main__'}
-  untested |= {'import_weights.__main__'}  # tested with import_weights
+  untested |= {'import_weights.__main__', 'native.__main__'}  # with theirs
   expected = {f'test_{m.replace(".", "_")}' for m in set(MODULES) - untested}
   assert expected - tests == set()
 

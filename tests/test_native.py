@@ -1,11 +1,15 @@
 """Building the native convolutions: what is missing is named."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from bn_inception import native
 from bn_inception.errors import UserError
+from bn_inception.native import __main__ as program
 
 
 @pytest.fixture
@@ -14,13 +18,36 @@ def prefix(tmp_path, monkeypatch):
   (tmp_path / 'include').mkdir()
   (tmp_path / 'include' / 'dnnl.hpp').touch()
   (tmp_path / 'lib').mkdir()
-  monkeypatch.setattr(native, 'PREFIX', tmp_path)
-  monkeypatch.setattr(native, 'LIBRARY', tmp_path / 'lib' / 'convolution.so')
+  library = tmp_path / 'lib' / 'convolution.so'
+  monkeypatch.setattr(program, 'PREFIX', tmp_path)
+  for module in native, program:
+    monkeypatch.setattr(module, 'LIBRARY', library)
   return tmp_path
 
 
 def test_without_the_library_there_are_none(prefix):
   assert native.load.__wrapped__() is False
+
+
+def test_a_library_that_cannot_be_loaded_is_named(prefix):
+  native.LIBRARY.write_text('not a library')
+  with pytest.raises(UserError, match='cannot be loaded .*build them again'):
+    native.load.__wrapped__()
+
+
+def test_the_program_ends_in_one_line(tmp_path):
+  environment = {
+    **os.environ,
+    'CXX': 'no-such-compiler',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  done = subprocess.run(
+    [sys.executable, '-m', 'bn_inception.native'],
+    cwd=pathlib.Path(__file__).parent.parent, env=environment,
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 2 and done.stderr.count('\n') == 1
+  assert done.stderr.startswith('error: ')
 
 
 def test_a_run_says_whose_convolutions_it_uses(monkeypatch):
@@ -32,13 +59,13 @@ def test_a_run_says_whose_convolutions_it_uses(monkeypatch):
 def test_onednn_that_is_missing_is_named(prefix):
   (prefix / 'include' / 'dnnl.hpp').unlink()
   with pytest.raises(UserError, match='oneDNN is not in .*requirements-native'):
-    native.build()
+    program.build()
 
 
 def test_a_compiler_that_is_missing_is_named(prefix, monkeypatch):
   monkeypatch.setenv('CXX', 'no-such-compiler')
   with pytest.raises(UserError, match='no-such-compiler is not installed'):
-    native.build()
+    program.build()
 
 
 def test_the_first_error_of_the_compiler_is_told(prefix, monkeypatch):
@@ -49,10 +76,10 @@ def test_the_first_error_of_the_compiler_is_told(prefix, monkeypatch):
   compiler.chmod(0o755)
   monkeypatch.setenv('CXX', str(compiler))
   with pytest.raises(UserError, match=f'{compiler} failed: an error'):
-    native.build()
+    program.build()
 
 
 @pytest.mark.native
 def test_it_is_built_into_the_environment():
-  native.build()
+  program.build()
   assert pathlib.Path(native.LIBRARY).is_file() and native.load()

@@ -1,8 +1,8 @@
 // Convolutions of float32 NHWC images on CPUs with oneDNN, called by XLA.
 //
-// One handler computes a forward convolution, the gradient of its input or that
-// of its kernel: ../convolution.py declares them. Images stay NHWC; kernels are
-// brought from HWIO into the layout that oneDNN likes, and back.
+// Three handlers: the convolution and the gradients of its input and its kernel.
+// ../convolution.py calls them. Images stay NHWC; kernels are brought from HWIO
+// into the layout that oneDNN likes, and back.
 
 #include <cstdlib>
 #include <dnnl.hpp>
