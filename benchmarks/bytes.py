@@ -9,17 +9,14 @@ normalisation batch over all chips, the same loss and optimizer.
 """
 
 import dataclasses
-import json
-import pathlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
-from benchmarks.contenders import L2, LEARNING_RATE, MOMENTUM, NUM_CLASSES
-from benchmarks.linen_inception import LinenInception
+from benchmarks.contenders import NUM_CLASSES
+from benchmarks.contest import check_output, write_json
+from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
 from bn_inception import command_line, dryrun, hlo_text, mesh
 from bn_inception.experiment import make_update
@@ -76,14 +73,8 @@ def lower_linen(devices, batch_size: int, stem: str):
   XLA's partitioner then makes the means of `nn.BatchNorm` those of the batch.
   """
   model = LinenInception(NUM_CLASSES, True, stem=stem, dtype='bfloat16')
-  optimizer = optax.chain(
-    optax.add_decayed_weights(L2), optax.sgd(LEARNING_RATE, MOMENTUM)
-  )
+  create, step = make_training(model)
   device_mesh = mesh.make_evaluation_mesh(devices)
-  replicated, split = (
-    mesh.replicated(device_mesh),
-    mesh.split_batch(device_mesh),
-  )
 
   def place(tree, sharding):
     return jax.tree.map(
@@ -92,41 +83,22 @@ def lower_linen(devices, batch_size: int, stem: str):
 
   image = jax.ShapeDtypeStruct((batch_size, 224, 224, 3), jnp.uint8)
   labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-  variables = jax.eval_shape(
-    model.init, jax.eval_shape(jax.random.key, 0), jnp.zeros((1, 224, 224, 3))
+  key = jax.eval_shape(jax.random.key, 0)
+  state = jax.eval_shape(create, key, jnp.zeros((1, 224, 224, 3)))
+
+  def step_of_bytes(state, image, labels):
+    return step(state, image.astype(jnp.float32) / 127.5 - 1.0, labels)
+
+  return jax.jit(step_of_bytes, donate_argnums=0).lower(
+    place(state, mesh.replicated(device_mesh)),
+    *place((image, labels), mesh.split_batch(device_mesh)),
   )
-  optimizer_state = jax.eval_shape(optimizer.init, variables['params'])
-
-  @partial(jax.jit, donate_argnums=(0, 1))
-  def step(variables, optimizer_state, image, labels):
-    x = image.astype(jnp.float32) / 127.5 - 1.0
-
-    def loss_of(params):
-      logits, changed = model.apply(
-        {**variables, 'params': params}, x, mutable=['batch_stats']
-      )
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), changed
-
-    params = variables['params']
-    (loss, changed), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-      params
-    )
-    updates, optimizer_state = optimizer.update(
-      gradients, optimizer_state, params
-    )
-    params = optax.apply_updates(params, updates)
-    return {'params': params, **changed}, optimizer_state, loss
-
-  return step.lower(
-    place(variables, replicated), place(optimizer_state, replicated),
-    place(image, split), place(labels, split),
-  )  # fmt: skip
 
 
 def main() -> None:
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
+  check_output(values.output)
   devices = dryrun.open_topology(values.topology)
   per_chip = values.images_per_chip
   batch_size = per_chip * len(devices)
@@ -156,13 +128,13 @@ def main() -> None:
     if {f'ours{suffix}', f'linen{suffix}'} <= set(by_name):
       own, other = by_name[f'ours{suffix}'], by_name[f'linen{suffix}']
       print(f'ours{suffix} by linen: {own.hbm_bytes / other.hbm_bytes:.3f}')
-  if values.output:
-    content = {
+  write_json(
+    values.output,
+    {
       'topology': values.topology, 'images_per_chip': per_chip,
       'dtype': 'bfloat16', 'counts': [dataclasses.asdict(c) for c in counts],
-    }  # fmt: skip
-    text = json.dumps(content, indent=2)
-    pathlib.Path(values.output).write_text(text + '\n')
+    },
+  )  # fmt: skip
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from absl import flags
@@ -38,13 +39,14 @@ class Contender:
     self.peak_bytes = 0
     self.not_run: str | None = None
     self.ready: dict = {}
+    self._complaints = tempfile.TemporaryFile('w+')  # a pipe could be full
     self._process = subprocess.Popen(
       [
         'taskset', '--cpu-list', ','.join(map(str, cores)),
         sys.executable, '-m', 'benchmarks.contenders', *setup.arguments(),
       ],
       cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True,
+      stderr=self._complaints, text=True,
       # A cold start is what is reported as the time to compile.
       env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': ''},
     )  # fmt: skip
@@ -53,8 +55,7 @@ class Contender:
       self.ready = json.loads(line)
       self._process.send_signal(signal.SIGSTOP)
     else:
-      said = self._process.stderr.read().strip().splitlines()
-      self.not_run = said[-1] if said else 'it ended'
+      self.not_run = self._last_complaint()
 
   def take_turn(self, num_steps: int) -> None:
     self._process.send_signal(signal.SIGCONT)
@@ -62,7 +63,7 @@ class Contender:
     self._process.stdin.flush()
     line = self._process.stdout.readline()
     if not line:
-      raise RuntimeError(f'{self.setup.name}: {self._process.stderr.read()}')
+      raise RuntimeError(f'{self.setup.name}: {self._last_complaint()}')
     said = json.loads(line)
     self._process.send_signal(signal.SIGSTOP)
     self.images_per_second.append(
@@ -73,10 +74,15 @@ class Contender:
   def end(self) -> None:
     self._process.kill()
     self._process.wait()
-    for pipe in (
-      self._process.stdin, self._process.stdout, self._process.stderr
-    ):  # fmt: skip
-      pipe.close()
+    self._process.stdin.close()
+    self._process.stdout.close()
+    self._complaints.close()
+
+  def _last_complaint(self) -> str:
+    self._process.wait()
+    self._complaints.seek(0)
+    said = self._complaints.read().strip().splitlines()
+    return said[-1] if said else f'exit status {self._process.returncode}'
 
 
 def compete(
@@ -173,7 +179,7 @@ def define_flags(tables: dict[str, Sequence[str]]) -> None:
   flags.DEFINE_list('only', [], f'Tables: some of {", ".join(tables)}.')
   flags.DEFINE_list('skip', [], 'Contenders to leave out.')
   flags.DEFINE_integer('cores', None, 'How many to use; default: all.')
-  flags.DEFINE_list('batch_sizes', ['16'], 'Each gets its tables.')
+  flags.DEFINE_multi_integer('batch_size', 16, 'Given again: each its tables.')
   flags.DEFINE_integer(
     'image_size', 224, 'Height and width; fashion_mnist: 28.'
   )
@@ -185,15 +191,20 @@ def define_flags(tables: dict[str, Sequence[str]]) -> None:
 def main(task: str, tables: dict[str, Sequence[str]]) -> None:
   """Lets the contenders of each table compete, prints and writes the results."""
   values = flags.FLAGS
-  unknown = set(values.only) - set(tables)
-  if unknown:
-    raise UserError(
-      f"there is no table '{min(unknown)}': use {', '.join(tables)}"
-    )
+  names = sorted({name for table in tables.values() for name in table})
+  for kind, given, known in (
+    ('table', values.only, tables), ('contender', values.skip, names)
+  ):  # fmt: skip
+    unknown = set(given) - set(known)
+    if unknown:
+      raise UserError(
+        f"there is no {kind} '{min(unknown)}': use {', '.join(known)}"
+      )
+  check_output(values.output)
   cores, results = use_cores(values.cores), []
   for title in values.only or tables:
     names = [name for name in tables[title] if name not in values.skip]
-    for batch_size in map(int, values.batch_sizes):
+    for batch_size in values.batch_size:
       image_size = 28 if title == 'fashion_mnist' else values.image_size
       setups = [Setup(name, task, batch_size, image_size) for name in names]
       rows = summarize(compete(setups, cores, values.rounds, values.seconds))
@@ -203,7 +214,21 @@ def main(task: str, tables: dict[str, Sequence[str]]) -> None:
       )
       print_rows(rows)
       results.append({'table': title, 'rows': rows})
-  if values.output:
-    content = {'machine': machine(len(cores)), 'results': results}
-    text = json.dumps(content, indent=2)
-    pathlib.Path(values.output).write_text(text + '\n')
+  write_json(
+    values.output, {'machine': machine(len(cores)), 'results': results}
+  )
+
+
+def check_output(path: str | None) -> None:
+  """Before minutes of work.
+
+  Raises:
+    UserError: if no file can be written there.
+  """
+  if path and not pathlib.Path(path).parent.is_dir():
+    raise UserError(f'--output={path} is in a folder that is not there')
+
+
+def write_json(path: str | None, content: dict) -> None:
+  if path:
+    pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')

@@ -7,18 +7,12 @@ in plain linen. The contenders take turns: see train_step.py.
 """
 
 from benchmarks import contest
+from benchmarks.contenders import PYTORCH_TABLE
 from bn_inception import command_line
 
 TABLES = {
   "the paper's network": ('ours', 'linen'),
-  "PyTorch's network": (
-    'ours (their network)',
-    'linen (dense stem)',
-    'PyTorch',
-    'PyTorch (channels_last)',
-    'PyTorch (compiled)',
-    'PyTorch (channels_last compiled)',
-  ),
+  "PyTorch's network": PYTORCH_TABLE,
 }
 
 if __name__ == '__main__':

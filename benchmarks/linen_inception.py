@@ -5,13 +5,18 @@ of `bn_inception.inception.Inception`, so that both take the same parameters. It
 is what the benchmarks and the tests of equality compare with.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from bn_inception.inception import FIGURE_5, Row
 
 Array = jax.Array
+LEARNING_RATE, MOMENTUM, L2 = 0.01, 0.9, 4e-5
+STATISTICS_DECAY = 0.9997
 
 
 class LinenUnit(nn.Module):
@@ -26,6 +31,7 @@ class LinenUnit(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
     kernel_size, strides = (self.kernel_size,) * 2, (self.strides,) * 2
     if self.depth_multiplier:
       num_inputs = x.shape[-1]
@@ -40,7 +46,7 @@ class LinenUnit(nn.Module):
       dtype=self.dtype, name='conv',
     )(x)  # fmt: skip
     x = nn.BatchNorm(
-      not self.train, momentum=0.9997, epsilon=1e-3, dtype=self.dtype,
+      not self.train, momentum=STATISTICS_DECAY, epsilon=1e-3, dtype=self.dtype,
       name='norm',
     )(x)  # fmt: skip
     return nn.relu(x)
@@ -123,3 +129,41 @@ class LinenInception(nn.Module):
     x = jnp.mean(x, axis=(1, 2))
     x = nn.Dense(self.num_classes, dtype=self.dtype, name='logits')(x)
     return x.astype(jnp.float32)
+
+
+def make_training(model: LinenInception) -> tuple[Callable, Callable]:
+  """Plain training: cross-entropy, momentum, L2.
+
+  Returns:
+    (create, step): create(key, x) makes (variables, optimizer state) for images
+    like x [N, H, W, C]; step(state, x, labels) is (state, loss), of scaled
+    images and int [N], and overwrites the state.
+  """
+  optimizer = optax.chain(
+    optax.add_decayed_weights(L2), optax.sgd(LEARNING_RATE, MOMENTUM)
+  )
+
+  def create(key, x):
+    variables = model.init(key, x)
+    return variables, optimizer.init(variables['params'])
+
+  def step(state, x, labels):
+    variables, optimizer_state = state
+
+    def loss_of(params):
+      logits, changed = model.apply(
+        {**variables, 'params': params}, x, mutable=['batch_stats']
+      )
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean(), changed
+
+    params = variables['params']
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, changed), gradients = gradient(params)
+    updates, optimizer_state = optimizer.update(
+      gradients, optimizer_state, params
+    )
+    params = optax.apply_updates(params, updates)
+    return ({'params': params, **changed}, optimizer_state), loss
+
+  return create, jax.jit(step, donate_argnums=0)

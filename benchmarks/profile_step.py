@@ -19,6 +19,7 @@ from absl import flags
 from benchmarks import contenders
 from benchmarks.results import print_table
 from bn_inception import command_line
+from bn_inception.errors import UserError
 
 NUM_STEPS = 4
 _OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = (.*)$')
@@ -42,15 +43,11 @@ def describe_operations(text: str) -> dict[str, tuple[str, str]]:
   return found
 
 
-def kind_of(name: str, opcode: str, source: str) -> str:
+def kind_of(opcode: str, source: str) -> str:
   """For the table: what an operation does."""
   is_backward = 'transpose(' in source
   way = 'backward' if is_backward else 'forward'
-  if 'convolve' in opcode or opcode in (
-    'convolution',
-    'dot',
-    '__onednn$matmul',
-  ):
+  if 'convolve' in opcode or opcode in ('convolution', 'dot'):
     return f'{opcode}, {way}'
   for word, kind in (
     ('norm', 'batch norm'), ('max_pool', 'max pool'), ('reduce_window', 'pool'),
@@ -76,6 +73,11 @@ def read_trace(folder: str) -> dict[str, float]:
 
 def main() -> None:
   values = flags.FLAGS
+  if values.contender not in contenders.NAMES:
+    raise UserError(
+      f"there is no contender '{values.contender}': use one of "
+      f'{", ".join(contenders.NAMES)}'
+    )
   setup = contenders.Setup(
     values.contender, values.task, values.batch_size, values.image_size
   )
@@ -95,7 +97,7 @@ def main() -> None:
   by_kind, count = collections.Counter(), collections.Counter()
   for name, value in seconds.items():
     if name in operations:
-      kind = kind_of(name, *operations[name])
+      kind = kind_of(*operations[name])
       by_kind[kind] += value / NUM_STEPS
       count[kind] += 1
   total = sum(by_kind.values())

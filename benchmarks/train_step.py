@@ -9,19 +9,13 @@ of PyTorch need requirements-bench.txt (`make benchmarks`).
 """
 
 from benchmarks import contest
+from benchmarks.contenders import PYTORCH_TABLE
 from bn_inception import command_line
 
 # Each table compares its first contender with the others.
 TABLES = {
   "the paper's network": ('ours', 'ours (distortions)', 'linen'),
-  "PyTorch's network": (
-    'ours (their network)',
-    'linen (dense stem)',
-    'PyTorch',
-    'PyTorch (channels_last)',
-    'PyTorch (compiled)',
-    'PyTorch (channels_last compiled)',
-  ),
+  "PyTorch's network": PYTORCH_TABLE,
   'fashion_mnist': ('ours (fashion_mnist)', 'linen (fashion_mnist)'),
 }
 

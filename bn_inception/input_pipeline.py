@@ -414,6 +414,7 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
   # slower, twice as many by a tenth.
   num_threads = _num_cores() // max(1, options.num_workers)
   num_threads = min(max(1, num_threads), 16)
+  # Systems without /proc keep the pipe, and its danger while a worker starts.
   if options.num_workers and os.path.exists('/proc/self/fd'):
     batches = _PickledToFile(batches)
   dataset = grain.MapDataset.source(batches)

@@ -18,6 +18,8 @@ def run(module, *arguments):
 def test_unknown_tables_and_cores_are_named():
   for arguments, message in (
     (['--only=imagnet'], "error: there is no table 'imagnet': use the paper's"),
+    (['--skip=torch'], "error: there is no contender 'torch': use PyTorch"),
+    (['--output=no/x.json'], 'error: --output=no/x.json is in a folder that'),
     (['--cores=99'], 'error: --cores must be between 1 and '),
   ):
     done = run('train_step', *arguments)
@@ -29,7 +31,7 @@ def test_unknown_tables_and_cores_are_named():
 def test_a_short_contest(tmp_path):
   output = tmp_path / 'speed.json'
   done = run(
-    'train_step', '--only=fashion_mnist', '--batch_sizes=4', '--rounds=2',
+    'train_step', '--only=fashion_mnist', '--batch_size=4', '--rounds=2',
     '--seconds=0.1', '--cores=1', f'--output={output}',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

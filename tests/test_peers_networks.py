@@ -5,15 +5,13 @@ weights: logits in evaluation and in training, and the gradient of the input.
 TensorFlow's is TF-Slim's, from a checkpoint that it saves: logits.
 """
 
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_import_weights import in_scope, make_slim_weights
 
+from benchmarks import pytorch_inception
 from bn_inception import augment, import_weights
 from bn_inception.import_weights import files
 from bn_inception.inception import Inception
@@ -29,15 +27,7 @@ def make_pytorch_model(package):
     from pytorchcv.models.bninception import bninception
 
     return bninception()
-  # The file alone: its package imports torchvision, which needs a PyTorch that
-  # was built for the same devices.
-  folder = importlib.util.find_spec(package).submodule_search_locations[0]
-  spec = importlib.util.spec_from_file_location(
-    'cadene_bninception', os.path.join(folder, 'models', 'bninception.py')
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.bninception(pretrained=None)
+  return pytorch_inception.make_pytorch_model()
 
 
 def pytorch_input(package, images):

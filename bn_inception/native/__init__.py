@@ -1,5 +1,7 @@
-"""The optional native convolutions for CPUs, if `python -m bn_inception.native`
-has built them from convolution.cc: without them everything works, slower.
+"""The optional native convolutions for CPUs.
+
+`python -m bn_inception.native` builds them from convolution.cc. Without them
+everything works, slower on CPUs.
 """
 
 import ctypes
