@@ -259,6 +259,10 @@ def main() -> None:
   run(1)
   first = time.monotonic() - start
   compiling_peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  if 'jax' in sys.modules:  # whose compiler is in this process
+    from bn_inception.compilation import release_memory
+
+    release_memory()  # as training does
   run(1)
   forget_peak()
   ready = {'first_step_seconds': first, 'peak_bytes_compiling': compiling_peak}

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bn_inception.convolution import Padding
@@ -35,10 +36,13 @@ def pool3x3(
   pads = tuple(_padding(size, stride, stride_padding) for size in x.shape[1:3])
   if kind == 'max':
     return max_pool3x3(x, pads) if stride == 2 else _max_pool(x, pads, stride)
-  y = nn.avg_pool(
-    x, (3, 3), (stride,) * 2, pads, count_include_pad=average_includes_padding
+  pool = partial(
+    _average_pool,
+    pads=pads,
+    stride=stride,
+    with_padding=average_includes_padding,
   )
-  return y.astype(x.dtype)  # linen divides by counts in float32
+  return pool(x)
 
 
 def _padding(size: int, stride: int, stride_padding: str) -> tuple[int, int]:
@@ -46,6 +50,45 @@ def _padding(size: int, stride: int, stride_padding: str) -> tuple[int, int]:
     return 0, (size - 1) % 2
   total = max(0, (-(-size // stride) - 1) * stride + 3 - size)
   return total // 2, total - total // 2
+
+
+def _average_pool(
+  x: Array, pads: Padding, stride: int, with_padding: bool
+) -> Array:
+  """Sums by shifted additions on CPUs: XLA's windows are slow there."""
+  total = lax.platform_dependent(
+    x,
+    cpu=partial(_shifted_sum, pads=pads, stride=stride),
+    default=partial(_window_sum, pads=pads, stride=stride),
+  )
+  if with_padding:
+    return total / jnp.array(9, x.dtype)
+  counts = [
+    np.array(
+      [
+        min(start + 3, size) - max(start, 0)
+        for start in range(-before, size + behind - 2, stride)
+      ]
+    )
+    for size, (before, behind) in zip(x.shape[1:3], pads, strict=True)
+  ]
+  return total / jnp.asarray(np.outer(*counts)[:, :, None], x.dtype)
+
+
+def _window_sum(x: Array, pads: Padding, stride: int) -> Array:
+  window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
+  zero = np.zeros((), x.dtype)  # a constant, or JAX has no gradient for it
+  pads = ((0, 0), *pads, (0, 0))
+  return lax.reduce_window(x, zero, lax.add, window, strides, pads)
+
+
+def _shifted_sum(x: Array, pads: Padding, stride: int) -> Array:
+  zero = jnp.zeros((), x.dtype)
+  x = lax.pad(x, zero, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+  for axis in (1, 2):
+    last = x.shape[axis] - 2
+    x = sum(lax.slice_in_dim(x, i, last + i, stride, axis) for i in range(3))
+  return x
 
 
 def _max_pool(x: Array, pads: Padding, stride: int) -> Array:

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from bn_inception import batch_norm, mesh, metrics
+from bn_inception.compilation import compiler_options
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 
@@ -229,13 +230,13 @@ def make_train_step(
   step = partial(train_step, optimizer=optimizer, **keywords)
   batch_spec = mesh.split_batch(device_mesh, is_accumulating).spec
   in_specs = (REPLICATED, batch_spec, REPLICATED)
-  return jax.jit(_mapped(step, device_mesh, in_specs), donate_argnums=0)
+  return _jit_mapped(step, device_mesh, in_specs, donate_argnums=0)
 
 
 def make_eval_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(eval_step)): (variables, batch) -> sums."""
   in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec)
-  return jax.jit(_mapped(partial(eval_step, **keywords), device_mesh, in_specs))
+  return _jit_mapped(partial(eval_step, **keywords), device_mesh, in_specs)
 
 
 def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
@@ -245,25 +246,25 @@ def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
   """
   batch_spec = mesh.split_batch(device_mesh).spec
   step = partial(predict_step, **keywords)
-  return jax.jit(
-    _mapped(step, device_mesh, (REPLICATED, batch_spec), batch_spec)
-  )
+  return _jit_mapped(step, device_mesh, (REPLICATED, batch_spec), batch_spec)
 
 
 def make_statistics_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(statistics_step)): (variables, batch, rng) -> batch_stats."""
   step = partial(statistics_step, **keywords)
   in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec, REPLICATED)
-  return jax.jit(_mapped(step, device_mesh, in_specs))
+  return _jit_mapped(step, device_mesh, in_specs)
 
 
-def _mapped(
-  step: Callable, device_mesh: Mesh, in_specs, out_specs=REPLICATED
+def _jit_mapped(
+  step: Callable, device_mesh: Mesh, in_specs, out_specs=REPLICATED, **keywords
 ) -> Callable:
-  return jax.shard_map(
+  mapped = jax.shard_map(
     step,
     mesh=device_mesh,
     in_specs=in_specs,
     out_specs=out_specs,
     check_vma=False,
   )
+  options = compiler_options(device_mesh)
+  return jax.jit(mapped, compiler_options=options, **keywords)

@@ -17,6 +17,7 @@ from bn_inception import (
   native,
   run_directory,
 )
+from bn_inception.compilation import release_memory
 from bn_inception.errors import UserError
 from bn_inception.evaluation import evaluate, statistics_name
 from bn_inception.experiment import (
@@ -243,6 +244,7 @@ class _Run:
 
   def _log_first_step(self, step: int, step_metrics: dict) -> None:
     jax.block_until_ready(step_metrics)
+    release_memory()
     seconds = time.monotonic() - self.entry_time
     self.book.write(
       'start', step, seconds_to_first_step=seconds, seconds=self.seconds

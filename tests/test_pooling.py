@@ -1,4 +1,4 @@
-"""Max pooling's own gradient is XLA's, also where values are equal."""
+"""Pooling and its gradients are XLA's, also where values are equal."""
 
 from functools import partial
 
@@ -41,6 +41,28 @@ def test_max_pooling_by_two(size, stride_padding, num_values):
   expected = compute(expected_pool, x, dy)
   for a, b in zip(own, expected, strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('with_padding', [False, True])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [(8, 8), (7, 8), (3, 4)])
+def test_averages(size, stride, with_padding):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+
+  def own(x):
+    return pool3x3(x, 'avg', stride, average_includes_padding=with_padding)
+
+  def expected(x):
+    return nn.avg_pool(
+      x, (3, 3), (stride,) * 2, 'SAME', count_include_pad=with_padding
+    )
+
+  (a, own_backward), (b, backward) = jax.vjp(own, x), jax.vjp(expected, x)
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+  dy = jnp.asarray(rng.normal(size=b.shape), jnp.float32)
+  (a,), (b,) = own_backward(dy), backward(dy)
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_values_that_are_all_negative_beat_the_padding():

@@ -32,7 +32,7 @@ def build() -> None:
     raise UserError(f'oneDNN is not in {PREFIX}: {_REMEDY}')
   compiler = os.environ.get('CXX', 'g++')
   command = [
-    compiler, '-std=c++17', '-O2', '-shared', '-fPIC',
+    compiler, '-std=c++17', '-O2', '-shared', '-fPIC', '-fopenmp',
     f'-I{jax.ffi.include_dir()}', f'-I{include}', str(SOURCE),
     f'-L{folder}', '-Wl,-rpath,$ORIGIN', '-ldnnl', '-o', str(LIBRARY),
   ]  # fmt: skip

@@ -4,6 +4,8 @@
 // ../convolution.py calls them. Images stay NHWC; kernels are brought from HWIO
 // into the layout that oneDNN likes, and back.
 
+#include <omp.h>
+
 #include <cstdlib>
 #include <dnnl.hpp>
 #include <map>
@@ -86,11 +88,6 @@ std::unique_ptr<Plan> MakePlan(Kind kind, const Dims& x, const Dims& y,
   return plan;
 }
 
-// Plans are made once; convolutions come one after the other, each with all
-// threads, since XLA may call from several.
-std::mutex mutex;
-std::map<std::vector<Dims>, std::unique_ptr<Plan>> plans;
-
 // Memory for one convolution after the other: fresh memory would have to be
 // cleared by the system each time.
 class Buffers {
@@ -109,14 +106,20 @@ class Buffers {
   size_t size_ = 0;
 };
 
-void Run(Kind kind, const Plan& plan, float* x, float* y, float* kernel) {
-  static dnnl::stream stream(Engine());
-  static Buffers kernels, scratchpads;
+// What a convolution needs beside its arrays.
+struct Workspace {
+  dnnl::stream stream{Engine()};
+  Buffers kernels, scratchpads;
+};
+
+void Run(Workspace& workspace, Kind kind, const Plan& plan, float* x, float* y,
+         float* kernel) {
+  auto& stream = workspace.stream;
   const auto at = [](const memory::desc& desc, void* data) {
     return memory(desc, Engine(), data);
   };
   memory plain = at(plan.plain_kernel, kernel), weights = plain;
-  if (plan.is_reordered) weights = kernels.Of(plan.kernel);
+  if (plan.is_reordered) weights = workspace.kernels.Of(plan.kernel);
   if (plan.is_reordered && kind != kKernelGradient) {
     dnnl::reorder(plan.reorder).execute(stream, plain, weights);
   }
@@ -127,11 +130,45 @@ void Run(Kind kind, const Plan& plan, float* x, float* y, float* kernel) {
        {kind == kForward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, at(plan.y, y)},
        {kind == kKernelGradient ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS,
         weights},
-       {DNNL_ARG_SCRATCHPAD, scratchpads.Of(plan.scratchpad)}});
+       {DNNL_ARG_SCRATCHPAD, workspace.scratchpads.Of(plan.scratchpad)}});
   if (plan.is_reordered && kind == kKernelGradient) {
     dnnl::reorder(plan.reorder).execute(stream, weights, plain);
   }
   stream.wait();
+}
+
+// Below, waking the other threads costs more than they save: one takes less than
+// a millisecond alone, and XLA has others to do beside it.
+constexpr double kManyMultiplications = 2e7;
+
+bool IsLarge(const Dims& y, const Dims& kernel) {
+  double product = 1;
+  for (const int64_t size : y) product *= size;
+  return product * kernel[0] * kernel[1] * kernel[2] > kManyMultiplications;
+}
+
+// Plans are made once. XLA calls from several threads: large convolutions come
+// one after the other, each with all threads of OpenMP; small ones stay in
+// theirs.
+void Dispatch(Kind kind, const std::vector<Dims>& sizes, float* x, float* y,
+              float* kernel) {
+  static std::mutex plans_mutex, large_mutex;
+  static std::map<std::vector<Dims>, std::unique_ptr<Plan>> plans;
+  static Workspace large_workspace;
+  thread_local Workspace small_workspace;
+  static const int num_threads = omp_get_max_threads();
+  const bool is_large = IsLarge(sizes[2], sizes[3]);
+  omp_set_num_threads(is_large ? num_threads : 1);
+  std::unique_lock<std::mutex> lock(plans_mutex);
+  auto& plan = plans[sizes];
+  if (!plan) {
+    plan = MakePlan(kind, sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
+                    sizes[6]);
+  }
+  lock.unlock();
+  if (!is_large) return Run(small_workspace, kind, *plan, x, y, kernel);
+  const std::lock_guard<std::mutex> turn(large_mutex);
+  Run(large_workspace, kind, *plan, x, y, kernel);
 }
 
 ffi::Error Convolve(Kind kind, Buffer& x, Buffer& y, Buffer& kernel,
@@ -145,13 +182,8 @@ ffi::Error Convolve(Kind kind, Buffer& x, Buffer& y, Buffer& kernel,
       {kind},        dims(x.dimensions()), dims(y.dimensions()),
       dims(kernel.dimensions()), dims(strides), dims(before), dims(behind)};
   try {
-    const std::lock_guard<std::mutex> lock(mutex);
-    auto& plan = plans[sizes];
-    if (!plan) {
-      plan = MakePlan(kind, sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-                      sizes[6]);
-    }
-    Run(kind, *plan, x.typed_data(), y.typed_data(), kernel.typed_data());
+    Dispatch(kind, sizes, x.typed_data(), y.typed_data(),
+             kernel.typed_data());
   } catch (const dnnl::error& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   } catch (const std::bad_alloc&) {

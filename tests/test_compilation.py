@@ -1,0 +1,65 @@
+"""Options of the compiler, and memory that it no longer needs."""
+
+import ctypes
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_inception.compilation import compiler_options, release_memory
+from bn_inception.mesh import make_evaluation_mesh
+
+
+class OtherDevice:
+  platform = 'tpu'
+
+
+class OtherMesh:
+  devices = np.array([OtherDevice()])
+
+
+def test_on_a_cpu_less_memory_is_used():
+  """Four values that could be computed at once, but need not be there at once."""
+
+  def add_four(x):
+    # Products that no fusion takes apart.
+    parts = [jnp.sin(x + i) @ x for i in range(4)]
+    return sum(jnp.sum(part @ part) for part in parts)
+
+  options = compiler_options(make_evaluation_mesh(jax.devices()[:1]))
+  x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+  memory = [
+    jax.jit(add_four, compiler_options=o).lower(x).compile().memory_analysis()
+    for o in (None, options)
+  ]
+  default, own = (m.temp_size_in_bytes for m in memory)
+  assert own <= 0.75 * default
+
+
+def test_other_devices_have_none():
+  assert compiler_options(OtherMesh()) == {}
+
+
+def resident_bytes() -> int:
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  return 4096 * pages
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
+def test_freed_memory_goes_back_to_the_system():
+  library = ctypes.CDLL(None)
+  library.malloc.restype = ctypes.c_void_p
+  library.free.argtypes = [ctypes.c_void_p]
+  size, num_blocks = 100_000, 2_000  # not so large that each is mapped
+  blocks = [library.malloc(size) for _ in range(num_blocks)]
+  for block in blocks:
+    ctypes.memset(block, 1, size)
+  for block in blocks[:-1]:  # the last one keeps the others
+    library.free(block)
+  kept = resident_bytes()
+  release_memory()
+  assert resident_bytes() < kept - 0.9 * size * num_blocks
+  library.free(blocks[-1])
