@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,55 +22,114 @@ from benchmarks.results import divide, machine, print_table, spread
 from bn_inception.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
+BEFORE = 'before: '  # of a contender's name: of the version in --before
+_COPIES = re.compile(r'(?:(\d+) x )?(.*)')
 
 
 class Contender:
-  """A process of contenders.py, stopped while it is not its turn.
+  """Processes of contenders.py, stopped while it is not their turn.
+
+  There is one, with all cores; of '2 x NAME' two, each with half of them.
 
   Attributes:
-    ready: what it said of its first step.
-    images_per_second: in each round.
-    peak_bytes: most memory that was resident in its steps.
+    ready: what the last of them said of its first step.
+    images_per_second: in each round, of all together.
+    peak_bytes: most memory that was resident in its steps, of all together.
     not_run: why it could not be started.
   """
 
-  def __init__(self, setup: Setup, cores: Sequence[int]):
+  def __init__(self, setup: Setup, cores: Sequence[int], before: str | None):
     self.setup = setup
     self.images_per_second: list[float] = []
     self.peak_bytes = 0
     self.not_run: str | None = None
     self.ready: dict = {}
+    self._processes: list[_Process] = []
+    copies, name = _COPIES.fullmatch(setup.name).groups()
+    copies = int(copies or 1)
+    if copies > len(cores):
+      self.not_run = f'it needs {copies} cores'
+      return
+    checkout = ROOT
+    if name.startswith(BEFORE):
+      name, checkout = name.removeprefix(BEFORE), pathlib.Path(before).resolve()
+    setup = dataclasses.replace(setup, name=name)
+    for i in range(copies):
+      process = _Process(setup, cores[i::copies], checkout)
+      self._processes.append(process)
+      try:
+        self.ready = process.listen()
+      except EOFError:
+        self.not_run = process.last_complaint()
+        return
+
+  def take_turn(self, num_steps: int) -> None:
+    for process in self._processes:
+      process.speak(num_steps)
+    try:
+      said = [process.listen() for process in self._processes]
+    except EOFError as error:
+      complaints = [process.last_complaint() for process in self._processes]
+      raise RuntimeError(f'{self.setup.name}: {complaints}') from error
+    num_images = len(said) * num_steps * self.setup.batch_size
+    seconds = max(answer['seconds'] for answer in said)
+    self.images_per_second.append(num_images / seconds)
+    peak_bytes = sum(answer['peak_bytes'] for answer in said)
+    self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+  def end(self) -> None:
+    for process in self._processes:
+      process.end()
+
+
+class _Process:
+  """A process of contenders.py, which runs while it is listened to."""
+
+  def __init__(
+    self, setup: Setup, cores: Sequence[int], checkout: pathlib.Path
+  ):
     self._complaints = tempfile.TemporaryFile('w+')  # a pipe could be full
+    environment = {
+      'JAX_PLATFORMS': 'cpu',
+      # A cold start is what is reported as the time to compile.
+      'JAX_COMPILATION_CACHE_DIR': '',
+      # This folder's benchmarks, and the packages of the checkout.
+      'PYTHONPATH': str(checkout),
+      'PYTHONSAFEPATH': '1',
+    }
     self._process = subprocess.Popen(
       [
         'taskset', '--cpu-list', ','.join(map(str, cores)),
-        sys.executable, '-m', 'benchmarks.contenders', *setup.arguments(),
+        sys.executable, str(ROOT / 'benchmarks' / 'contenders.py'),
+        *setup.arguments(),
       ],
-      cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      stderr=self._complaints, text=True,
-      # A cold start is what is reported as the time to compile.
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': ''},
+      cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      stderr=self._complaints, text=True, env={**os.environ, **environment},
     )  # fmt: skip
-    line = self._process.stdout.readline()
-    if line:
-      self.ready = json.loads(line)
-      self._process.send_signal(signal.SIGSTOP)
-    else:
-      self.not_run = self._last_complaint()
 
-  def take_turn(self, num_steps: int) -> None:
+  def speak(self, num_steps: int) -> None:
     self._process.send_signal(signal.SIGCONT)
     self._process.stdin.write(f'{num_steps}\n')
     self._process.stdin.flush()
+
+  def listen(self) -> dict:
+    """Its next line.
+
+    Raises:
+      EOFError: if it has ended.
+    """
     line = self._process.stdout.readline()
     if not line:
-      raise RuntimeError(f'{self.setup.name}: {self._last_complaint()}')
-    said = json.loads(line)
+      raise EOFError
     self._process.send_signal(signal.SIGSTOP)
-    self.images_per_second.append(
-      num_steps * self.setup.batch_size / said['seconds']
-    )
-    self.peak_bytes = max(self.peak_bytes, said['peak_bytes'])
+    return json.loads(line)
+
+  def last_complaint(self) -> str:
+    self._process.kill()
+    self._process.wait()
+    self._complaints.seek(0)
+    said = self._complaints.read().strip().splitlines()
+    return said[-1] if said else f'exit status {self._process.returncode}'
 
   def end(self) -> None:
     self._process.kill()
@@ -78,20 +138,21 @@ class Contender:
     self._process.stdout.close()
     self._complaints.close()
 
-  def _last_complaint(self) -> str:
-    self._process.wait()
-    self._complaints.seek(0)
-    said = self._complaints.read().strip().splitlines()
-    return said[-1] if said else f'exit status {self._process.returncode}'
-
 
 def compete(
   setups: Sequence[Setup],
   cores: Sequence[int],
   num_rounds: int,
   seconds: float,
+  before: str | None = None,
 ) -> list[Contender]:
   """Lets all take `num_rounds` turns of about so many seconds.
+
+  Args:
+    setups: of the contenders.
+    cores: of each, in its turn.
+    num_rounds, seconds: as above.
+    before: folder of another version, for names with `BEFORE`.
 
   Raises:
     UserError: if the first one cannot be started.
@@ -99,8 +160,12 @@ def compete(
   contenders = []
   try:
     for setup in setups:
-      print(f'starting {setup.name}', file=sys.stderr, flush=True)
-      contenders.append(Contender(setup, cores))
+      print(
+        f'starting {setup.name}, batch {setup.batch_size}',
+        file=sys.stderr,
+        flush=True,
+      )
+      contenders.append(Contender(setup, cores, before))
     running = [c for c in contenders if c.not_run is None]
     if contenders[0].not_run is not None:
       raise UserError(f'{setups[0].name}: {contenders[0].not_run}')
@@ -152,9 +217,9 @@ def print_rows(rows: Sequence[dict]) -> None:
         f'{row["peak_bytes"] / 1e6:.0f}',
         f'{row["first_step_seconds"]:.1f}',
       ]
-    lines.append([row['name'], *cells])
+    lines.append([row['name'], str(row['batch_size']), *cells])
   header = [
-    'contender', 'images/s', 'first by it', 'range', 'MB at most',
+    'contender', 'batch', 'images/s', 'first by it', 'range', 'MB at most',
     'seconds to its first step',
   ]  # fmt: skip
   print_table(header, lines)
@@ -179,12 +244,17 @@ def define_flags(tables: dict[str, Sequence[str]]) -> None:
   flags.DEFINE_list('only', [], f'Tables: some of {", ".join(tables)}.')
   flags.DEFINE_list('skip', [], 'Contenders to leave out.')
   flags.DEFINE_integer('cores', None, 'How many to use; default: all.')
-  flags.DEFINE_multi_integer('batch_size', 16, 'Given again: each its tables.')
+  flags.DEFINE_multi_integer('batch_size', 16, 'Given again: all take turns.')
   flags.DEFINE_integer(
     'image_size', 224, 'Height and width; fashion_mnist: 28.'
   )
   flags.DEFINE_integer('rounds', 5, 'Turns of each contender.')
   flags.DEFINE_float('seconds', 5.0, 'Of a turn, about.')
+  flags.DEFINE_string(
+    'before',
+    None,
+    'A folder with another version of this repository, whose "ours" take turns.',
+  )
   flags.DEFINE_string('output', None, 'JSON file to write.')
 
 
@@ -201,19 +271,28 @@ def main(task: str, tables: dict[str, Sequence[str]]) -> None:
         f"there is no {kind} '{min(unknown)}': use {', '.join(known)}"
       )
   check_output(values.output)
+  if values.before and not pathlib.Path(values.before, 'bn_inception').is_dir():
+    raise UserError(
+      f'--before={values.before} is not a version of this project'
+    )
   cores, results = use_cores(values.cores), []
   for title in values.only or tables:
     names = [name for name in tables[title] if name not in values.skip]
-    for batch_size in values.batch_size:
-      image_size = 28 if title == 'fashion_mnist' else values.image_size
-      setups = [Setup(name, task, batch_size, image_size) for name in names]
-      rows = summarize(compete(setups, cores, values.rounds, values.seconds))
-      print(
-        f'\n{title}: {task}, batch {batch_size}, {image_size} x {image_size}, '
-        f'{len(cores)} cores'
-      )
-      print_rows(rows)
-      results.append({'table': title, 'rows': rows})
+    if values.before:
+      names += [BEFORE + name for name in names if name.startswith('ours')]
+    image_size = 28 if title == 'fashion_mnist' else values.image_size
+    setups = [
+      Setup(name, task, batch_size, image_size)
+      for batch_size in values.batch_size
+      for name in names
+    ]
+    contenders = compete(
+      setups, cores, values.rounds, values.seconds, values.before
+    )
+    rows = summarize(contenders)
+    print(f'\n{title}: {task}, {image_size} x {image_size}, {len(cores)} cores')
+    print_rows(rows)
+    results.append({'table': title, 'rows': rows})
   write_json(
     values.output, {'machine': machine(len(cores)), 'results': results}
   )

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from benchmarks import stalls
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -18,8 +20,9 @@ def run(module, *arguments):
 def test_unknown_tables_and_cores_are_named():
   for arguments, message in (
     (['--only=imagnet'], "error: there is no table 'imagnet': use the paper's"),
-    (['--skip=torch'], "error: there is no contender 'torch': use PyTorch"),
+    (['--skip=torch'], "error: there is no contender 'torch': use 2 x ours"),
     (['--output=no/x.json'], 'error: --output=no/x.json is in a folder that'),
+    (['--before=no'], 'error: --before=no is not a version of this project'),
     (['--cores=99'], 'error: --cores must be between 1 and '),
   ):
     done = run('train_step', *arguments)
@@ -27,23 +30,46 @@ def test_unknown_tables_and_cores_are_named():
     assert done.stderr.startswith(message) and done.stderr.count('\n') == 1
 
 
+def test_stalls_are_read_from_the_records_of_a_run():
+  records = [
+    {'kind': 'start', 'step': 1, 'seconds': 9.0, 'seconds_to_first_step': 9.5},
+    {'kind': 'train', 'step': 50, 'seconds': 10.0},
+    {
+      'kind': 'train', 'step': 100, 'seconds': 12.0,
+      'images_per_second': 800.0, 'input_wait_fraction': 0.25,
+    },
+    {'kind': 'eval', 'step': 100, 'seconds': 15.0},
+    {  # 50 steps of 32 images: began at 15.5 s, after a checkpoint
+      'kind': 'train', 'step': 150, 'seconds': 17.5,
+      'images_per_second': 800.0, 'input_wait_fraction': 0.0,
+    },
+  ]  # fmt: skip
+  assert stalls.split_time(records) == {
+    'seconds to the first step': [9.5], 'images/s': [800.0, 800.0],
+    'input wait, %': [25.0, 0.0], 'evaluation, s': [3.0],
+    'checkpoint, s': [0.5],
+  }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_short_contest(tmp_path):
   output = tmp_path / 'speed.json'
   done = run(
     'train_step', '--only=fashion_mnist', '--batch_size=4', '--rounds=2',
-    '--seconds=0.1', '--cores=1', f'--output={output}',
+    '--seconds=0.1', '--cores=1', '--before=.', f'--output={output}',
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   content = json.loads(output.read_text())
   assert content['machine']['cores'] == 1
   (table,) = content['results']
-  ours, linen = table['rows']
-  assert (ours['name'], linen['name']) == (
-    'ours (fashion_mnist)', 'linen (fashion_mnist)',
-  )  # fmt: skip
+  ours, two, linen, before = table['rows']
+  assert [row['name'] for row in table['rows']] == [
+    'ours (fashion_mnist)', '2 x ours (fashion_mnist)', 'linen (fashion_mnist)',
+    'before: ours (fashion_mnist)',
+  ]  # fmt: skip
+  assert two['not_run'] == 'it needs 2 cores'
   assert ours['first_by_this']['median'] == 1.0
   assert linen['first_by_this']['lowest'] > 0.0
-  for row in ours, linen:
+  for row in ours, linen, before:
     assert len(row['rounds']) == 2 and min(row['rounds']) > 0.0
     assert row['peak_bytes'] > 1e8 and row['first_step_seconds'] > 0.0
