@@ -14,6 +14,7 @@ of 128 in 4c and 4d, and Caffe's paddings: 'ours (their network)' has these too.
 
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import resource
@@ -33,6 +34,7 @@ PYTORCH_TABLE = (
   'linen (dense stem)',
   'PyTorch',
   'PyTorch (channels_last)',
+  'PyTorch (channels_last kept)',
   'PyTorch (compiled)',
   'PyTorch (channels_last compiled)',
 )
@@ -73,6 +75,11 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
   """The product's training step, or its folded network."""
   import jax
   import jax.numpy as jnp
+
+  if importlib.util.find_spec('bn_inception.host'):  # not in older versions
+    from bn_inception import host
+
+    host.keep_memory()  # as train.py does
 
   from bn_inception.experiment import make_model, make_update
   from bn_inception.inception import fold_batch_norm
@@ -172,6 +179,10 @@ def pytorch(setup: Setup, options: tuple[str, ...]) -> Callable[[int], None]:
   from benchmarks.linen_inception import L2, LEARNING_RATE, MOMENTUM
   from benchmarks.pytorch_inception import make_pytorch_model
 
+  if 'kept' in options:
+    # What host.keep_memory does for ours: M_MMAP_MAX and M_TRIM_THRESHOLD.
+    ctypes.CDLL(None).mallopt(-4, 0)
+    ctypes.CDLL(None).mallopt(-1, -1)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(0)
   images, labels = make_images(setup)

@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed
+from bn_inception import distributed, host
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 
@@ -78,6 +78,8 @@ def run(
     try:
       if 'process_id' in flags.FLAGS:
         _join_processes()
+      if not jax.distributed.is_initialized():  # those may wait in a step
+        host.keep_memory()
       main()
     except UserError as error:
       _leave_processes(error)

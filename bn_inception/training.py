@@ -17,7 +17,6 @@ from bn_inception import (
   native,
   run_directory,
 )
-from bn_inception.compilation import release_memory
 from bn_inception.errors import UserError
 from bn_inception.evaluation import evaluate, statistics_name
 from bn_inception.experiment import (
@@ -25,6 +24,7 @@ from bn_inception.experiment import (
   examples_sharing_statistics,
   make_experiment,
 )
+from bn_inception.host import release_memory
 from bn_inception.initial_weights import (
   check_same_network,
   start_from_checkpoint,

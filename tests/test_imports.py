@@ -8,8 +8,8 @@ import pytest
 FLOORS = [
   {'errors'},
   {
-    'augment', 'batch_norm', 'compilation', 'crops', 'distributed', 'hlo_text', 'integrity',
-    'interruption', 'logbook', 'mesh', 'metrics', 'native',
+    'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
+    'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
     'optimizer', 'order', 'predictions', 'scores', 'sources.imagenet', 'sources.progress',
     'sources.source',
   },

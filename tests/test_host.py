@@ -1,7 +1,9 @@
-"""Options of the compiler, and memory that it no longer needs."""
+"""Options of the compiler; memory that is kept, or given back."""
 
 import ctypes
+import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -9,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception.compilation import compiler_options, release_memory
+from bn_inception.host import compiler_options, release_memory
 from bn_inception.mesh import make_evaluation_mesh
+
+ROOT = pathlib.Path(__file__).parent.parent
+on_glibc = pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
 
 
 class OtherDevice:
@@ -48,7 +53,40 @@ def resident_bytes() -> int:
   return 4096 * pages
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
+# A product of 64 MB, ten times: how many pages the last four asked for.
+PRODUCT = """
+import resource, sys
+import jax, jax.numpy as jnp
+from bn_inception import host
+if sys.argv[1] == 'kept':
+  host.keep_memory()
+multiply = jax.jit(lambda x: (x @ x.T) @ x)
+x = jnp.ones((2**12, 16))
+def faults():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def take_steps(n):
+  for _ in range(n):
+    multiply(x).block_until_ready()
+take_steps(6)  # until everything has found its place
+before = faults()
+take_steps(4)
+print(faults() - before)
+"""
+
+
+@on_glibc
+@pytest.mark.parametrize('kind, is_kept', [('kept', True), ('given', False)])
+def test_a_step_uses_the_memory_of_the_one_before(kind, is_kept):
+  done = subprocess.run(
+    [sys.executable, '-c', PRODUCT, kind],
+    cwd=ROOT, capture_output=True, text=True,
+    env={**os.environ, 'XLA_FLAGS': ''},  # of one device
+  )  # fmt: skip
+  num_pages = 4 * 2**26 // 4096
+  assert (int(done.stdout) < 0.3 * num_pages) == is_kept, done.stderr
+
+
+@on_glibc
 def test_freed_memory_goes_back_to_the_system():
   library = ctypes.CDLL(None)
   library.malloc.restype = ctypes.c_void_p
