@@ -127,6 +127,7 @@ def test_both_statistics_stand_beside_each_other(run, capsys):
     PopulationOptions(num_batches=0)
 
 
+@pytest.mark.slow
 def test_probabilities_are_means_over_views_and_members(run, tmp_path):
   workdir, _ = run
   path = evaluation.find_checkpoint(workdir, None)

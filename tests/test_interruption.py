@@ -35,7 +35,8 @@ def read_raw(workdir):
   return ocp.StandardCheckpointer().restore(f'{path}/state')
 
 
-@pytest.mark.parametrize('step', [4, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('step', [4, 6])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
   tmp_path, monkeypatch, digits_config, step
 ):

@@ -1,7 +1,5 @@
 """The network is the plain one of benchmarks/linen_inception.py."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +12,8 @@ from bn_inception.inception import FIGURE_5, Inception
 ROWS = FIGURE_5[0], FIGURE_5[2], FIGURE_5[9]  # avg and max, stride 1 and 2
 
 
-SLOWLY = partial(pytest.param, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-  'stem', ['separable', SLOWLY('dense'), SLOWLY('small')]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('stem', ['separable', 'dense', 'small'])
 def test_outputs_gradients_and_statistics(stem):
   stem_stride = 1 if stem == 'small' else 2
   values = {'stem': stem, 'stem_stride': stem_stride, 'rows': ROWS}

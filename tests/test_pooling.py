@@ -20,7 +20,7 @@ def xla_max_pool(x, stride_padding):
 
 @pytest.mark.parametrize('stride_padding', ['same', 'caffe'])
 @pytest.mark.parametrize('size', [(8, 8), (7, 8), (9, 5), (3, 4)])
-@pytest.mark.parametrize('num_values', [2, 3, 1000])
+@pytest.mark.parametrize('num_values', [2, 1000])
 def test_max_pooling_by_two(size, stride_padding, num_values):
   rng = np.random.default_rng(0)
   # Integers, of which many are equal, as after ReLU.

@@ -272,6 +272,7 @@ def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, folder_config, capsys):
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
   data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
   result = training.train_and_evaluate(folder_config, workdir, data_dir)
