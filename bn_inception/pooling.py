@@ -36,13 +36,7 @@ def pool3x3(
   pads = tuple(_padding(size, stride, stride_padding) for size in x.shape[1:3])
   if kind == 'max':
     return max_pool3x3(x, pads) if stride == 2 else _max_pool(x, pads, stride)
-  pool = partial(
-    _average_pool,
-    pads=pads,
-    stride=stride,
-    with_padding=average_includes_padding,
-  )
-  return pool(x)
+  return _average_pool(x, pads, stride, average_includes_padding)
 
 
 def _padding(size: int, stride: int, stride_padding: str) -> tuple[int, int]:

@@ -86,6 +86,18 @@ def test_a_step_uses_the_memory_of_the_one_before(kind, is_kept):
   assert (int(done.stdout) < 0.3 * num_pages) == is_kept, done.stderr
 
 
+def test_programs_keep_memory():
+  program = """
+from bn_inception import command_line, host
+host.keep_memory = lambda: print('kept')
+command_line.run(lambda: print('running'))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.stdout == 'kept\nrunning\n', done.stderr
+
+
 @on_glibc
 def test_freed_memory_goes_back_to_the_system():
   library = ctypes.CDLL(None)
