@@ -38,6 +38,7 @@ def scale_image(
   mean: tuple[float, ...],
   std: tuple[float, ...],
   channel_order: str,
+  binary_threshold: float,
 ) -> Array:
   """What a network expects of its input: (image in `value_range` - mean) / std.
 
@@ -46,6 +47,8 @@ def scale_image(
     value_range: what 0 and 255 become, before mean and std.
     mean, std: one value, or one for each channel in `channel_order`.
     channel_order: 'rgb', or 'bgr' for networks trained with Caffe.
+    binary_threshold: values from here on count as 255, those below as 0 (Section
+      4.1 has binary images); 0: they are taken as they are.
 
   Returns:
     float32 [..., C].
@@ -67,6 +70,13 @@ def scale_image(
   low, high = value_range
   if low == high or 0.0 in std:
     raise UserError('input_scaling must not divide by zero, nor make all equal')
+  if not 0.0 <= binary_threshold <= 255.0:
+    raise UserError(
+      'input_scaling.binary_threshold must be between 0 and 255, got '
+      f'{binary_threshold}'
+    )
+  if binary_threshold:
+    image = jnp.where(image >= binary_threshold, 255.0, 0.0)
   if channel_order == 'bgr':
     image = image[..., ::-1]
   # One subtraction and one division, which no fusion can round differently.

@@ -436,6 +436,8 @@ def _with_population_statistics(
 
 def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   model = evaluator.model
+  if fold and not isinstance(model, inception.Inception):
+    raise UserError('--fold is for convolutional networks: leave it out')
   if fold:
     model, variables = inception.fold_batch_norm(model, variables)
   return predict(

@@ -3,8 +3,8 @@
 Each section of the config but `source` is the keyword arguments of one
 function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
 `augment` -> `photometric_distortion`, `input_scaling` -> `scale_image`, `model`
--> `Inception`, `optimizer` -> `make_optimizer`, `training` ->
-`TrainingOptions`.
+-> `Inception` or `Perceptron` (`architecture` says which), `optimizer` ->
+`make_optimizer`, `training` -> `TrainingOptions`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from functools import partial
 
 import jax
 
-from bn_inception import augment, inception, mesh, steps
+from bn_inception import augment, inception, mesh, perceptron, steps
 from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
@@ -28,6 +28,8 @@ from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.train_state import TrainState, create_train_state
 
+Model = inception.Inception | perceptron.Perceptron
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
@@ -38,6 +40,9 @@ class TrainingOptions:
     log_every_steps, eval_every_steps, checkpoint_every_steps: in updates.
     keep_last_checkpoints, keep_best_checkpoints: see `open_checkpoints`.
     target_accuracy: top-1 in percent, for the result "steps to target".
+    population_batches: training mini-batches to take population statistics from
+      (Algorithm 2) at every evaluation, which then has the numbers with them
+      beside those with moving averages; 0: moving averages only.
   """
 
   num_epochs: float
@@ -47,10 +52,12 @@ class TrainingOptions:
   keep_last_checkpoints: int
   keep_best_checkpoints: int
   target_accuracy: float
+  population_batches: int
 
   def __post_init__(self):
+    may_be_zero = 'keep_best', 'target', 'population'
     for field in dataclasses.fields(self):
-      lowest = 0 if field.name.startswith(('keep_best', 'target')) else 1e-9
+      lowest = 0 if field.name.startswith(may_be_zero) else 1e-9
       if getattr(self, field.name) < lowest:
         raise UserError(
           f'training.{field.name} must be positive, got '
@@ -73,7 +80,7 @@ class Evaluator:
   """
 
   source: Source
-  model: inception.Inception
+  model: Model
   make_eval_step: Callable
   make_predict_step: Callable
   batches: Callable[[], Iterator[dict]]
@@ -97,6 +104,8 @@ class Experiment:
     train_step: (state, batch, rng) -> (state, metrics).
     rng: key of augmentation and dropout.
     evaluator: of the evaluation split.
+    statistics_pass: for population statistics at every evaluation; None: no BN,
+      or they are not wanted.
   """
 
   options: TrainingOptions
@@ -110,6 +119,7 @@ class Experiment:
   train_step: Callable
   rng: jax.Array
   evaluator: Evaluator
+  statistics_pass: 'StatisticsPass | None'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +260,22 @@ def make_abstract_state(
   return jax.eval_shape(create, jax.random.key(0))
 
 
-def make_model(config: dict, num_classes: int) -> inception.Inception:
-  """The network of a config, in evaluation mode."""
-  return inception.Inception(
+def make_model(config: dict, num_classes: int) -> Model:
+  """The network of a config, in evaluation mode.
+
+  Raises:
+    UserError: if there is no such architecture.
+  """
+  architectures = {
+    'inception': inception.Inception,
+    'perceptron': perceptron.Perceptron,
+  }
+  if config['architecture'] not in architectures:
+    raise UserError(
+      f"architecture '{config['architecture']}' is unknown: use one of "
+      f'{", ".join(architectures)}'
+    )
+  return architectures[config['architecture']](
     num_classes=num_classes,
     norm_batch_size=config['norm_batch_size'],
     **config['model'],
@@ -341,6 +364,11 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   steps_per_epoch = len(source) / batch_size
   num_steps = max(1, round(options.num_epochs * steps_per_epoch))
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
+  statistics_pass = None
+  if options.population_batches and config['model']['use_batch_norm']:
+    statistics_pass = make_statistics_pass(
+      config, data_dir, names['dataset'], names['train_split'], seed
+    )
   return Experiment(
     options=options,
     batch_size=batch_size,
@@ -370,6 +398,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     train_step=update.train_step,
     rng=mesh.replicate(steps_key, device_mesh),
     evaluator=evaluator,
+    statistics_pass=statistics_pass,
   )
 
 

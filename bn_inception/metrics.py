@@ -4,8 +4,11 @@ A metric is accumulated as a sum over examples and divided once, at the end, by
 the count; so every example weighs the same whatever the batches were.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -61,3 +64,25 @@ def averages(sums: dict) -> dict[str, float]:
     'top1': 100.0 * sums['top1_count'] / count,
     'top5': 100.0 * sums['top5_count'] / count,
   }
+
+
+# About one standard deviation to both sides of the median, as in Figure 1.
+PERCENTILES = (15, 50, 85)
+
+
+def percentiles(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+  """Percentiles of what was measured in many batches, all examples together.
+
+  Args:
+    batches: name -> values, one of each example; the same names in all.
+
+  Returns:
+    f'{name}_p{percentile}' -> value, for each of `PERCENTILES`.
+  """
+  found = {}
+  for name in batches[0]:
+    values = np.concatenate([batch[name] for batch in batches])
+    for percentile in PERCENTILES:
+      value = float(np.percentile(values, percentile))
+      found[f'{name}_p{percentile}'] = value
+  return found

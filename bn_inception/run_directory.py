@@ -35,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
     'data.on_bad_image',
     'data.prefetch',
     'training.num_epochs',
+    'training.population_batches',
     'training.log_every_steps',
     'training.eval_every_steps',
     'training.checkpoint_every_steps',

@@ -57,17 +57,20 @@ def train_step(
 
   Returns:
     The next state and metrics of the global batch: `classification_sums`,
-    `gradient_norm`, `learning_rate` and `first_nonfinite_step`.
+    `gradient_norm`, `learning_rate`, `first_nonfinite_step`, and
+    `measurements`: name -> [B] of what the model sows of each example.
   """
   keys = jax.random.split(jax.random.fold_in(rng, state.step))
   own_gradient = partial(_gradient, model, prepare, state.params, keys)
   if optimizer.accumulate_steps == 1:
-    batch_stats, (gradients, sums) = own_gradient(state.batch_stats, batch)
+    batch_stats, parts = own_gradient(state.batch_stats, batch)
+    gradients, sums, measured = parts
   else:
     # Statistics belong to a micro-batch, and so does their moving average.
     batch_stats, parts = jax.lax.scan(own_gradient, state.batch_stats, batch)
     gradients = jax.tree.map(lambda g: jnp.mean(g, 0), parts[0])
     sums = jax.tree.map(lambda s: jnp.sum(s, 0), parts[1])
+    measured = jax.tree.map(jnp.ravel, parts[2])
   # shard_map runs with check_vma=False, so these are gradients of the device's
   # own loss (through collectives: of the sum of losses); the mean is right.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
@@ -96,6 +99,7 @@ def train_step(
     'gradient_norm': gradient_norm,
     'learning_rate': optimizer.learning_rate_fn(state.step),
     'first_nonfinite_step': new_state.first_nonfinite_step,
+    'measurements': jax.lax.all_gather(measured, mesh.AXES, tiled=True),
   }
 
 
@@ -103,7 +107,8 @@ def _gradient(model, prepare, params, keys, batch_stats, batch):
   """Gradient of the mean loss of one (micro-)batch, as the body of a scan.
 
   Returns:
-    (batch_stats, (gradients, sums)): the moving averages after this batch.
+    (batch_stats, (gradients, sums, measurements)): the moving averages after
+    this batch.
   """
   prepare_key, dropout_key = keys
   image = prepare(batch['image'], batch['index'], prepare_key)
@@ -113,15 +118,18 @@ def _gradient(model, prepare, params, keys, batch_stats, batch):
       {'params': params, 'batch_stats': batch_stats},
       image,
       batch['index'],
-      mutable=['batch_stats'],
+      mutable=['batch_stats', 'measurements'],
       rngs={'dropout': dropout_key},
     )
     sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
     loss = sums['loss_sum'] / len(batch['label'])
-    return loss, (updates.get('batch_stats', {}), sums)
+    # What is sown is a tuple, of one value for each call of the module.
+    sown = updates.get('measurements', {})
+    measured = {name: values[0] for name, values in sown.items()}
+    return loss, (updates.get('batch_stats', {}), sums, measured)
 
-  gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(params)
-  return batch_stats, (gradients, sums)
+  gradients, (batch_stats, *others) = jax.grad(loss_fn, has_aux=True)(params)
+  return batch_stats, (gradients, *others)
 
 
 def _all_finite(tree) -> jax.Array:
@@ -210,11 +218,15 @@ def statistics_step(
     A tree like `batch_stats`, averaged over the normalisation batches.
   """
   # A moving average that keeps nothing of the old value is the new one.
-  # Dropout is left out: it comes after the last normalised layer.
-  model = model.clone(statistics_decay=0.0, dropout_rate=0.0)
+  model = model.clone(statistics_decay=0.0)
   image = prepare(batch['image'], batch['index'], rng)
   _, updates = model.apply(
-    variables, image, batch['index'], mutable=['batch_stats']
+    variables,
+    image,
+    batch['index'],
+    mutable=['batch_stats'],
+    # Without influence: it comes after the last normalised layer.
+    rngs={'dropout': rng},
   )
   return average_over_devices(updates['batch_stats'])
 

@@ -18,7 +18,11 @@ from bn_inception import (
   run_directory,
 )
 from bn_inception.errors import UserError
-from bn_inception.evaluation import evaluate, statistics_name
+from bn_inception.evaluation import (
+  estimate_population_statistics,
+  evaluate,
+  statistics_name,
+)
 from bn_inception.experiment import (
   Experiment,
   examples_sharing_statistics,
@@ -290,12 +294,14 @@ class _Run:
 
   def _log(self, step: int, fetched: list[dict], speed: dict) -> None:
     averages = metrics.averages(metrics.add_sums(fetched))
+    measured = metrics.percentiles([f['measurements'] for f in fetched])
     latest = fetched[-1]
     bad_step = int(latest['first_nonfinite_step'])
     self.book.write(
       'train',
       step,
       **averages,
+      **measured,
       learning_rate=float(latest['learning_rate']),
       gradient_norm=float(latest['gradient_norm']),
       first_nonfinite_step=bad_step,
@@ -320,20 +326,38 @@ class _Run:
       )
 
   def _evaluate(self, step: int, state: TrainState) -> float:
-    evaluator = self.experiment.evaluator
-    values = evaluate(
-      self.eval_step,
-      state.evaluation_variables,
-      evaluator.batches(),
-      len(evaluator.source),
-    )
-    self.book.write('eval', step, **values, seconds=self.seconds)
+    variables = state.evaluation_variables
+    values = self._evaluate_with(variables)
+    population, note = {}, ''
+    if self.experiment.statistics_pass is not None:
+      found = self._evaluate_with(self._with_population_statistics(variables))
+      population = {
+        f'population_{name}': found[name] for name in ('loss', 'top1', 'top5')
+      }
+      note = f'; population statistics: top-1 {found["top1"]:.2f} %'
+    self.book.write('eval', step, **values, **population, seconds=self.seconds)
     self.display.message(
       f'evaluation at step {step}: top-1 {values["top1"]:.2f} %, top-5 '
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
-      f'({values["examples"]} examples)'
+      f'({values["examples"]} examples){note}'
     )
     return values['top1']
+
+  def _evaluate_with(self, variables: dict) -> dict[str, float]:
+    evaluator = self.experiment.evaluator
+    return evaluate(
+      self.eval_step, variables, evaluator.batches(), len(evaluator.source)
+    )
+
+  def _with_population_statistics(self, variables: dict) -> dict:
+    statistics = self.experiment.statistics_pass
+    batch_stats = estimate_population_statistics(
+      statistics.step,
+      variables,
+      statistics.batches(self.experiment.options.population_batches),
+      statistics.rng,
+    )
+    return {**variables, 'batch_stats': batch_stats}
 
 
 def _description(config: dict, experiment: Experiment) -> dict:
@@ -396,8 +420,10 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
 
   Returns:
     `top1` and `top5` are of the last evaluation, in percent; `max_top1` is the
-    best of all evaluations; `steps_to_target` the step of the first one at or
-    above the target, None if there was none; `images_per_second` and
+    best of all evaluations, and `population_top1` and `max_population_top1` are
+    the same with population statistics, None where they were not taken;
+    `steps_to_target` is the step of the first evaluation at or above the target,
+    None if there was none; `images_per_second` and
     `input_wait_fraction` (of the time, spent waiting for the host's input) are
     medians over the logged intervals; `seconds_to_first_step` is of the latest
     start; `replaced_examples` counts bad images.
@@ -429,6 +455,11 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
     'top5': last.get('top5'),
     'loss': last.get('loss'),
     'max_top1': max((r['top1'] for r in evals), default=None),
+    'population_top1': last.get('population_top1'),
+    'max_population_top1': max(
+      (r['population_top1'] for r in evals if 'population_top1' in r),
+      default=None,
+    ),
     'statistics': statistics_name(config),
     'target_accuracy': target,
     'steps_to_target': reached[0] if reached else None,

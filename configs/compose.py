@@ -46,6 +46,20 @@ def ensemble_member(argument: str) -> ConfigDict:
   return _compose('bn_x30', task or 'imagenet', changes, f'ensemble-{member}')
 
 
+def perceptron(argument: str) -> ConfigDict:
+  """The networks of Figure 1: 'plain' or 'batch_norm', and a data set."""
+  name, _, dataset = argument.partition(',')
+  dataset = dataset or 'mnist'
+  updates = (
+    {'source.dataset': dataset},
+    _lookup('perceptron', paper.PERCEPTRONS, name),
+    _lookup('data set', paper.PERCEPTRON_DATASETS, dataset),
+  )
+  base = {k: v for k, v in paper.BASE.items() if not k.startswith('model.')}
+  values = _update(base | paper.PERCEPTRON, updates)
+  return _nest(f'perceptron_{name}-{dataset}', values)
+
+
 def of_run(workdir: str) -> ConfigDict:
   """The config in the folder of a run, under another name."""
   path = pathlib.Path(workdir, 'config.json')
@@ -70,19 +84,29 @@ def _with_tuples(value):
 
 
 def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:
-  values = dict(paper.BASE)
-  updates: Iterable[dict] = (
+  updates = (
     _lookup('task', paper.TASKS, task),
     paper.NETWORKS[network].values,
     *changes.values(),
   )
+  return _nest(f'{name}-{task}', _update(paper.BASE, updates))
+
+
+def _update(base: dict, updates: Iterable[dict]) -> dict:
+  """The base, with what each update replaces or multiplies."""
+  values = dict(base)
   for update in updates:
     for key, value in update.items():
       if key not in values:
-        raise KeyError(f'{key} is not in paper.BASE')
+        raise KeyError(f'{key} is in no base of paper.py')
       is_relative = isinstance(value, paper.Times)
       values[key] = values[key] * value.factor if is_relative else value
-  config = ConfigDict({'name': f'{name}-{task}'})
+  return values
+
+
+def _nest(name: str, values: dict) -> ConfigDict:
+  """{'a.b': 1} as a locked config with the section a."""
+  config = ConfigDict({'name': name})
   for key, value in values.items():
     section, _, leaf = key.rpartition('.')
     if section and section not in config:

@@ -18,7 +18,7 @@ FLOORS = [
     'sources.built_in', 'sources.folders', 'sources.prepared',
   },
   {'layers', 'pooling'},
-  {'inception', 'sources'},
+  {'inception', 'perceptron', 'sources'},
   {
     'claims_perceptron', 'import_weights', 'input_pipeline', 'sources.check',
     'sources.shrink', 'train_state',
@@ -27,10 +27,12 @@ FLOORS = [
   {'experiment', 'run_directory'},
   {'evaluation', 'initial_weights'},
   {'evaluation_report', 'inference', 'training'},
-  {'command_line'},
+  {'command_line', 'study_runs'},
+  {'study_results'},
+  {'report_figures', 'report_page'},
   {
     'claims', 'dryrun', 'import_weights.__main__', 'native.__main__',
-    'sources.__main__',
+    'sources.__main__', 'study', 'report',
   },
 ]  # fmt: skip
 FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -38,7 +40,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 PROGRAMS = {  # these may see flags
   'command_line', 'claims', 'dryrun', 'import_weights.__main__',
-  'native.__main__', 'sources.__main__',
+  'native.__main__', 'report', 'sources.__main__', 'study', 'study_results',
+  'study_runs',
 }  # fmt: skip
 
 

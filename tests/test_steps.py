@@ -50,7 +50,7 @@ def batch():
 
 
 def scale(image):
-  return augment.scale_image(image, (-1.0, 1.0), (0.0,), (1.0,), 'rgb')
+  return augment.scale_image(image, (-1.0, 1.0), (0.0,), (1.0,), 'rgb', 0.0)
 
 
 def prepare(image, index, key):

@@ -182,6 +182,7 @@ CADENE = PytorchLayout(
     'mean': (104.0, 117.0, 128.0),
     'std': (1.0,),
     'channel_order': 'bgr',
+    'binary_threshold': 0.0,
   },
 )
 PYTORCHCV = PytorchLayout(
@@ -196,6 +197,7 @@ PYTORCHCV = PytorchLayout(
     'mean': (0.485, 0.456, 0.406),
     'std': (0.229, 0.224, 0.225),
     'channel_order': 'rgb',
+    'binary_threshold': 0.0,
   },
 )
 PYTORCH_LAYOUTS = (CADENE, PYTORCHCV)
@@ -425,6 +427,7 @@ def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
       'mean': (0.0,),
       'std': (1.0,),
       'channel_order': 'rgb',
+      'binary_threshold': 0.0,
     },
     'centre',
   )

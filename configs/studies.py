@@ -1,0 +1,167 @@
+"""The studies: which configs are trained with which seeds, as tables.
+
+Data only; `python -m bn_inception.study` trains what is here, and
+`python -m bn_inception.report` makes figures and tables of it.
+"""
+
+from typing import Any, NamedTuple
+
+from configs.paper import CHANGES, Times
+
+
+class Arm(NamedTuple):
+  """What is trained, with every seed and for every task.
+
+  Attributes:
+    name: in tables and figures.
+    config: a file of configs/, without .py.
+    argument: of the file, before the task.
+    values: replaced in the config, or multiplied (`Times`).
+  """
+
+  name: str
+  config: str
+  argument: str = ''
+  values: dict[str, Any] = {}
+
+
+class Study(NamedTuple):
+  """Arms that are compared.
+
+  Attributes:
+    title: in one line.
+    arms: the first one is what the others are compared with.
+    tasks: of paper.py; each is a comparison of its own.
+    seeds: of initial weights, order, distortions and dropout.
+  """
+
+  title: str
+  arms: tuple[Arm, ...]
+  tasks: tuple[str, ...] = ('fashion_mnist_5k',)
+  seeds: tuple[int, ...] = (0, 1, 2)
+
+
+_RATE = 'optimizer.learning_rate'
+_PLAIN = Arm('without BN', 'mnist', 'plain')
+_BATCH_NORM = Arm('with BN', 'mnist', 'batch_norm')
+
+
+def _with_rates(arm: Arm, rates: tuple[float, ...], **values) -> list[Arm]:
+  return [
+    Arm(
+      f'{arm.name}, {rate:g}', arm.config, arm.argument, {_RATE: rate, **values}
+    )
+    for rate in rates
+  ]
+
+
+def _of_large_batches(norm_batch_size: int) -> dict[str, Any]:
+  return {
+    'batch_size': 128,
+    'norm_batch_size': norm_batch_size,
+    'optimizer.learning_rate_per_32': True,
+  }
+
+
+_INCEPTION = Arm('Inception', 'inception')
+_BN_BASELINE = Arm('BN-Baseline', 'bn_baseline')
+_BN_X5 = Arm('BN-x5', 'bn_x5')
+_BN_X30 = Arm('BN-x30', 'bn_x30')
+_INCEPTION_X5 = Arm('Inception-x5', 'inception_x5')
+_BOTH_WEIGHTS = ('fashion_mnist_5k', 'fashion_mnist_5k_xavier')
+
+STUDIES = {
+  'figure1_rates': Study(
+    'The learning rate of Figure 1: the best of each network, in a fifth of the steps',
+    (
+      *_with_rates(
+        _PLAIN, (0.03, 0.1, 0.3, 1.0, 3.0), **{'training.num_epochs': 10.0}
+      ),
+      *_with_rates(
+        _BATCH_NORM, (0.03, 0.1, 0.3, 1.0, 3.0), **{'training.num_epochs': 10.0}
+      ),
+    ),
+    tasks=('mnist',),
+    seeds=(100,),
+  ),
+  'figure1': Study(
+    'Figure 1: a small network on MNIST, with and without batch normalization',
+    (_PLAIN, _BATCH_NORM),
+    tasks=('mnist', 'fashion_mnist'),
+  ),
+  'base_rate': Study(
+    'The base learning rate: the best one of Inception, which has no BN',
+    tuple(_with_rates(_INCEPTION, (0.001, 0.003, 0.01, 0.03, 0.1))),
+    tasks=_BOTH_WEIGHTS,
+    seeds=(100,),
+  ),
+  'figure2': Study(
+    'Figures 2 and 3: the five networks, and the two that fail without BN',
+    (
+      _INCEPTION,
+      _BN_BASELINE,
+      _BN_X5,
+      _BN_X30,
+      Arm('BN-x5-Sigmoid', 'bn_x5_sigmoid'),
+      _INCEPTION_X5,
+      Arm('Inception-Sigmoid', 'inception_sigmoid'),
+    ),
+    tasks=_BOTH_WEIGHTS,
+  ),
+  'leave_one_out': Study(
+    'BN-x5 without each of the seven changes',
+    (
+      _BN_X5,
+      *(Arm(f'without {name}', 'bn_x5_without', name) for name in CHANGES),
+    ),
+  ),
+  'add_one_in': Study(
+    'BN-Baseline with each of the seven changes',
+    (
+      _BN_BASELINE,
+      *(Arm(f'with {name}', 'bn_baseline_with', name) for name in CHANGES),
+    ),
+  ),
+  'batch_statistics': Study(
+    'How many examples of a batch of 128 share statistics, in BN-x5',
+    (
+      Arm('32 share statistics', 'bn_x5', values=_of_large_batches(32)),
+      Arm('8 share statistics', 'bn_x5', values=_of_large_batches(8)),
+      Arm('all 128 share statistics', 'bn_x5', values=_of_large_batches(0)),
+    ),
+  ),
+  'learning_rates': Study(
+    'The learning rate times 1, 5, 30 and 100, with BN (and the other six '
+    'changes) and without',
+    (
+      Arm('BN-x1', 'bn_x5_without', 'increase_learning_rate'),
+      _BN_X5,
+      _BN_X30,
+      Arm('BN-x100', 'bn_x5', values={_RATE: Times(100 / 5)}),
+      _INCEPTION,
+      _INCEPTION_X5,
+      Arm('Inception-x30', 'inception', values={_RATE: Times(30)}),
+      Arm('Inception-x100', 'inception', values={_RATE: Times(100)}),
+    ),
+  ),
+}
+
+# Where the last checkpoint of a run is evaluated once more, if not where its
+# accuracy was followed.
+FINAL_SPLITS = {
+  'fashion_mnist_5k': 'test',
+  'fashion_mnist_5k_xavier': 'test',
+}
+
+# --quick: minutes on two cores, to see everything work once.
+QUICK_TASK = 'digits'
+QUICK_SEEDS = (0,)
+QUICK_VALUES = {
+  'training.num_epochs': 2.0,
+  'training.log_every_steps': 15,
+  'training.eval_every_steps': 30,
+  'training.checkpoint_every_steps': 90,
+  'training.keep_last_checkpoints': 1,
+  'training.keep_best_checkpoints': 0,
+  'training.population_batches': 4,
+}
