@@ -81,7 +81,7 @@ SCALINGS = [  # of public networks: TF-Slim, PyTorch, Caffe
 def test_scaling_is_that_of_public_networks(scaling, expected):
   image = jnp.array([[0, 127.5, 255.0]])
   np.testing.assert_allclose(
-    augment.scale_image(image, *scaling)[0], expected, rtol=1e-6, atol=1e-6
+    augment.scale_image(image, *scaling, 0.0)[0], expected, rtol=1e-6, atol=1e-6
   )
 
 
@@ -100,4 +100,12 @@ def test_scaling_is_that_of_public_networks(scaling, expected):
 )
 def test_scaling_that_makes_no_sense_is_refused(scaling, message):
   with pytest.raises(UserError, match=message):
-    augment.scale_image(jnp.zeros((2, 2, 3)), *scaling)
+    augment.scale_image(jnp.zeros((2, 2, 3)), *scaling, 0.0)
+
+
+def test_binary_images_have_two_values():
+  image = jnp.array([[0.0], [127.0], [128.0], [255.0]])
+  scaled = augment.scale_image(image, (0.0, 1.0), (0.0,), (1.0,), 'rgb', 128.0)
+  np.testing.assert_array_equal(scaled[:, 0], [0, 0, 1, 1])
+  with pytest.raises(UserError, match='binary_threshold must be between 0 and'):
+    augment.scale_image(image, (0.0, 1.0), (0.0,), (1.0,), 'rgb', 256.0)

@@ -147,6 +147,24 @@ def test_misspelt_names_list_the_valid_ones(make, message):
     make()
 
 
+@pytest.mark.parametrize('dataset', paper.PERCEPTRON_DATASETS)
+def test_perceptrons_are_those_of_section_4_1(dataset):
+  module = importlib.import_module('configs.mnist')
+  plain = flatten(module.get_config(f'plain,{dataset}').to_dict())
+  normalised = flatten(module.get_config(f'batch_norm,{dataset}').to_dict())
+  changed = {k for k in plain if plain[k] != normalised[k]}
+  assert changed == {'name', 'model.use_batch_norm'}
+  assert plain['batch_size'] == 60
+  assert plain['training.num_epochs'] * 60_000 / 60 == 50_000
+  assert plain['model.hidden_sizes'] == (100, 100, 100)
+  assert plain['source.dataset'] == dataset
+  assert module.get_config().source.dataset == 'mnist'
+  with pytest.raises(flags.IllegalFlagValueError, match='unknown data set'):
+    module.get_config('plain,cifar')
+  with pytest.raises(flags.IllegalFlagValueError, match='unknown perceptron'):
+    module.get_config('bn')
+
+
 def test_configs_are_locked():
   config = compose.preset('bn_x5', 'digits')
   with pytest.raises(AttributeError):

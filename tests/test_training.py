@@ -239,7 +239,7 @@ def folder_config(digits_config):
   digits_config['data'].update(num_shards=4)
   digits_config['input_scaling'] = {
     'value_range': (0.0, 1.0), 'mean': (0.4, 0.2, 0.1), 'std': (0.5, 0.5, 0.2),
-    'channel_order': 'bgr',
+    'channel_order': 'bgr', 'binary_threshold': 0.0,
   }  # fmt: skip
   digits_config['training'].update(num_epochs=6 * 16 / 64)
   return digits_config
