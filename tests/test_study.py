@@ -33,7 +33,7 @@ def test_runs_are_trained_evaluated_and_then_skipped(two_runs, capsys):
   assert study.run_all(two_runs + two_runs, jobs=2) == []
   assert [run.status() for run in two_runs] == [FINISHED, FINISHED]
   plain, normalised = two_runs
-  assert set(plain.evaluation()['results']) == {'no batch normalization'}
+  assert set(plain.evaluation()['results']) == {'none'}
   assert len(normalised.evaluation()['results']) == 2
   output = capsys.readouterr().out
   assert '[2/2] ' in output and '; about 0:00 left' in output
