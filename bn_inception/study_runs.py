@@ -19,7 +19,7 @@ from typing import Any
 
 from bn_inception import logbook, run_directory
 from bn_inception.errors import UserError
-from configs import paper, studies
+from configs import compose, paper, studies
 from configs.studies import Arm, Study
 
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
@@ -181,10 +181,16 @@ def make_run(
     arm, task, seed, root: see `Run` and `list_runs`.
     values: replace those of the arm.
     code: hash of the code.
+
+  Raises:
+    UserError: if there is no such task.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
   module = importlib.import_module(f'configs.{arm.config}')
-  config = module.get_config(argument).to_dict()
+  try:
+    config = module.get_config(argument).to_dict()
+  except compose.BadValue as error:
+    raise UserError(str(error)) from error
   overrides = {'seed': seed}
   for key, value in {**arm.values, **values}.items():
     if isinstance(value, paper.Times):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 
@@ -79,14 +80,17 @@ def test_runs_that_studies_share_are_the_same(tmp_path):
   assert runs_of('figure2', tmp_path)[2].folder == str(folder)
 
 
-def test_arguments_give_the_config_of_the_run(tmp_path):
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+def test_arguments_give_the_config_of_the_run(monkeypatch):
   from absl import flags
   from ml_collections import config_flags
 
   for run in runs_of('learning_rates') + runs_of('figure1', is_quick=True):
+    # Where ml_collections finds the overrides.
+    monkeypatch.setattr('sys.argv', ['train.py', *run.arguments])
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=values)
-    values(['train.py', *run.arguments])
+    values(sys.argv)
     found = json.loads(json.dumps(holder.value.to_dict()))
     assert found == run.config
 
