@@ -279,7 +279,12 @@ def main(task: str, tables: dict[str, Sequence[str]]) -> None:
   for title in values.only or tables:
     names = [name for name in tables[title] if name not in values.skip]
     if values.before:
-      names += [BEFORE + name for name in names if name.startswith('ours')]
+      # '2 x ours' becomes '2 x before: ours'.
+      names += [
+        name.replace('ours', f'{BEFORE}ours')
+        for name in names
+        if 'ours' in name
+      ]
     image_size = 28 if title == 'fashion_mnist' else values.image_size
     setups = [
       Setup(name, task, batch_size, image_size)

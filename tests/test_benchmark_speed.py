@@ -62,12 +62,12 @@ def test_a_short_contest(tmp_path):
   content = json.loads(output.read_text())
   assert content['machine']['cores'] == 1
   (table,) = content['results']
-  ours, two, linen, before = table['rows']
+  ours, two, linen, before, two_before = table['rows']
   assert [row['name'] for row in table['rows']] == [
     'ours (fashion_mnist)', '2 x ours (fashion_mnist)', 'linen (fashion_mnist)',
-    'before: ours (fashion_mnist)',
+    'before: ours (fashion_mnist)', '2 x before: ours (fashion_mnist)',
   ]  # fmt: skip
-  assert two['not_run'] == 'it needs 2 cores'
+  assert two['not_run'] == two_before['not_run'] == 'it needs 2 cores'
   assert ours['first_by_this']['median'] == 1.0
   assert linen['first_by_this']['lowest'] > 0.0
   for row in ours, linen, before:

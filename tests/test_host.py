@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bn_inception import steps
 from bn_inception.host import compiler_options, release_memory
 from bn_inception.mesh import make_evaluation_mesh
 
@@ -113,3 +114,15 @@ def test_freed_memory_goes_back_to_the_system():
   release_memory()
   assert resident_bytes() < kept - 0.9 * size * num_blocks
   library.free(blocks[-1])
+
+
+def test_steps_are_compiled_with_these_options(monkeypatch):
+  found = []
+
+  def jit(function, **keywords):
+    found.append(keywords['compiler_options'])
+
+  devices = make_evaluation_mesh(jax.devices()[:1])
+  monkeypatch.setattr(jax, 'jit', jit)
+  steps.make_eval_step(devices, model=None, prepare=None)
+  assert found == [compiler_options(devices)] != [{}]

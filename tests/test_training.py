@@ -42,9 +42,13 @@ def with_epochs(config, num_steps):
   return config
 
 
-def test_a_run_leaves_all_that_it_promises(tmp_path, digits_config, capsys):
-  workdir = str(tmp_path / 'run')
+def test_a_run_leaves_all_that_it_promises(
+  tmp_path, digits_config, capsys, monkeypatch
+):
+  workdir, released = str(tmp_path / 'run'), []
+  monkeypatch.setattr(training, 'release_memory', lambda: released.append(1))
   result = training.train_and_evaluate(digits_config, workdir)
+  assert released == [1]  # what the compiler took, after the first step
   assert sorted(os.listdir(workdir)) == [
     '.lock', 'checkpoints', 'config.json', 'learning_curve.png',
     'manifest.json', 'metrics.jsonl', 'result.json', 'tb',
