@@ -7,6 +7,7 @@ Runs that are finished are skipped, and those that were broken off go on. `--lis
 prints one command a line instead, for any scheduler.
 """
 
+import ast
 import os
 import signal
 import subprocess
@@ -222,6 +223,12 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'seeds', [], "Instead of the study's. Example: --seeds=0,1,2,3,4"
   )
+  flags.DEFINE_multi_string(
+    'set',
+    [],
+    'KEY=VALUE: replaced in the configs of all runs. '
+    'Example: --set=model.dtype=bfloat16 --set=batch_size=512',
+  )
   flags.DEFINE_string(
     'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
   )
@@ -265,6 +272,20 @@ def _parse_seeds(values: Sequence[str]) -> list[int]:
   return [int(value) for value in values]
 
 
+def _parse_values(assignments: Sequence[str]) -> dict:
+  """['a.b=1', 'c=x'] -> {'a.b': 1, 'c': 'x'}."""
+  values = {}
+  for assignment in assignments:
+    key, equals, text = assignment.partition('=')
+    if not equals:
+      raise UserError(f'--set must be KEY=VALUE, got {assignment}')
+    try:
+      values[key] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a name, such as bfloat16
+      values[key] = text
+  return values
+
+
 def main() -> None:
   # Accelerators are for the runs.
   jax.config.update('jax_platforms', 'cpu')
@@ -272,10 +293,15 @@ def main() -> None:
   names = values.study
   if names == ['all']:
     names = list(studies.STUDIES)
-  seeds = _parse_seeds(values.seeds)
+  seeds, replaced = _parse_seeds(values.seeds), _parse_values(values.set)
   runs_of = {
     name: study_runs.list_runs(
-      name, values.runs, values.quick, values.task, seeds
+      name,
+      values.runs,
+      values.quick,
+      values.task,
+      seeds,
+      values=replaced,
     )
     for name in names
   }

@@ -141,6 +141,7 @@ def list_runs(
   tasks: Sequence[str] = (),
   seeds: Sequence[int] = (),
   code: str | None = None,
+  values: Mapping[str, Any] | None = None,
 ) -> list[Run]:
   """The runs of a study: of every task, seed by seed, all arms.
 
@@ -150,6 +151,7 @@ def list_runs(
     is_quick: the small version, see `studies.QUICK_TASK`.
     tasks, seeds: instead of the study's.
     code: hash of the code that trained; None: this code's.
+    values: replaced in every config, such as {'model.dtype': 'bfloat16'}.
 
   Raises:
     UserError: for a name that is not there.
@@ -158,7 +160,7 @@ def list_runs(
   if is_quick:
     tasks = tasks or (studies.QUICK_TASK,)
     seeds = seeds or studies.QUICK_SEEDS
-  values = studies.QUICK_VALUES if is_quick else {}
+  values = {**(studies.QUICK_VALUES if is_quick else {}), **(values or {})}
   return [
     make_run(arm, task, seed, root, values, code or code_hash())
     for task in tasks or study.tasks
@@ -215,9 +217,9 @@ def make_run(
 def _replace(config: dict, key: str, value) -> None:
   *sections, leaf = key.split('.')
   for section in sections:
-    config = config[section]
+    config = config.get(section, {})
   if leaf not in config:
-    raise KeyError(f'{key} of configs/studies.py is in no config')
+    raise UserError(f"the config has no key '{key}'")
   config[leaf] = value
 
 

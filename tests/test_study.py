@@ -106,6 +106,11 @@ def test_jobs_have_a_core_each(two_runs):
       ['--study=figure2', '--task=cifar'],
       "error: unknown task 'cifar': use one of imagenet, ",
     ),
+    (
+      ['--study=figure2', '--set=model.depth=3'],
+      "error: the config has no key 'model.depth'",
+    ),
+    (['--study=figure2', '--set=x'], 'error: --set must be KEY=VALUE, got x'),
     ([], 'error: flag --study=None: Flag --study must have a value'),
   ],
 )
@@ -120,10 +125,12 @@ def test_list_prints_a_command_for_each_run_that_is_left(tmp_path):
   command = [
     sys.executable, '-m', 'bn_inception.study', '--study=leave_one_out',
     '--seeds=0', '--task=imagenet', f'--runs={tmp_path}', '--list',
+    '--set=model.dtype=bfloat16', '--set=batch_size=512',
   ]  # fmt: skip
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   lines = done.stdout.splitlines()
   assert done.returncode == 0 and len(lines) == 8
   assert lines[0].startswith(
     'python train.py --config=configs/bn_x5.py:imagenet --config.seed=0 '
+    '--config.model.dtype=bfloat16 --config.batch_size=512 '
   )
