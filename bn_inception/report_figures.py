@@ -14,11 +14,11 @@ from bn_inception.errors import writing
 from bn_inception.report_sections import Bar, Curve, Plot
 
 COLOURS = (
-  '#0072b2', '#c44e00', '#007a5c', '#a63d91', '#7a6200', '#333333', '#0b8fb3',
+  '#0072b2', '#c44e00', '#007a5c', '#a63d91', '#7a6200', '#000000', '#0b8fb3',
   '#b3243c',
 )  # fmt: skip
 _DASHES = (
-  (), (7, 3), (2, 2), (9, 3, 2, 3), (5, 2), (12, 4), (1, 3), (4, 2, 1, 2),
+  (), (7, 3), (2, 2), (9, 3, 2, 3), (5, 2), (12, 4), (3, 4), (4, 2, 1, 2),
 )  # fmt: skip
 _MARKERS = 'os^DvPX*'
 _NUM_MARKERS = 12  # on a curve

@@ -4,7 +4,7 @@
 const PLOTS = JSON.parse(document.getElementById('plots').textContent);
 const NUM_COLOURS = 8, NUM_MARKERS = 12, BAR_HEIGHT = 44;
 const DASHES =
-  ['', '9 4', '2 3', '12 4 2 4', '6 3', '16 5', '1 4', '5 3 1 3'];
+  ['', '9 4', '2 3', '12 4 2 4', '6 3', '16 5', '4 5', '5 3 1 3'];
 // Around 0; as matplotlib's circle, square, triangles, diamond, plus and cross.
 const MARKERS = [
   'M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z', 'M-3 -3h6v6h-6z',
@@ -86,7 +86,8 @@ class Chart {
     this.legend = html(figure, 'div', {class: 'buttons legend'});
     figure.insertBefore(this.legend, figure.querySelector('.files'));
     if (!this.plot.bars.length) this.curves.forEach(c => this.addToggle(c));
-    new ResizeObserver(() => this.draw()).observe(this.place);
+    this.draw();
+    new ResizeObserver(() => this.resize()).observe(this.place);
   }
 
   get curves() { return this.plot.variants[this.kind]; }
@@ -133,8 +134,14 @@ class Chart {
     }
   }
 
+  resize() {
+    if (this.place.clientWidth !== this.width) {
+      requestAnimationFrame(() => this.draw());
+    }
+  }
+
   draw() {
-    const width = this.place.clientWidth;
+    const width = this.width = this.place.clientWidth;
     this.tooltip.hidden = true;
     this.place.replaceChildren();
     this.targets = [];

@@ -17,6 +17,8 @@ from bn_inception.study_results import Group
 
 TITLE = 'Batch normalization: the studies'
 RUNS_FOLDER, FIGURES_FOLDER, TABLES_FOLDER = 'runs', 'figures', 'tables'
+_RUNS_TABLE = f'{TABLES_FOLDER}/runs.csv'
+_EACH_RUN = 'Every run, with its folder, accuracies and seconds:'
 RULES = (
   'Numbers are means over seeds, ± the 95 % interval of the mean (Student) where '
   'there are two seeds or more. Bands reach from the lowest to the highest seed. '
@@ -95,6 +97,7 @@ def make_html(report: Report) -> str:
         *(_section(section, report) for section in report.sections),
         '<h2 id="cost">Cost</h2>',
         f'<p>{_escape(report.cost_rule)}</p>',
+        f'<p>{_EACH_RUN} <a href="{_RUNS_TABLE}">{_RUNS_TABLE}</a></p>',
         _rows('Cost of the studies', report.costs[0], map(_cells, report.costs[1:])),
       ]
     ),
@@ -208,6 +211,7 @@ def make_markdown(report: Report) -> str:
         lines += ['', f'{table.title}:', '']
         lines += _markdown_rows([[*table.columns, 'runs'], *rows])
   lines += ['', '## Cost', '', report.cost_rule, '']
+  lines += [f'{_EACH_RUN} [{_RUNS_TABLE}]({_RUNS_TABLE})', '']
   lines += _markdown_rows(report.costs)
   return '\n'.join(lines) + '\n'
 

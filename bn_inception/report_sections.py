@@ -328,7 +328,8 @@ def _figure_1(name: str, task: str, groups: Sequence[Group]) -> Part:
     )
   ]  # fmt: skip
   for letter, group in zip('bc', groups, strict=True):
-    title = f'({letter}) {task}, {group.name}: input of a sigmoid, first seed'
+    seed = group.outcomes[0].run.seed if group.outcomes else group.runs[0].seed
+    title = f'({letter}) {task}, {group.name}: input of a sigmoid, seed {seed}'
     inputs = {MOVING: _percentile_curves(group)}
     plots.append(Plot(f'{name}_{letter}', title, 'steps', 'input', inputs))
   columns = {
@@ -445,8 +446,8 @@ def _figure_3(
     if steps is None:
       return Cell('never')
     factor = _PAPER['Inception'][0] / steps
-    text = f'{steps / 1e6:.1f} million ({factor:.1f} times fewer)'
-    return Cell(text, {'steps': steps})
+    fewer = f' ({factor:.1f} times fewer)' if factor > 1 else ''
+    return Cell(f'{steps / 1e6:.1f} million{fewer}', {'steps': steps})
 
   def factor(group: Group) -> Cell:
     own, of_base = (_steps(target, kind)(g) for g in (group, base))

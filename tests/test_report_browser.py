@@ -3,8 +3,11 @@
 import io
 import itertools
 import json
+import pathlib
 import re
 import shutil
+import urllib.parse
+import urllib.request
 
 import numpy as np
 import PIL.Image
@@ -158,7 +161,6 @@ def test_emptied_page_shows_no_curve(page_path, open_page, tmp_path):
   counts = count_pixels(opened.page, PLOT)
   assert opened.complaints == []
   assert len(counts) == 7
-  # Letters of the axes are grey, as the one curve of no hue may be.
   assert max(counts.values()) < 40, counts
   assert 'not run' in figure_of(opened.page).locator('.chart').text_content()
 
@@ -239,12 +241,5 @@ def test_links_lead_to_files(page_path, open_page):
   addresses = page.locator('main a').evaluate_all('e => e.map(a => a.href)')
   assert len(addresses) > 100
   for address in set(addresses):
-    path = report_path(address)
-    assert path.exists(), address
-
-
-def report_path(address):
-  import pathlib
-  import urllib.parse
-
-  return pathlib.Path(urllib.parse.unquote(urllib.parse.urlparse(address).path))
+    path = urllib.request.url2pathname(urllib.parse.urlparse(address).path)
+    assert pathlib.Path(path).exists(), address
