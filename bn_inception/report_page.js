@@ -224,7 +224,8 @@ class Chart {
         ? `\n${number(p.low)} to ${number(p.high)} in ${p.count} seeds` : '\none seed';
       this.targets.push({
         x: x(p.x), y: y(p.value), text:
-        `${curve.label}\n${this.plot.x_label} ${short(p.x)}: ${number(p.value)}${seeds}`});
+        `${curve.label}\n${this.plot.x_label}: ${short(p.x)}\n` +
+        `${this.plot.y_label}: ${number(p.value)}${seeds}`});
     }
     if (curve.mark) {
       svg(group, 'path', {
@@ -237,7 +238,7 @@ class Chart {
         transform: `translate(${x(cross)} ${box.bottom - 8})`});
       this.targets.push({
         x: x(cross), y: box.bottom - 8,
-        text: `${curve.label}\n${this.plot.x_label} ${short(cross)}: diverged`});
+        text: `${curve.label}\n${this.plot.x_label}: ${short(cross)}\ndiverged`});
     }
   }
 

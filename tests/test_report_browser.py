@@ -132,6 +132,14 @@ def test_all_curves_are_drawn(page_path, open_page, width, scheme):
     lengths = figure.locator('.chart .curve').evaluate_all(
       'e => e.map(c => c.getTotalLength())'
     )
+    # No text is cut off.
+    cut = figure.locator('.chart text').evaluate_all(
+      't => t.filter(e => { const a = e.getBoundingClientRect(),'
+      ' b = e.closest("svg").getBoundingClientRect();'
+      ' return a.left < b.left - 1 || a.right > b.right + 1; })'
+      '.map(e => e.textContent)'
+    )
+    assert cut == [], name
     if plot['bars']:
       widths = figure.locator('.bar').evaluate_all(
         'e => e.map(b => b.getBoundingClientRect().width)'
@@ -183,7 +191,7 @@ def test_hover_shows_the_value(page_path, open_page, width):
   last = curve['points'][-1]
   # 92 - 5 + 0.8 (mean of the seeds) + 2 - 45 / (1 + 8) after 2000 steps.
   assert last['value'] == pytest.approx(84.8)
-  assert text.startswith('BN-x5\nsteps 2,000: 84.80\n')
+  assert text.startswith('BN-x5\nsteps: 2,000\naccuracy (%): 84.80\n')
   assert text.endswith('84.00 to 85.60 in 3 seeds')
   box = figure.locator('.tooltip').bounding_box()
   assert box['x'] >= 0 and box['x'] + box['width'] <= width
