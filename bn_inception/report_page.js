@@ -40,7 +40,7 @@ const colour = curve => `--c: var(--series-${curve.colour % NUM_COLOURS})`;
 function linearTicks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find(f => f * power >= rough);
+  const step = power * [1, 2, 5, 10].find(f => f * power >= 0.7 * rough);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; ++i) {
     ticks.push(i * step);
