@@ -7,8 +7,10 @@ the page has the same ones, lighter on a dark ground.
 import os
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bn_inception.errors import writing
 from bn_inception.report_sections import Bar, Curve, Plot
@@ -59,6 +61,7 @@ def draw(plot: Plot, folder: str) -> list[str]:
     axes.set_title(plot.title + statistics, fontsize=10)
     axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
     for extension, metadata in (('png', {}), ('svg', {'Date': None})):
       path = os.path.join(folder, f'{name}.{extension}')
@@ -75,11 +78,11 @@ def draw(plot: Plot, folder: str) -> list[str]:
 
 def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
   for curve in curves:
-    x = [p.x for p in curve.points]
+    x, mean, low, high = _columns(curve)
     colour = COLOURS[curve.colour % len(COLOURS)]
     axes.plot(
       x,
-      [p.value for p in curve.points],
+      mean,
       color=colour,
       dashes=_DASHES[curve.dash % len(_DASHES)],
       marker=_MARKERS[curve.colour % len(_MARKERS)],
@@ -90,8 +93,8 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
     )
     axes.fill_between(
       x,
-      [p.low for p in curve.points],
-      [p.high for p in curve.points],
+      low,
+      high,
       color=colour,
       alpha=0.15,
       linewidth=0,
@@ -114,13 +117,29 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
       )
   if plot.level is not None:
     axes.axhline(plot.level, color='grey', linewidth=1, linestyle=':')
+  if any(curve.points or curve.crosses for curve in curves):
+    _scale_x(axes, plot.is_log_x)
   if not any(curve.points for curve in curves):
     axes.text(0.5, 0.5, 'not run', transform=axes.transAxes, ha='center')
-  if plot.is_log_x:
-    axes.set_xscale('log')
   if plot.y_range:
     axes.set_ylim(plot.y_range)
-  axes.legend(fontsize=8)
+  axes.legend(fontsize=8, handlelength=4)
+
+
+def _columns(curve: Curve) -> np.ndarray:
+  """x, mean, lowest and highest, [4, points]; not a number at its breaks."""
+  rows = [(p.x, p.value, p.low, p.high) for p in curve.points]
+  xs = {p.x for p in curve.points}
+  rows += [(x, *3 * [np.nan]) for x in set(curve.breaks) - xs]
+  return np.array(sorted(rows)).reshape(-1, 4).T
+
+
+def _scale_x(axes: Axes, is_log: bool) -> None:
+  if is_log:
+    axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter('')
 
 
 def _draw_bars(axes: Axes, bars: tuple[Bar, ...]) -> None:

@@ -73,6 +73,17 @@ function extent(values, fallback) {
   return values.length ? [Math.min(...values), Math.max(...values)] : fallback;
 }
 
+// Parts of a line that crosses no break.
+function split(points, breaks) {
+  const segments = [];
+  points.forEach((p, i) => {
+    const isCut = i === 0 || breaks.some(x => points[i - 1].x < x && x < p.x);
+    if (isCut) segments.push([]);
+    segments.at(-1).push(p);
+  });
+  return segments;
+}
+
 class Chart {
   constructor(figure) {
     this.plot = PLOTS[figure.dataset.plot];
@@ -177,7 +188,7 @@ class Chart {
 
   drawCurves(width, height) {
     const plot = this.plot, box = {
-      left: 44, right: width - 14, top: 24, bottom: height - 42, width};
+      left: 44, right: width - 26, top: 24, bottom: height - 42, width};
     // Of all kinds and all curves, so that switching moves no axis.
     const all = Object.values(plot.variants).flat();
     const points = all.flatMap(c => c.points);
@@ -196,7 +207,7 @@ class Chart {
     }
     const clip = `clip-${plot.name}`;
     svg(svg(this.root, 'clipPath', {id: clip}), 'rect', {
-      x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10,
+      x: box.left - 9, y: box.top - 5, width: box.right - box.left + 18,
       height: box.bottom - box.top + 10});
     if (plot.level !== null) {
       svg(this.root, 'path', {class: 'level', d: `M${box.left} ${y(plot.level)}H${box.right}`});
@@ -211,11 +222,14 @@ class Chart {
   drawCurve(group, curve, x, y, box) {
     const line = (points, name) => points.map(p => `${x(p.x)} ${y(p[name])}`).join('L');
     const points = curve.points, every = Math.max(1, Math.floor(points.length / NUM_MARKERS));
+    const segments = split(points, curve.breaks);
     if (points.length) {
-      const band = line(points, 'high') + 'L' + line([...points].reverse(), 'low');
-      svg(group, 'path', {class: 'band', d: `M${band}Z`});
+      const bands = segments.map(
+        s => `M${line(s, 'high')}L${line([...s].reverse(), 'low')}Z`);
+      svg(group, 'path', {class: 'band', d: bands.join('')});
       const shown = points.filter((_, i) => i % every === 0);
-      this.drawLine(group, curve, 'M' + line(points, 'value'),
+      const lines = segments.map(s => 'M' + line(s, 'value'));
+      this.drawLine(group, curve, lines.join(''),
         shown.map(p => [x(p.x), y(p.value)]));
     }
     for (const p of points) {
@@ -244,16 +258,19 @@ class Chart {
 
   drawBars(width, height) {
     const bars = this.plot.bars, box = {
-      left: 14, right: width - 14, top: 16, bottom: height - 42, width};
+      left: 26, right: width - 26, top: 16, bottom: height - 42, width};
     const ends = bars.filter(b => b.value !== null).flatMap(
       b => [b.value - (b.margin || 0), b.value + (b.margin || 0)]);
     const x = scale(extent([0, ...ends]), [box.left, box.right]);
     this.drawAxes(x, null, box);
     bars.forEach((bar, i) => {
       const top = box.top + i * BAR_HEIGHT, middle = top + 29;
-      svg(this.root, 'text', {class: 'strong', x: box.left, y: top + 14},
-        `${bar.label}: ${bar.text}`);
-      if (bar.value === null) return;
+      svg(this.root, 'text', {class: 'strong', x: 0, y: top + 14},
+        bar.value === null ? bar.label : `${bar.label}: ${bar.text}`);
+      if (bar.value === null) {
+        svg(this.root, 'text', {x: 0, y: middle + 4}, bar.text);
+        return;
+      }
       const pale = bar.margin === null || Math.abs(bar.value) <= bar.margin;
       svg(this.root, 'rect', {
         class: pale ? 'bar pale' : 'bar', style: '--c: var(--series-0)',

@@ -26,6 +26,7 @@ from bn_inception.training import PAPER_BATCH_SIZE
 
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0
+_NETWORKS = {False: 'without BN', True: 'with BN'}
 # Figure 3: steps to 72.2 %, and the best validation accuracy; and what Section
 # 4.2.2 says of the two that failed.
 _PAPER = {
@@ -60,6 +61,8 @@ class Curve:
     points: left to right.
     mark: a point that stands out.
     crosses: x of divergences, which have no value.
+    breaks: x that the line does not cross: from there it is of other seeds, or
+      of none.
   """
 
   label: str
@@ -69,6 +72,7 @@ class Curve:
   note: str = ''
   mark: Point | None = None
   crosses: tuple[float, ...] = ()
+  breaks: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +179,10 @@ def _origin(groups: Sequence[Group]) -> str:
     return 'None of its runs is finished.'
   sizes = sorted({group.config['batch_size'] for group in groups})
   sentences = [
-    f'A step is {size} examples, {size / PAPER_BATCH_SIZE:g} of the '
+    f'A step is {size} examples, or {size / PAPER_BATCH_SIZE:g} of the '
     f"paper's steps of {PAPER_BATCH_SIZE}."
+    if size != PAPER_BATCH_SIZE
+    else f"A step is {size} examples, as the paper's."
     for size in sizes
   ]
   followed = sorted({o.result['eval_split'] for o in outcomes})
@@ -274,13 +280,15 @@ def mean_points(series: Sequence[Mapping[float, float]]) -> tuple[Point, ...]:
 
 
 def _accuracy_curve(group: Group, number: int, statistics: str) -> Curve:
+  crosses = tuple(group.values(lambda o: o.diverged_at))
   return Curve(
     group.name,
     colour=number,
     dash=number,
     points=mean_points([o.followed(statistics) for o in group.outcomes]),
     note=group.exception(),
-    crosses=tuple(group.values(lambda o: o.diverged_at)),
+    crosses=crosses,
+    breaks=crosses,
   )
 
 
@@ -289,22 +297,27 @@ def _rate_curves(
 ) -> tuple[Curve, ...]:
   """Means against the learning rate, in units of one; a curve for each network."""
   curves = []
-  for i, (name, members) in enumerate(_by_network(groups).items()):
-    points, crosses, notes = [], [], []
+  for name, members in _by_network(groups).items():
+    points, crosses, breaks, notes = [], [], [], []
     for group in sorted(members, key=lambda group: group.rate):
-      x = group.rate / unit
-      points += mean_points([{x: value} for value in group.values(measure)])
+      x, values = group.rate / unit, group.values(measure)
+      points += mean_points([{x: value} for value in values])
       crosses += [x] if group.divergence() else []
+      breaks += [] if values else [x]
       if group.exception():
         notes.append(f'{x:g} {group.exception()}')
+    number = list(_NETWORKS.values()).index(name)
     curves.append(
-      Curve(name, i, i, tuple(points), '; '.join(notes), None, tuple(crosses))
-    )
+      Curve(
+        name, number, number, tuple(points), '; '.join(notes),
+        crosses=tuple(crosses), breaks=tuple(breaks),
+      )
+    )  # fmt: skip
   return tuple(curves)
 
 
 def _network_name(group: Group) -> str:
-  return 'with BN' if group.config['model']['use_batch_norm'] else 'without BN'
+  return _NETWORKS[group.config['model']['use_batch_norm']]
 
 
 def _by_network(groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -123,4 +123,5 @@ def write_many(runs, speed: float = 0.004) -> None:
     diverged_at = 441 if number == 5 else None
     if diverged_at is not None:
       top1 = {s: v for s, v in top1.items() if s < diverged_at}
-    write_run(run, top1, population, top - 5, top - 4, diverged_at)
+    final = top - 5.0 + 0.1 * (len(run.arm) * (run.seed + 1) % 7)
+    write_run(run, top1, population, final, final + 1.0, diverged_at)

@@ -173,6 +173,16 @@ def test_emptied_page_shows_no_curve(page_path, open_page, tmp_path):
   assert 'not run' in figure_of(opened.page).locator('.chart').text_content()
 
 
+def test_line_does_not_cross_a_divergence(page_path, open_page):
+  page = open_page(page_path).page
+  figure = figure_of(page, 'learning_rates_fashion_mnist_5k')
+  lines = figure.locator('.chart .curve')
+  found = lines.evaluate_all('e => e.map(c => c.getAttribute("d"))')
+  # Without BN the factor 5 diverged, between 1 and 30.
+  assert [path.count('M') for path in found] == [1, 2]
+  assert figure.locator('.chart .cross').count() == 1
+
+
 @pytest.mark.parametrize('width', (1280, 390))
 def test_hover_shows_the_value(page_path, open_page, width):
   page = open_page(page_path, width).page

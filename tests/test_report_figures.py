@@ -101,6 +101,20 @@ def test_mark_is_drawn(tmp_path):
   assert counts[1] > counts[0] + 20
 
 
+def test_line_does_not_cross_a_break(tmp_path):
+  counts = []
+  for breaks in ((), (250.0,)):
+    plot = dataclasses.replace(
+      PLOT, variants={'': (curve(0, 10, 10, 40, 40, breaks=breaks),)}
+    )
+    report_figures.draw(plot, str(tmp_path))
+    counts.append(
+      count_pixels(tmp_path / 'figure2_digits.png', report_figures.COLOURS[0])
+    )
+  # The line of the middle third is gone, which was the steepest.
+  assert counts[1] < 0.8 * counts[0]
+
+
 def test_bars_that_are_not_resolved_are_pale(tmp_path):
   report_figures.draw(BARS, str(tmp_path))
   text = (tmp_path / 'bars.svg').read_text()

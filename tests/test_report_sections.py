@@ -114,7 +114,7 @@ def test_steps_are_also_in_the_papers_unit(tmp_path):
   row = texts(part.tables[0])['Inception']
   assert row['steps to the target'] == '100 (100–100), 3 of 3 seeds'
   assert row['in steps of 32 examples'] == '300 (300–300), 3 of 3 seeds'
-  assert '96 examples, 3 of the paper' in part.notes[-1]
+  assert '96 examples, or 3 of the paper' in part.notes[-1]
 
 
 def test_figure_2_marks_where_the_mean_curve_reaches_the_target(figure_2):
@@ -129,6 +129,7 @@ def test_figure_2_marks_where_the_mean_curve_reaches_the_target(figure_2):
   assert curves['Inception'].mark.x == 300
   assert curves['BN-x5-Sigmoid'].mark is None
   assert curves['Inception-x5'].crosses == (41, 41, 41)
+  assert curves['Inception-x5'].breaks == (41, 41, 41)
   assert curves['Inception-x5'].note == 'diverged at step 41'
   assert curves['BN-x30'].note == '2 of 3 runs'
   moving = {c.label: c for c in plot.variants[MOVING]}
@@ -248,6 +249,8 @@ def test_best_learning_rates_are_named(tmp_path):
     (0.1, 50.0), (0.3, 55.0), (1.0, 54.0),
   ]  # fmt: skip
   assert without.crosses == (3.0,)
+  # Of 0.03 nothing was run, and 3 diverged.
+  assert without.breaks == (0.03, 3.0)
   assert '3 diverged at step 7' in without.note
 
 
@@ -264,7 +267,7 @@ def test_batch_statistics(tmp_path):
   curves = {c.label: c for c in part.plots[0].variants['both']}
   assert curves['8 share statistics, moving averages'].points[0].value == 30.0
   assert curves['8 share statistics, population'].points[0].value == 40.0
-  assert 'A step is 128 examples, 4 of' in part.notes[-1]
+  assert 'A step is 128 examples, or 4 of' in part.notes[-1]
 
 
 def test_learning_rates_are_factors(tmp_path):
