@@ -4,6 +4,8 @@
 #   environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
 # make test-pod: the dry run with the TPU compiler; no TPU is needed.
+# make test-browser: the page of the report in Chromium, Debian's, which it installs
+#   where it may.
 # make native: faster convolutions on CPUs.  make test-native: tests of them.
 # make benchmarks: an environment with all that benchmarks/ compares with.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
@@ -11,7 +13,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed test-native native benchmarks format install
+.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed test-browser test-native native benchmarks format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -42,6 +44,13 @@ test-prepare: install
 
 test-distributed: install
 	$(BIN)/python -m pytest -m distributed $(ARGS)
+
+test-browser:
+	$(call environment,.venv-browser,requirements-browser.txt)
+	@command -v chromium > /dev/null || { \
+	  apt-get update --quiet && apt-get install --quiet --yes chromium; } || \
+	  echo "Chromium is absent and cannot be installed: its tests will be skipped"
+	.venv-browser/bin/python -m pytest -m browser $(ARGS)
 
 native: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-native.txt

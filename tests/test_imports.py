@@ -29,6 +29,7 @@ FLOORS = [
   {'evaluation_report', 'inference', 'training'},
   {'command_line', 'study_runs'},
   {'study_results'},
+  {'report_sections'},
   {'report_figures', 'report_page'},
   {
     'claims', 'dryrun', 'import_weights.__main__', 'native.__main__',

@@ -1,0 +1,330 @@
+r"""Figures, tables and a page of what the runs of the studies found.
+
+  python -m bn_inception.report --runs=runs/study --out=results/study
+
+Writes report.html, report.md, figures/ and tables/, and copies what the runs
+wrote, but for their checkpoints, into runs/, from which the report can be made
+again: --runs=results/study/runs.
+"""
+
+import csv
+import datetime
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+
+import jax
+from absl import flags
+
+from bn_inception import (
+  command_line,
+  report_figures,
+  report_page,
+  run_directory,
+  study_runs,
+)
+from bn_inception.errors import UserError, writing
+from bn_inception.evaluation import MOVING, POPULATION
+from bn_inception.logbook import METRICS_FILE
+from bn_inception.report_page import Report
+from bn_inception.report_sections import Plot, Section, Table, make_section
+from bn_inception.study_results import Outcome
+from configs import studies
+
+_FILES = (
+  run_directory.CONFIG_FILE, study_runs.LOG_FILE, METRICS_FILE,
+  run_directory.RESULT_FILE, study_runs.EVALUATION_FILE,
+  run_directory.MANIFEST_FILE,
+)  # fmt: skip
+_REMEDY = 'give another --out'
+
+
+def make_report(
+  names: Sequence[str],
+  root: str,
+  out: str,
+  is_quick: bool = False,
+  code: str | None = None,
+  cores_per_run: int = 1,
+) -> None:
+  """Writes the report of some studies.
+
+  Args:
+    names: of configs/studies.py.
+    root: folder of the run directories.
+    out: folder to write to, made if absent.
+    is_quick: of the small versions of the studies.
+    code: hash of the code whose runs are meant; None: see `choose_code`.
+    cores_per_run: that a run had, for the cost.
+
+  Raises:
+    UserError: for names or code that are not there, damaged files, or a folder
+      that cannot be written.
+  """
+  code, of_code = choose_code(root, code)
+  print(f'code           {of_code}')
+  sections = [
+    make_section(n, study_runs.list_runs(n, root, is_quick, code=code))
+    for n in names
+  ]
+  unique = list(
+    {o.run.folder: o for s in sections for o in s.outcomes}.values()
+  )
+  for folder in (
+    report_page.RUNS_FOLDER,
+    report_page.FIGURES_FOLDER,
+    report_page.TABLES_FOLDER,
+  ):
+    with writing(out, _REMEDY):
+      os.makedirs(os.path.join(out, folder), exist_ok=True)
+  files = {o.folder_name: _copy(o, out) for o in unique}
+  report = Report(
+    facts=_facts(of_code, unique),
+    costs=_costs(sections, unique, cores_per_run),
+    cost_rule=(
+      'Core-hours: seconds that training and its evaluations took (wall_seconds '
+      f'of result.json) times the {cores_per_run} core(s) that a run had. A run '
+      'of several studies counts in each, and once in the sum.'
+    ),
+    sections=sections,
+    figures=_write_figures_and_tables(sections, out),
+    files=files,
+  )
+  _write_text(os.path.join(out, 'report.html'), report_page.make_html(report))
+  _write_text(os.path.join(out, 'report.md'), report_page.make_markdown(report))
+  for name, done, *_ in report.costs[1:]:
+    print(f'{name:14} {done} runs')
+  print(f'written to {os.path.join(out, "report.html")}')
+
+
+def choose_code(root: str, code: str | None) -> tuple[str, str]:
+  """The hash of the code whose runs are reported, and a sentence on it.
+
+  Without `code` it is that of this code, if there are finished runs of it, or
+  else that of all finished runs.
+
+  Raises:
+    UserError: if there are no such runs, or runs of several others.
+  """
+  own, found = study_runs.code_hash(), study_runs.codes(root)
+  if not found:
+    raise UserError(
+      f'{root} holds no finished runs: train them with python -m '
+      'bn_inception.study, or give another --runs'
+    )
+  if code is None:
+    if own not in found and len(found) > 1:
+      raise UserError(
+        f'{root} holds no runs of this code ({own}), but of several others: '
+        f'give one of them as --code: {", ".join(found)}'
+      )
+    code = own if own in found else found[0]
+  if code not in found:
+    raise UserError(
+      f'{root} holds no finished runs of --code={code}: there are '
+      f'{", ".join(found)}'
+    )
+  relation = (
+    'the code that made this report' if code == own
+    else f'not the code that made this report, {own}'
+  )  # fmt: skip
+  return code, f'{code}, {relation}'
+
+
+def _copy(outcome: Outcome, out: str) -> list[str]:
+  """Copies the files of a run; the names of those that it has."""
+  source = outcome.run.folder
+  target = os.path.join(out, report_page.RUNS_FOLDER, outcome.folder_name)
+  names = [n for n in _FILES if os.path.exists(os.path.join(source, n))]
+  if os.path.exists(target) and os.path.samefile(source, target):
+    return names
+  with writing(target, _REMEDY):
+    os.makedirs(target, exist_ok=True)
+    for name in names:
+      shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+  return names
+
+
+def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
+  """Of the report, and of the manifests of its runs."""
+  starts = []
+  for outcome in outcomes:
+    path = os.path.join(outcome.run.folder, run_directory.MANIFEST_FILE)
+    starts += run_directory.read_json(path)['starts']
+  days = sorted(start['time'][:10] for start in starts) or ['none']
+  python = [f'python {start["python"]}' for start in starts]
+  packages = [
+    f'{package} {version}'
+    for start in starts
+    for package, version in start['packages'].items()
+    if version is not None
+  ]
+  devices = [
+    f'{len(start["devices"])} x {start["devices"][0]}' for start in starts
+  ]
+  return {
+    'date': datetime.date.today().isoformat(),
+    'runs': f'{len(outcomes)}, of {days[0]} to {days[-1]}',
+    'code': of_code,
+    'commit': _distinct(start['commit'] or 'unknown' for start in starts),
+    'devices': _distinct(devices),
+    'platform': _distinct(start['platform'] for start in starts),
+    'versions': _distinct(python + packages),
+  }
+
+
+def _distinct(texts: Iterable[str]) -> str:
+  return ', '.join(dict.fromkeys(texts))
+
+
+def _costs(
+  sections: Sequence[Section], unique: Sequence[Outcome], cores_per_run: int
+) -> list[list[str]]:
+  def row(name: str, outcomes: Sequence[Outcome], total: int) -> list[str]:
+    hours = sum(o.result['wall_seconds'] for o in outcomes) / 3600
+    diverged = sum(o.diverged_at is not None for o in outcomes)
+    done = f'{len(outcomes)} of {total}'
+    return [
+      name, done, str(diverged), f'{hours:.2f}', f'{hours * cores_per_run:.2f}'
+    ]  # fmt: skip
+
+  def folders(section: Section) -> set[str]:
+    return {run.folder for group in section.groups for run in group.runs}
+
+  return [
+    ['study', 'finished runs', 'diverged', 'hours', 'core-hours'],
+    *(row(s.name, s.outcomes, len(folders(s))) for s in sections),
+    row('all', unique, len(set().union(*map(folders, sections)))),
+  ]
+
+
+def _write_figures_and_tables(
+  sections: Sequence[Section], out: str
+) -> dict[str, list[str]]:
+  """Name of a plot -> names of its files."""
+  figures, folder = {}, os.path.join(out, report_page.TABLES_FOLDER)
+  for part in (part for section in sections for part in section.parts):
+    for plot in part.plots:
+      report_figures.draw(plot, os.path.join(out, report_page.FIGURES_FOLDER))
+      figures[plot.name] = list(report_figures.file_names(plot).values())
+      _write_csv(os.path.join(folder, f'curves_{plot.name}.csv'), _points(plot))
+    for table in part.tables:
+      _write_csv(os.path.join(folder, f'{table.name}.csv'), _numbers(table))
+  rows = [row for section in sections for row in _each_run(section)]
+  _write_csv(os.path.join(folder, 'runs.csv'), rows)
+  return figures
+
+
+def _points(plot: Plot) -> list[dict]:
+  if plot.bars:
+    return [
+      {'label': b.label, 'value': b.value, 'margin': b.margin, 'text': b.text}
+      for b in plot.bars
+    ]
+  return [
+    {
+      'statistics': kind,
+      'label': curve.label,
+      'note': curve.note,
+      plot.x_label: point.x,
+      'mean': point.value,
+      'lowest': point.low,
+      'highest': point.high,
+      'seeds': point.count,
+    }
+    for kind, curves in plot.variants.items()
+    for curve in curves
+    for point in curve.points
+  ]
+
+
+def _numbers(table: Table) -> list[dict]:
+  """The texts of a table, the numbers in them, and where they come from."""
+  rows = []
+  for group, cells in table.rows:
+    row = {}
+    for column, cell in zip(table.columns, cells, strict=True):
+      row[column] = cell.text
+      row |= {f'{column}: {name}': n for name, n in cell.numbers.items()}
+    folders = ' '.join(o.folder_name for o in group.outcomes)
+    rows.append(row | {'runs': group.state(), 'folders': folders})
+  return rows
+
+
+def _each_run(section: Section) -> list[dict]:
+  finished = {o.run.folder: o for o in section.outcomes}
+  rows = []
+  for run in (run for group in section.groups for run in group.runs):
+    row = {
+      'study': section.name, 'task': run.task, 'arm': run.arm, 'seed': run.seed,
+      'status': run.status(), 'folder': os.path.basename(run.folder),
+    }  # fmt: skip
+    if outcome := finished.get(run.folder):
+      row['diverged_at'] = outcome.diverged_at
+      for kind in (MOVING, POPULATION):
+        row[f'last validation top1, {kind}'] = outcome.last(kind)
+        row[f'best validation top1, {kind}'] = outcome.best(kind)
+        row[f'final top1, {kind}'] = outcome.final(kind)
+      row['wall_seconds'] = outcome.result['wall_seconds']
+    rows.append(row)
+  return rows
+
+
+def _write_csv(path: str, rows: Sequence[dict]) -> None:
+  """Columns in the order in which they first come."""
+  columns = list(dict.fromkeys(key for row in rows for key in row))
+  with writing(path, _REMEDY), open(path, 'w', newline='') as file:
+    writer = csv.DictWriter(file, columns, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _write_text(path: str, text: str) -> None:
+  with writing(path, _REMEDY), open(path, 'w') as file:
+    file.write(text)
+
+
+def define_flags() -> None:
+  """The program's flags, in the program but not on import."""
+  flags.DEFINE_list(
+    'study',
+    ['all'],
+    f'Which: some of {", ".join(studies.STUDIES)}; or all. '
+    'Example: --study=figure2,leave_one_out',
+  )
+  flags.DEFINE_string(
+    'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
+  )
+  flags.DEFINE_string(
+    'out', 'results/study', 'Folder to write to. Example: --out=results/study'
+  )
+  flags.DEFINE_bool(
+    'quick', False, 'Of the runs of study --quick. Example: --quick'
+  )
+  flags.DEFINE_string(
+    'code',
+    None,
+    'Hash of the code whose runs are meant; default: this code, or that of all '
+    'runs. Example: --code=0123abcd',
+  )
+  flags.DEFINE_integer(
+    'cores_per_run',
+    1,
+    'Cores that a run had, for its cost. Example: --cores_per_run=2',
+    lower_bound=1,
+  )
+
+
+def main() -> None:
+  jax.config.update('jax_platforms', 'cpu')
+  values = flags.FLAGS
+  names = list(studies.STUDIES) if values.study == ['all'] else values.study
+  make_report(
+    names, values.runs, values.out, values.quick, values.code,
+    values.cores_per_run,
+  )  # fmt: skip
+
+
+if __name__ == '__main__':
+  define_flags()
+  command_line.run(main)

@@ -1,0 +1,197 @@
+"""The program: which code's runs, and what is written."""
+
+import csv
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from study_files import write_run
+
+from bn_inception import report, run_directory, study_runs
+from bn_inception.errors import UserError
+from configs import studies
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def quick_runs(name, root, code=None):
+  return study_runs.list_runs(name, str(root), is_quick=True, code=code)
+
+
+def finish(runs):
+  for run in runs:
+    has_batch_norm = run.config['model']['use_batch_norm']
+    population = {30: 52.0, 60: 62.0} if has_batch_norm else None
+    write_run(run, {30: 50.0, 60: 60.0}, population, 61.0, 63.0)
+
+
+@pytest.fixture
+def runs(tmp_path):
+  found = quick_runs('figure2', tmp_path / 'runs')
+  finish(found[:2])
+  write_run(found[5], {}, diverged_at=41, wall_seconds=900.0)
+  return found
+
+
+def make(tmp_path, out='out', root='runs', names=('figure2',), **more):
+  folder = tmp_path / out
+  report.make_report(
+    list(names), str(tmp_path / root), str(folder), is_quick=True, **more
+  )
+  return folder
+
+
+def read_csv(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def test_all_studies_without_most_of_their_runs(runs, tmp_path, capsys):
+  out = make(tmp_path, names=list(studies.STUDIES))
+  names = {path.name for path in out.iterdir()}
+  assert names == {'report.html', 'report.md', 'figures', 'tables', 'runs'}
+  printed = capsys.readouterr().out
+  assert 'figure2        3 of 7 runs' in printed and 'report.html' in printed
+  # BN-x5 and the two without BN are of other studies too.
+  assert 'learning_rates 2 of 8 runs' in printed
+  rows = read_csv(out / 'tables' / 'runs.csv')
+  assert len(rows) == sum(len(s.arms) for s in studies.STUDIES.values())
+  text = (out / 'report.md').read_text()
+  assert all(f'## {name}\n' in text for name in studies.STUDIES)
+
+
+def test_files_of_the_runs_are_copied(runs, tmp_path):
+  (tmp_path / 'runs' / pathlib.Path(runs[0].folder) / 'checkpoints').mkdir()
+  out = make(tmp_path)
+  folder = out / 'runs' / pathlib.Path(runs[0].folder).name
+  assert {path.name for path in folder.iterdir()} == {
+    'config.json', 'manifest.json', 'metrics.jsonl', 'result.json',
+    'evaluation.json', 'train.log',
+  }  # fmt: skip
+  assert json.loads((folder / 'config.json').read_text()) == runs[0].config
+  diverged = out / 'runs' / pathlib.Path(runs[5].folder).name
+  assert not (diverged / 'evaluation.json').exists()
+  assert len(list((out / 'runs').iterdir())) == 3
+  text = (out / 'report.md').read_text()
+  assert f'(runs/{folder.name}/train.log)' in text
+  assert f'(runs/{diverged.name}/evaluation.json)' not in text
+  assert '1 run; diverged at step 41' in text
+
+
+def test_report_can_be_made_again_from_its_own_copies(runs, tmp_path):
+  out = make(tmp_path)
+  first = (out / 'report.md').read_text()
+  shutil.rmtree(tmp_path / 'runs')
+  make(tmp_path, root='out/runs')
+  assert (out / 'report.md').read_text() == first
+  again = make(tmp_path, out='again', root='out/runs')
+  assert (again / 'report.md').read_text() == first
+
+
+def test_tables_have_texts_and_numbers(runs, tmp_path):
+  tables = make(tmp_path) / 'tables'
+  rows = read_csv(tables / 'figure2_digits_population.csv')
+  assert [row['network'] for row in rows] == [run.arm for run in runs]
+  best = 'best validation accuracy (%)'
+  assert rows[1][best] == '62.00 (one seed)'
+  assert float(rows[1][f'{best}: mean']) == 62.0
+  assert float(rows[1]['steps to the target: mean']) == 60.0
+  assert rows[1]['folders'] == pathlib.Path(runs[1].folder).name
+  assert rows[5][best] == 'diverged at step 41' and rows[2]['runs'] == 'not run'
+  points = read_csv(tables / 'curves_figure2_digits.csv')
+  assert [(p['statistics'], p['label'], float(p['mean'])) for p in points[:4]] == [
+    ('population', 'Inception', 50.0), ('population', 'Inception', 60.0),
+    ('population', 'BN-Baseline', 52.0), ('population', 'BN-Baseline', 62.0),
+  ]  # fmt: skip
+  each = read_csv(tables / 'runs.csv')
+  assert [row['status'] for row in each[:3]] == [
+    'finished',
+    'finished',
+    'not begun',
+  ]
+  assert each[5]['diverged_at'] == '41'
+  assert each[1]['final top1, population'] == '63.0'
+
+
+def test_costs_count_shared_runs_once(runs, tmp_path):
+  text = (make(tmp_path, names=['figure2', 'learning_rates'], cores_per_run=2)
+          / 'report.md').read_text()  # fmt: skip
+  # Half an hour, twice, and a quarter, of two cores.
+  assert '| figure2 | 3 of 7 | 1 | 1.25 | 2.50 |' in text
+  assert '| learning_rates | 2 of 8 | 1 | 0.75 | 1.50 |' in text
+  assert '| all | 3 of 11 | 1 | 1.25 | 2.50 |' in text
+  assert 'times the 2 core(s)' in text
+
+
+def test_facts_are_of_the_manifests(runs, tmp_path):
+  text = (make(tmp_path) / 'report.md').read_text()
+  assert '- runs: 3, of 2026-01-02 to 2026-01-02' in text
+  assert '- commit: c0ffee\n' in text and '- devices: 2 x cpu\n' in text
+  assert '- versions: python 3.11.9, jax 0.10.2\n' in text
+  assert f'- code: {study_runs.code_hash()}, the code that' in text
+
+
+def test_code_is_the_only_one_if_not_this_one(tmp_path, capsys):
+  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
+  text = (make(tmp_path) / 'report.md').read_text()
+  assert '- code: aaaaaaaa, not the code that made this report' in text
+  assert 'aaaaaaaa, not the code' in capsys.readouterr().out
+  assert '1 run: seed 0' in text or '1 run; seed 0' in text
+
+
+def test_code_is_this_one_if_there_are_several(runs, tmp_path):
+  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
+  code, _ = report.choose_code(str(tmp_path / 'runs'), None)
+  assert code == study_runs.code_hash()
+  code, text = report.choose_code(str(tmp_path / 'runs'), 'aaaaaaaa')
+  assert code == 'aaaaaaaa' and 'not the code' in text
+
+
+def test_several_other_codes_are_listed(tmp_path):
+  for code in ('aaaaaaaa', 'bbbbbbbb'):
+    finish(quick_runs('figure2', tmp_path / 'runs', code)[:1])
+  with pytest.raises(UserError, match='--code: aaaaaaaa, bbbbbbbb') as error:
+    make(tmp_path)
+  assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match='--code=cccccccc: there are aaaaaaaa'):
+    make(tmp_path, code='cccccccc')
+
+
+def test_folder_without_runs(tmp_path):
+  with pytest.raises(UserError, match='absent holds no finished runs: train'):
+    make(tmp_path, root='absent')
+
+
+def test_unknown_study(runs, tmp_path):
+  with pytest.raises(
+    UserError, match="no study 'figure3': use some of figure1_r"
+  ):
+    make(tmp_path, names=['figure3'])
+
+
+def test_damaged_file_is_named(runs, tmp_path):
+  path = pathlib.Path(runs[0].folder) / run_directory.RESULT_FILE
+  path.write_text('{')
+  with pytest.raises(UserError, match=f'{path} is damaged'):
+    make(tmp_path)
+
+
+def test_folder_that_cannot_be_written(runs, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot be written .*give another --out'):
+    make(tmp_path, out='file')
+
+
+def test_program_ends_in_one_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'bn_inception.report', f'--runs={tmp_path}'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith(f'error: {tmp_path} holds no finished runs')
+  assert done.stderr.count('\n') == 1
