@@ -21,6 +21,7 @@ from bn_inception import (
   report_figures,
   report_page,
   run_directory,
+  study_flags,
   study_runs,
 )
 from bn_inception.errors import UserError, writing
@@ -29,7 +30,6 @@ from bn_inception.logbook import METRICS_FILE
 from bn_inception.report_page import Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
 from bn_inception.study_results import Outcome
-from configs import studies
 
 _FILES = (
   run_directory.CONFIG_FILE, study_runs.LOG_FILE, METRICS_FILE,
@@ -41,9 +41,8 @@ _REMEDY = 'give another --out'
 
 def make_report(
   names: Sequence[str],
-  root: str,
+  selection: study_runs.Selection,
   out: str,
-  is_quick: bool = False,
   code: str | None = None,
   cores_per_run: int = 1,
 ) -> None:
@@ -51,9 +50,8 @@ def make_report(
 
   Args:
     names: of configs/studies.py.
-    root: folder of the run directories.
+    selection: of their runs.
     out: folder to write to, made if absent.
-    is_quick: of the small versions of the studies.
     code: hash of the code whose runs are meant; None: see `choose_code`.
     cores_per_run: that a run had, for the cost.
 
@@ -61,11 +59,10 @@ def make_report(
     UserError: for names or code that are not there, damaged files, or a folder
       that cannot be written.
   """
-  code, of_code = choose_code(root, code)
+  code, of_code = choose_code(selection.root, code)
   print(f'code           {of_code}')
   sections = [
-    make_section(n, study_runs.list_runs(n, root, is_quick, code=code))
-    for n in names
+    make_section(n, study_runs.list_runs(n, selection, code)) for n in names
   ]
   unique = list(
     {o.run.folder: o for s in sections for o in s.outcomes}.values()
@@ -286,20 +283,9 @@ def _write_text(path: str, text: str) -> None:
 
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
-  flags.DEFINE_list(
-    'study',
-    ['all'],
-    f'Which: some of {", ".join(studies.STUDIES)}; or all. '
-    'Example: --study=figure2,leave_one_out',
-  )
-  flags.DEFINE_string(
-    'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
-  )
+  study_flags.define()
   flags.DEFINE_string(
     'out', 'results/study', 'Folder to write to. Example: --out=results/study'
-  )
-  flags.DEFINE_bool(
-    'quick', False, 'Of the runs of study --quick. Example: --quick'
   )
   flags.DEFINE_string(
     'code',
@@ -318,11 +304,13 @@ def define_flags() -> None:
 def main() -> None:
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  names = list(studies.STUDIES) if values.study == ['all'] else values.study
   make_report(
-    names, values.runs, values.out, values.quick, values.code,
+    study_flags.names(),
+    study_flags.selection(),
+    values.out,
+    values.code,
     values.cores_per_run,
-  )  # fmt: skip
+  )
 
 
 if __name__ == '__main__':

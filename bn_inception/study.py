@@ -7,7 +7,6 @@ Runs that are finished are skipped, and those that were broken off go on. `--lis
 prints one command a line instead, for any scheduler.
 """
 
-import ast
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from bn_inception import command_line, study_runs
+from bn_inception import command_line, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds
@@ -30,7 +29,6 @@ from bn_inception.study_runs import (
   TRAINED,
   Run,
 )
-from configs import studies
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -208,38 +206,12 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
 
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
-  flags.DEFINE_list(
-    'study',
-    None,
-    f'Which: some of {", ".join(studies.STUDIES)}; or all. '
-    'Example: --study=figure2,leave_one_out',
-    required=True,
-  )
-  flags.DEFINE_list(
-    'task',
-    [],
-    "Instead of the study's tasks. Example: --task=imagenet",
-  )
-  flags.DEFINE_list(
-    'seeds', [], "Instead of the study's. Example: --seeds=0,1,2,3,4"
-  )
-  flags.DEFINE_multi_string(
-    'set',
-    [],
-    'KEY=VALUE: replaced in the configs of all runs. '
-    'Example: --set=model.dtype=bfloat16 --set=batch_size=512',
-  )
-  flags.DEFINE_string(
-    'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
-  )
+  study_flags.define()
   flags.DEFINE_string(
     'data_dir',
     None,
     'Folder of the data sets that TensorFlow Datasets prepared. Default: its '
     'own. Example: --data_dir=/data/tfds',
-  )
-  flags.DEFINE_bool(
-    'quick', False, 'A small version, of minutes, on digits. Example: --quick'
   )
   flags.DEFINE_bool(
     'list',
@@ -264,46 +236,13 @@ def define_flags() -> None:
   )
 
 
-def _parse_seeds(values: Sequence[str]) -> list[int]:
-  if not all(value.isdecimal() for value in values):
-    raise UserError(
-      f'--seeds must be whole numbers such as 0,1,2, got {",".join(values)}'
-    )
-  return [int(value) for value in values]
-
-
-def _parse_values(assignments: Sequence[str]) -> dict:
-  """['a.b=1', 'c=x'] -> {'a.b': 1, 'c': 'x'}."""
-  values = {}
-  for assignment in assignments:
-    key, equals, text = assignment.partition('=')
-    if not equals:
-      raise UserError(f'--set must be KEY=VALUE, got {assignment}')
-    try:
-      values[key] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # a name, such as bfloat16
-      values[key] = text
-  return values
-
-
 def main() -> None:
   # Accelerators are for the runs.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  names = values.study
-  if names == ['all']:
-    names = list(studies.STUDIES)
-  seeds, replaced = _parse_seeds(values.seeds), _parse_values(values.set)
+  selection = study_flags.selection()
   runs_of = {
-    name: study_runs.list_runs(
-      name,
-      values.runs,
-      values.quick,
-      values.task,
-      seeds,
-      values=replaced,
-    )
-    for name in names
+    name: study_runs.list_runs(name, selection) for name in study_flags.names()
   }
   runs = [run for found in runs_of.values() for run in found]
   if values.list:

@@ -134,37 +134,46 @@ def find_study(name: str) -> Study:
   return studies.STUDIES[name]
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """Which runs of a study are meant, and where they are.
+
+  Attributes:
+    root: folder of the run directories.
+    is_quick: the small version, see `studies.QUICK_TASK`.
+    tasks, seeds: instead of the study's.
+    values: replaced in every config, such as {'model.dtype': 'bfloat16'}.
+  """
+
+  root: str
+  is_quick: bool = False
+  tasks: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = ()
+  values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def list_runs(
-  name: str,
-  root: str,
-  is_quick: bool = False,
-  tasks: Sequence[str] = (),
-  seeds: Sequence[int] = (),
-  code: str | None = None,
-  values: Mapping[str, Any] | None = None,
+  name: str, selection: Selection, code: str | None = None
 ) -> list[Run]:
   """The runs of a study: of every task, seed by seed, all arms.
 
   Args:
     name: of the study.
-    root: folder of the run directories.
-    is_quick: the small version, see `studies.QUICK_TASK`.
-    tasks, seeds: instead of the study's.
+    selection: of its runs.
     code: hash of the code that trained; None: this code's.
-    values: replaced in every config, such as {'model.dtype': 'bfloat16'}.
 
   Raises:
     UserError: for a name that is not there.
   """
   study = find_study(name)
-  if is_quick:
-    tasks = tasks or (studies.QUICK_TASK,)
-    seeds = seeds or studies.QUICK_SEEDS
-  values = {**(studies.QUICK_VALUES if is_quick else {}), **(values or {})}
+  tasks, seeds, values = study.tasks, study.seeds, selection.values
+  if selection.is_quick:
+    tasks, seeds = (studies.QUICK_TASK,), studies.QUICK_SEEDS
+    values = {**studies.QUICK_VALUES, **values}
   return [
-    make_run(arm, task, seed, root, values, code or code_hash())
-    for task in tasks or study.tasks
-    for seed in seeds or study.seeds
+    make_run(arm, task, seed, selection.root, values, code or code_hash())
+    for task in selection.tasks or tasks
+    for seed in selection.seeds or seeds
     for arm in study.arms
   ]
 

@@ -5,7 +5,7 @@ import pathlib
 import types
 
 from bn_inception import run_directory, training
-from bn_inception.study_runs import Run, list_runs
+from bn_inception.study_runs import Run, Selection, list_runs
 
 MANIFEST = {
   'time': '2026-01-02T03:04:05+00:00',
@@ -100,7 +100,8 @@ def study_runs(
   tasks: tuple[str, ...] = ('digits',),
 ) -> dict[tuple[str, int], Run]:
   """(arm, seed) -> run, of one task of a study."""
-  runs = list_runs(name, str(root), tasks=tasks, seeds=seeds, code='c0dec0de')
+  selection = Selection(str(root), tasks=tuple(tasks), seeds=tuple(seeds))
+  runs = list_runs(name, selection, 'c0dec0de')
   return {(run.arm, run.seed): run for run in runs}
 
 

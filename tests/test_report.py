@@ -18,7 +18,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def quick_runs(name, root, code=None):
-  return study_runs.list_runs(name, str(root), is_quick=True, code=code)
+  selection = study_runs.Selection(str(root), is_quick=True)
+  return study_runs.list_runs(name, selection, code)
 
 
 def finish(runs):
@@ -39,7 +40,10 @@ def runs(tmp_path):
 def make(tmp_path, out='out', root='runs', names=('figure2',), **more):
   folder = tmp_path / out
   report.make_report(
-    list(names), str(tmp_path / root), str(folder), is_quick=True, **more
+    list(names),
+    study_runs.Selection(str(tmp_path / root), is_quick=True),
+    str(folder),
+    **more,
   )
   return folder
 

@@ -31,9 +31,10 @@ PLOT = 'figure2_fashion_mnist_5k'
 @pytest.fixture(scope='module')
 def page_path(tmp_path_factory):
   root = tmp_path_factory.mktemp('study')
+  selection = study_runs.Selection(str(root / 'runs'))
   for name in NAMES:
-    write_many(study_runs.list_runs(name, str(root / 'runs')))
-  report.make_report(NAMES, str(root / 'runs'), str(root / 'out'))
+    write_many(study_runs.list_runs(name, selection))
+  report.make_report(NAMES, selection, str(root / 'out'))
   return root / 'out' / 'report.html'
 
 

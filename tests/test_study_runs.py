@@ -16,7 +16,8 @@ CODE = '0' * 8
 
 
 def runs_of(name, root='runs', **options):
-  return study_runs.list_runs(name, str(root), code=CODE, **options)
+  selection = study_runs.Selection(str(root), **options)
+  return study_runs.list_runs(name, selection, CODE)
 
 
 def write_result(run, root, **values):
@@ -105,7 +106,8 @@ def test_other_code_and_other_values_are_other_runs(tmp_path, monkeypatch):
   assert study_runs.values_hash(changed) == values
   write_result(run, tmp_path, diverged=True)
   assert runs_of('figure2', tmp_path)[0].status() == FINISHED
-  other = study_runs.list_runs('figure2', str(tmp_path), code='1' * 8)
+  selection = study_runs.Selection(str(tmp_path))
+  other = study_runs.list_runs('figure2', selection, '1' * 8)
   assert other[0].status() == NOT_BEGUN
   assert study_runs.codes(str(tmp_path)) == [CODE]
   assert study_runs.others(other, str(tmp_path)) == [
@@ -165,7 +167,7 @@ def test_names_that_are_not_there():
   with pytest.raises(
     UserError, match="no study 'figure3': use some of figure1"
   ):
-    study_runs.list_runs('figure3', 'runs')
+    runs_of('figure3')
 
 
 def test_every_study_resolves_for_every_task_and_quickly():
