@@ -26,6 +26,7 @@ from bn_inception.input_pipeline import (
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
+from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
 
 Model = inception.Inception | perceptron.Perceptron
@@ -417,7 +418,8 @@ def open_split(
   # What the run held out means nothing for another data set.
   names = config['source']
   num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
-  return make_source(dataset, split, data_dir, num_holdout)
+  source = make_source(dataset, split, data_dir, num_holdout)
+  return InMemory(source) if names['keep_in_memory'] else source
 
 
 def _check_numbers(config: dict) -> None:

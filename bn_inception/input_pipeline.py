@@ -106,6 +106,13 @@ class InputOptions:
           f'data.{name} must be at least {lowest}, got {getattr(self, name)}'
         )
 
+  @property
+  def is_random(self) -> bool:
+    """Whether a training image is another one in every epoch."""
+    return (
+      self.train_crop == 'area' or self.mirror or self.interpolation == RANDOM
+    )
+
 
 def _resize(
   part: np.ndarray, interpolation: str, is_mirrored: bool, out: np.ndarray
@@ -129,10 +136,12 @@ def _resize(
 def prepare_training_image(
   image: images.Image,
   options: InputOptions,
-  rng: np.random.Generator,
+  rng: np.random.Generator | None,
   out: np.ndarray,
 ) -> None:
   """Writes a random crop and mirror image into uint8 [image_size, image_size, C].
+
+  `rng` may be None where `options` has nothing random.
 
   Raises:
     BadImageError: if it cannot be decoded.
@@ -285,7 +294,9 @@ class _TrainingBatches:
       index = self._index(position, ahead)
       try:
         image, label = _open(self.source, index)
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = None
+        if self.options.is_random:  # it takes longer than a small image
+          rng = np.random.default_rng([self.seed, epoch, index])
         prepare_training_image(image, self.options, rng, batch['image'][row])
         batch['label'][row], batch['index'][row] = label, index
         return

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = frozenset(
   {
     'name',
     'eval_batch_size',
+    'source.keep_in_memory',
     'data.num_workers',
     'data.on_bad_image',
     'data.prefetch',

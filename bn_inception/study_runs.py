@@ -34,7 +34,13 @@ _STATISTICS_BATCHES = 100
 _DIGITS = 8  # of a hash
 # Values that have no influence on what a run finds.
 _NOT_OF_IDENTITY = frozenset(
-  {'name', 'data.num_workers', 'data.prefetch', 'eval_batch_size'}
+  {
+    'name',
+    'data.num_workers',
+    'data.prefetch',
+    'eval_batch_size',
+    'source.keep_in_memory',
+  }
 )
 
 

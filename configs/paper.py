@@ -33,6 +33,7 @@ BASE = {
   'source.dataset': '',
   'source.train_split': 'train',
   'source.eval_split': 'test',
+  'source.keep_in_memory': False,  # decoded: for small images
   'source.num_holdout': 0,  # training examples set apart as train_holdout
   'data.image_size': 224,
   'data.shuffle': 'shards',  # change 6 is the alternative
@@ -89,6 +90,7 @@ BASE = {
 
 _FASHION_MNIST = {
   'source.dataset': 'fashion_mnist',
+  'source.keep_in_memory': True,
   'data.image_size': 28,
   'data.num_shards': 64,  # our choice: about 1,000 examples each
   'data.mirror': True,
@@ -222,6 +224,7 @@ PERCEPTRON = {
   'batch_size': 60,
   'eval_batch_size': 1000,
   'norm_batch_size': 60,
+  'source.keep_in_memory': True,
   'data.image_size': 28,
   'data.shuffle': 'global',
   'augment.photometric_strength': 0.0,

@@ -17,7 +17,7 @@ FLOORS = [
     'claims_transform', 'convolution', 'images', 'import_weights.files',
     'sources.built_in', 'sources.folders', 'sources.prepared',
   },
-  {'layers', 'pooling'},
+  {'layers', 'pooling', 'sources.in_memory'},
   {'inception', 'perceptron', 'sources'},
   {
     'claims_perceptron', 'import_weights', 'input_pipeline', 'sources.check',
