@@ -9,8 +9,9 @@ const DASHES =
 const MARKERS = [
   'M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z', 'M-3 -3h6v6h-6z',
   'M0 -4l4 7h-8z', 'M0 -4l4 4l-4 4l-4 -4z', 'M0 4l4 -7h-8z',
-  'M-1 -4h2v3h3v2h-3v3h-2v-3h-3v-2h3z', 'M-4 -2l2 -2l2 2l2 -2l2 2l-2 2l2 2' +
-  'l-2 2l-2 -2l-2 2l-2 -2l2 -2z', 'M0 -4l1 3h3l-2 2l1 3l-3 -2l-3 2l1 -3l-2 -2h3z',
+  'M-1 -4h2v3h3v2h-3v3h-2v-3h-3v-2h3z',
+  'M-4 -2l2 -2l2 2l2 -2l2 2l-2 2l2 2l-2 2l-2 -2l-2 2l-2 -2l2 -2z',
+  'M0 -4l1 3h3l-2 2l1 3l-3 -2l-3 2l1 -3l-2 -2h3z',
 ];
 
 function svg(parent, name, attributes, text) {
@@ -42,7 +43,8 @@ function linearTicks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find(f => f * power >= 0.7 * rough);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; ++i) {
+  const last = Math.floor(high / step + 1e-9);
+  for (let i = Math.ceil(low / step - 1e-9); i <= last; ++i) {
     ticks.push(i * step);
   }
   return ticks;
@@ -62,7 +64,9 @@ function logTicks(low, high, count) {
 
 // From values to pixels; a range of one value is widened.
 function scale([low, high], [first, last], isLog) {
-  if (low === high) [low, high] = isLog ? [low / 2, low * 2] : [low - 1, low + 1];
+  if (low === high) {
+    [low, high] = isLog ? [low / 2, low * 2] : [low - 1, low + 1];
+  }
   const f = isLog ? Math.log : x => x;
   const of = x => first + (last - first) * (f(x) - f(low)) / (f(high) - f(low));
   of.ticks = count => (isLog ? logTicks : linearTicks)(low, high, count);
@@ -123,7 +127,8 @@ class Chart {
   addToggle(curve) {
     const button = html(this.legend, 'button', {
       type: 'button', 'aria-pressed': true, style: colour(curve)});
-    const swatch = svg(button, 'svg', {viewBox: '0 0 34 12', 'aria-hidden': true});
+    const swatch = svg(
+      button, 'svg', {viewBox: '0 0 34 12', 'aria-hidden': true});
     this.drawLine(swatch, curve, 'M0 6H34', [[17, 6]]);
     const note = curve.note ? ` (${curve.note})` : '';
     button.append(curve.label + note);
@@ -167,19 +172,23 @@ class Chart {
     this.root.onpointerleave = () => this.leave();
     (this.plot.bars.length ? this.drawBars : this.drawCurves)
       .call(this, width, height);
-    this.here = svg(this.root, 'circle', {class: 'here', r: 6, visibility: 'hidden'});
+    this.here = svg(
+      this.root, 'circle', {class: 'here', r: 6, visibility: 'hidden'});
   }
 
   drawAxes(x, y, box) {
     for (const tick of x.ticks(box.width < 500 ? 5 : 9)) {
-      svg(this.root, 'path', {class: 'axis', d: `M${x(tick)} ${box.top}V${box.bottom}`});
+      svg(this.root, 'path', {
+        class: 'axis', d: `M${x(tick)} ${box.top}V${box.bottom}`});
       svg(this.root, 'text', {
         x: x(tick), y: box.bottom + 16, 'text-anchor': 'middle'}, short(tick));
     }
     svg(this.root, 'text', {
-      x: box.right, y: box.bottom + 34, 'text-anchor': 'end'}, this.plot.x_label);
+      x: box.right, y: box.bottom + 34, 'text-anchor': 'end'},
+      this.plot.x_label);
     for (const tick of y ? y.ticks(6) : []) {
-      svg(this.root, 'path', {class: 'axis', d: `M${box.left} ${y(tick)}H${box.right}`});
+      svg(this.root, 'path', {
+        class: 'axis', d: `M${box.left} ${y(tick)}H${box.right}`});
       svg(this.root, 'text', {
         x: box.left - 6, y: y(tick) + 4, 'text-anchor': 'end'}, short(tick));
     }
@@ -198,7 +207,8 @@ class Chart {
     const x = scale(extent(xs, [1, 10]), [box.left, box.right], plot.is_log_x);
     let [low, high] = extent(ys, [0, 1]);
     const room = 0.04 * (high - low);
-    const y = scale(plot.y_range || [low - room, high + room], [box.bottom, box.top]);
+    const y = scale(
+      plot.y_range || [low - room, high + room], [box.bottom, box.top]);
     this.drawAxes(x, y, box);
     if (!points.length) {
       svg(this.root, 'text', {
@@ -210,7 +220,8 @@ class Chart {
       x: box.left - 9, y: box.top - 5, width: box.right - box.left + 18,
       height: box.bottom - box.top + 10});
     if (plot.level !== null) {
-      svg(this.root, 'path', {class: 'level', d: `M${box.left} ${y(plot.level)}H${box.right}`});
+      svg(this.root, 'path', {
+        class: 'level', d: `M${box.left} ${y(plot.level)}H${box.right}`});
     }
     for (const curve of this.curves.filter(c => !this.hidden.has(c.label))) {
       const group = svg(this.root, 'g', {
@@ -220,8 +231,10 @@ class Chart {
   }
 
   drawCurve(group, curve, x, y, box) {
-    const line = (points, name) => points.map(p => `${x(p.x)} ${y(p[name])}`).join('L');
-    const points = curve.points, every = Math.max(1, Math.floor(points.length / NUM_MARKERS));
+    const line = (points, name) =>
+      points.map(p => `${x(p.x)} ${y(p[name])}`).join('L');
+    const points = curve.points;
+    const every = Math.max(1, Math.floor(points.length / NUM_MARKERS));
     const segments = split(points, curve.breaks);
     if (points.length) {
       const bands = segments.map(
@@ -235,7 +248,8 @@ class Chart {
     for (const p of points) {
       if (y(p.value) > box.bottom + 5) continue;  // below the axis
       const seeds = p.count > 1
-        ? `\n${number(p.low)} to ${number(p.high)} in ${p.count} seeds` : '\none seed';
+        ? `\n${number(p.low)} to ${number(p.high)} in ${p.count} seeds`
+        : '\none seed';
       this.targets.push({
         x: x(p.x), y: y(p.value), text:
         `${curve.label}\n${this.plot.x_label}: ${short(p.x)}\n` +
@@ -252,7 +266,8 @@ class Chart {
         transform: `translate(${x(cross)} ${box.bottom - 8})`});
       this.targets.push({
         x: x(cross), y: box.bottom - 8,
-        text: `${curve.label}\n${this.plot.x_label}: ${short(cross)}\ndiverged`});
+        text: `${curve.label}\n${this.plot.x_label}: ${short(cross)}\n` +
+        'diverged'});
     }
   }
 
@@ -277,15 +292,16 @@ class Chart {
         'data-label': bar.label, x: Math.min(x(0), x(bar.value)), y: middle - 8,
         width: Math.abs(x(bar.value) - x(0)), height: 16});
       if (bar.margin !== null) {
-        const [low, high] = [x(bar.value - bar.margin), x(bar.value + bar.margin)];
+        const low = x(bar.value - bar.margin), high = x(bar.value + bar.margin);
         svg(this.root, 'path', {
-          class: 'whisker', d: `M${low} ${middle}H${high}M${low} ${middle - 4}v8` +
-          `M${high} ${middle - 4}v8`});
+          class: 'whisker', d: `M${low} ${middle}H${high}` +
+          `M${low} ${middle - 4}v8M${high} ${middle - 4}v8`});
       }
       this.targets.push({
         x: x(bar.value), y: middle, text: `${bar.label}\n${bar.text}`});
     });
-    svg(this.root, 'path', {class: 'whisker', d: `M${x(0)} ${box.top}V${box.bottom}`});
+    svg(this.root, 'path', {
+      class: 'whisker', d: `M${x(0)} ${box.top}V${box.bottom}`});
   }
 
   // Shows the point nearest to the pointer.
@@ -294,16 +310,18 @@ class Chart {
     const px = event.clientX - bounds.left, py = event.clientY - bounds.top;
     const distance = t => Math.hypot(t.x - px, t.y - py);
     if (!this.targets.length) return;
-    const nearest = this.targets.reduce((a, b) => distance(b) < distance(a) ? b : a);
+    const nearest = this.targets.reduce(
+      (a, b) => distance(b) < distance(a) ? b : a);
     this.here.setAttribute('cx', nearest.x);
     this.here.setAttribute('cy', nearest.y);
     this.here.setAttribute('visibility', 'visible');
     this.tooltip.textContent = nearest.text;
     this.tooltip.hidden = false;
     const room = this.place.clientWidth - this.tooltip.offsetWidth;
-    this.tooltip.style.left = `${Math.max(0, Math.min(room, nearest.x + 12))}px`;
-    const above = this.place.offsetTop + nearest.y - this.tooltip.offsetHeight - 12;
-    this.tooltip.style.top = `${above}px`;
+    const left = Math.max(0, Math.min(room, nearest.x + 12));
+    const above = nearest.y - this.tooltip.offsetHeight - 12;
+    this.tooltip.style.left = `${left}px`;
+    this.tooltip.style.top = `${this.place.offsetTop + above}px`;
   }
 
   leave() {

@@ -147,6 +147,7 @@ def test_code_is_the_only_one_if_not_this_one(tmp_path, capsys):
 
 
 def test_code_is_this_one_if_there_are_several(runs, tmp_path):
+  finish(quick_runs('figure2', tmp_path / 'runs', '00000000')[:1])
   finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
   code, _ = report.choose_code(str(tmp_path / 'runs'), None)
   assert code == study_runs.code_hash()
