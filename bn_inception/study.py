@@ -7,6 +7,7 @@ Runs that are finished are skipped, and those that were broken off go on. `--lis
 prints one command a line instead, for any scheduler.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -40,6 +41,10 @@ class Worker:
     run: what to train and evaluate.
     cores: that it may use; None: all.
     data_dir: where TFDS data sets are; None: TFDS's default.
+
+  Raises:
+    UserError: if its folder cannot be written, or the code is not the run's any
+      more, as `poll` does.
   """
 
   def __init__(self, run: Run, cores: list[int] | None, data_dir: str | None):
@@ -53,6 +58,12 @@ class Worker:
     self._process = self._start()
 
   def _start(self) -> subprocess.Popen:
+    if not self.run.identity.startswith(study_runs.code_hash()):
+      self._log.close()
+      raise UserError(
+        'the code that trains has been changed since this program began: the '
+        'same command takes what it trains now for other runs'
+      )
     command = [sys.executable, *self._commands.pop(0)]
     if self.cores is not None:
       cores = ','.join(map(str, self.cores))
@@ -140,7 +151,7 @@ def run_all(
     One line for each run that failed.
 
   Raises:
-    UserError: for more jobs than cores.
+    UserError: for more jobs than cores, or code that changes meanwhile.
     Interrupted: after a signal, when all have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
@@ -154,16 +165,16 @@ def run_all(
   failures, deadline = [], None
   if minutes is not None:
     deadline = time.monotonic() + 60.0 * minutes
-  with StopRequests() as requests:
+  with StopRequests() as requests, contextlib.ExitStack() as stack:
+    stack.callback(lambda: _stop_all([w for w, _ in workers.values()]))
     while waiting or workers:
       stop_signal = requests.reached(0)
       is_late = deadline is not None and time.monotonic() >= deadline
-      if stop_signal is not None or is_late:
-        _stop_all([worker for worker, _ in workers.values()])
-        if stop_signal is not None:
-          raise Interrupted(
-            'stopped; the same command goes on from there', stop_signal
-          )
+      if stop_signal is not None:
+        raise Interrupted(
+          'stopped; the same command goes on from there', stop_signal
+        )
+      if is_late:
         print(f'the time is over; {len(waiting) + len(workers)} runs are left')
         return failures
       for share in range(jobs):

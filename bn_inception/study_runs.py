@@ -7,7 +7,6 @@ and runs that several studies have in common are trained once.
 
 import ast
 import dataclasses
-import functools
 import hashlib
 import importlib
 import json
@@ -176,8 +175,9 @@ def list_runs(
   if selection.is_quick:
     tasks, seeds = (studies.QUICK_TASK,), studies.QUICK_SEEDS
     values = {**studies.QUICK_VALUES, **values}
+  code = code or code_hash()
   return [
-    make_run(arm, task, seed, selection.root, values, code or code_hash())
+    make_run(arm, task, seed, selection.root, values, code)
     for task in selection.tasks or tasks
     for seed in selection.seeds or seeds
     for arm in study.arms
@@ -274,7 +274,6 @@ def values_hash(config: dict) -> str:
   return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
 
 
-@functools.cache
 def code_hash() -> str:
   """8 hexadecimal digits of the modules that train and evaluate.
 
