@@ -157,7 +157,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   [
     (
       [*TRAIN, '--config=configs/bn_x5.py:mnst'],
-      "unknown task 'mnst': use one of imagenet, fashion_mnist, digits",
+      "unknown task 'mnst': use one of imagenet, fashion_mnist, ",
     ),
     (
       [*TRAIN, '--config=configs/bn_x5_without.py:remove_dropot,digits'],
@@ -169,7 +169,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ),
     (
       [*TRAIN, '--config', 'configs/bn_x5.py:digits', '--config.nrm=1'],
-      "config has no key 'nrm': it has augment, batch_size, data, eval",
+      "config has no key 'nrm': it has architecture, augment, batch_s",
     ),
     (
       [*TRAIN, '--config.seed.x=1'],
