@@ -17,6 +17,7 @@ from bn_inception import (
   inception,
   mesh,
   metrics,
+  perceptron,
   run_directory,
   scores,
 )
@@ -436,7 +437,7 @@ def _with_population_statistics(
 
 def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   model = evaluator.model
-  if fold and not isinstance(model, inception.Inception):
+  if fold and isinstance(model, perceptron.Perceptron):
     raise UserError('--fold is for convolutional networks: leave it out')
   if fold:
     model, variables = inception.fold_batch_norm(model, variables)

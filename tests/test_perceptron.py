@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_steps import assert_close
 
-from bn_inception import mesh, metrics, steps, training
+from bn_inception import evaluation, mesh, metrics, steps, training
 from bn_inception.errors import UserError
 from bn_inception.logbook import read_metrics
 from bn_inception.optimizer import make_optimizer
@@ -172,3 +172,13 @@ def test_a_run_of_figure_1(tmp_path, capsys):
   # Of a standard normal distribution they would be 2.07 apart.
   assert np.all(np.abs(high - low - 2.07) < 1.5)
   assert '; population statistics: top-1 ' in capsys.readouterr().out
+
+  path = evaluation.find_checkpoint(str(tmp_path / 'run'), None)
+  values, _ = evaluation.evaluate_checkpoints(
+    [path], evaluation.EvaluationOptions(statistics='both')
+  )
+  assert values['results']['moving averages']['top1'] == result['top1']
+  with pytest.raises(UserError, match='--fold is for convolutional networks'):
+    evaluation.evaluate_checkpoints(
+      [path], evaluation.EvaluationOptions(fold=True)
+    )
