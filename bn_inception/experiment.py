@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import flax.linen as nn
 import jax
 
 from bn_inception import augment, inception, mesh, perceptron, steps
@@ -28,8 +29,6 @@ from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
-
-Model = inception.Inception | perceptron.Perceptron
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Evaluator:
   """
 
   source: Source
-  model: Model
+  model: nn.Module
   make_eval_step: Callable
   make_predict_step: Callable
   batches: Callable[[], Iterator[dict]]
@@ -261,7 +260,7 @@ def make_abstract_state(
   return jax.eval_shape(create, jax.random.key(0))
 
 
-def make_model(config: dict, num_classes: int) -> Model:
+def make_model(config: dict, num_classes: int) -> nn.Module:
   """The network of a config, in evaluation mode.
 
   Raises:
