@@ -1,7 +1,7 @@
 """The one exception that stands for bad input."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -10,6 +10,18 @@ class UserError(Exception):
   The programs print it without a traceback and exit non-zero; every other
   exception is a defect and keeps its traceback.
   """
+
+
+def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+  """Refuses what is none of the valid values of a config's key.
+
+  Raises:
+    UserError: with the valid ones.
+  """
+  if value not in valid:
+    raise UserError(
+      f"{name} '{value}' is unknown: use one of {', '.join(valid)}"
+    )
 
 
 _OF_A_RUN = (

@@ -16,7 +16,7 @@ import jax
 
 from bn_inception import augment, inception, mesh, perceptron, steps
 from bn_inception.crops import NUM_CROPS
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_choice
 from bn_inception.input_pipeline import (
   DeviceBatches,
   InputOptions,
@@ -89,6 +89,23 @@ class Evaluator:
 
 
 @dataclasses.dataclass(frozen=True)
+class StatisticsPass:
+  """Training mini-batches to take population statistics from (Algorithm 2).
+
+  Attributes:
+    step: (variables, batch, rng) -> batch_stats of one mini-batch.
+    batches: (number) -> so many mini-batches, as in training.
+    rng: key of the distortions.
+    batch_size: examples in each.
+  """
+
+  step: Callable
+  batches: Callable[[int], Iterator[dict]]
+  rng: jax.Array
+  batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """A training run, assembled.
 
@@ -119,7 +136,7 @@ class Experiment:
   train_step: Callable
   rng: jax.Array
   evaluator: Evaluator
-  statistics_pass: 'StatisticsPass | None'
+  statistics_pass: StatisticsPass | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,33 +287,12 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
     'inception': inception.Inception,
     'perceptron': perceptron.Perceptron,
   }
-  if config['architecture'] not in architectures:
-    raise UserError(
-      f"architecture '{config['architecture']}' is unknown: use one of "
-      f'{", ".join(architectures)}'
-    )
+  check_choice('architecture', config['architecture'], tuple(architectures))
   return architectures[config['architecture']](
     num_classes=num_classes,
     norm_batch_size=config['norm_batch_size'],
     **config['model'],
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class StatisticsPass:
-  """Training mini-batches to take population statistics from (Algorithm 2).
-
-  Attributes:
-    step: (variables, batch, rng) -> batch_stats of one mini-batch.
-    batches: (number) -> so many mini-batches, as in training.
-    rng: key of the distortions.
-    batch_size: examples in each.
-  """
-
-  step: Callable
-  batches: Callable[[int], Iterator[dict]]
-  rng: jax.Array
-  batch_size: int
 
 
 def make_statistics_pass(

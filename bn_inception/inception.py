@@ -10,7 +10,8 @@ import numpy as np
 
 from bn_inception import batch_norm, layers
 from bn_inception.convolution import convolve
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_choice
+from bn_inception.layers import NONLINEARITIES
 from bn_inception.pooling import STRIDE_PADDINGS, pool3x3
 
 Array = jax.Array
@@ -51,7 +52,6 @@ FIGURE_5 = (
   Row('5b', 352, 192, 320, 192, 224, 'max', 128, 1),  #   7 x  7 x 1024
 )  # fmt: skip
 
-NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 STEMS = ('separable', 'dense', 'small')
 
 
@@ -196,11 +196,7 @@ class Inception(nn.Module):
       ('stride_padding', STRIDE_PADDINGS),
       ('dtype', ('float32', 'bfloat16')),
     ):
-      if getattr(self, name) not in valid:
-        raise UserError(
-          f"model.{name} '{getattr(self, name)}' is unknown: use one of "
-          f'{", ".join(valid)}'
-        )
+      check_choice(f'model.{name}', getattr(self, name), valid)
     # A list from a JSON file would make the module unhashable.
     self.per_activation_modules = tuple(self.per_activation_modules)
     names = [row.name for row in self.rows]

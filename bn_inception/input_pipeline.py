@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from bn_inception import crops, images
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_choice
 from bn_inception.order import SHUFFLES, epoch_order
 from bn_inception.sources import UNREADABLE, Source
 
@@ -90,11 +90,7 @@ class InputOptions:
       ('interpolation', (*_INTERPOLATIONS, RANDOM)),
       ('on_bad_image', ON_BAD_IMAGE),
     ):
-      if getattr(self, name) not in valid:
-        raise UserError(
-          f"data.{name} '{getattr(self, name)}' is unknown: use one of "
-          f'{", ".join(valid)}'
-        )
+      check_choice(f'data.{name}', getattr(self, name), valid)
     for name, lowest in (
       ('image_size', 1),
       ('num_shards', 1),

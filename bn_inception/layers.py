@@ -33,6 +33,7 @@ def truncated_normal(gain: float) -> Callable:
   return init
 
 
+NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 # Of convolutions; the paper does not state it: He fan-in, as in the public
 # BN-Inception code.
 HE_GAIN = 2.0

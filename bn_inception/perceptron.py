@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import batch_norm
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_choice
+from bn_inception.layers import NONLINEARITIES
 
 Array = jax.Array
-
-NONLINEARITIES = {'sigmoid': nn.sigmoid, 'relu': nn.relu}
 
 
 class Perceptron(nn.Module):
@@ -57,11 +56,7 @@ class Perceptron(nn.Module):
       ('nonlinearity', tuple(NONLINEARITIES)),
       ('dtype', ('float32', 'bfloat16')),
     ):
-      if getattr(self, name) not in valid:
-        raise UserError(
-          f"model.{name} '{getattr(self, name)}' is unknown: use one of "
-          f'{", ".join(valid)}'
-        )
+      check_choice(f'model.{name}', getattr(self, name), valid)
     if not self.hidden_sizes or min(self.hidden_sizes) < 1:
       raise UserError(
         f'model.hidden_sizes must be positive, got {self.hidden_sizes}'
