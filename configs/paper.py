@@ -142,14 +142,16 @@ TASKS = {
   },
   'fashion_mnist_5k': _FASHION_MNIST_5K
   | {
-    'optimizer.learning_rate': 0.01,  # TODO
+    # Provisional, that of fashion_mnist, until the study base_rate is run.
+    'optimizer.learning_rate': 0.01,
   },
   # With the initial weights of the paper's time, of variance 1 / fan-in: 'xavier'
   # of the public GoogLeNet (BVLC Caffe). He's were published in the same week.
   'fashion_mnist_5k_xavier': _FASHION_MNIST_5K
   | {
     'model.initial_scale': 0.5**0.5,  # He's variance is 2 / fan-in
-    'optimizer.learning_rate': 0.01,  # TODO
+    # Provisional, that of fashion_mnist, until the study base_rate is run.
+    'optimizer.learning_rate': 0.01,
   },
   'digits': {
     'source.dataset': 'digits',
@@ -240,7 +242,8 @@ PERCEPTRON = {
   'model.statistics_decay': 0.9997,
   'model.use_scale': True,
   'model.dtype': 'float32',
-  'optimizer.learning_rate': 0.1,  # TODO
+  # Provisional, a guess, until the study figure1_rates is run.
+  'optimizer.learning_rate': 0.1,
   'optimizer.momentum': 0.0,
   'optimizer.weight_decay': 0.0,
   'optimizer.decay_factor': 1.0,
