@@ -214,8 +214,11 @@ def _is_news(record: logging.LogRecord) -> bool:
   """Whether a record tells what no error that is raised, and no run, tells."""
   files = [record.pathname]
   if record.exc_info:
-    frames = traceback.extract_tb(record.exc_info[2])
-    files += [frame.filename for frame in frames]
+    _, error, frames = record.exc_info
+    files += [frame.filename for frame in traceback.extract_tb(frames)]
+    # TensorStore's own have no frames; OCDBT is the format of a checkpoint.
+    if frames is None and 'ocdbt' in str(error).lower():
+      return False
   elif 'preemption sync point' not in str(record.msg):
     return True
   return not any(file.startswith(_ORBAX) for file in files)
