@@ -15,6 +15,7 @@ Conventions that differ between frameworks, spelled out here once:
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+Pool = Callable[[jax.Array], jax.Array]
 
 
 class BatchStats(NamedTuple):
@@ -110,7 +112,7 @@ def normalize(
   return y.astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def batch_normalize(
   x: Array,
   scale: Array | None,
@@ -118,6 +120,7 @@ def batch_normalize(
   epsilon: float,
   axes: tuple[int, ...],
   axis_name: str | tuple | None = None,
+  pool: Pool | None = None,
 ) -> tuple[Array, BatchStats]:
   """Algorithm 1: x normalised by its own statistics, and the statistics.
 
@@ -131,18 +134,34 @@ def batch_normalize(
   backward pass. Statistics come out for moving averages: no gradient flows
   through that output.
 
+  With a `pool` only the maxima are normalised, by the statistics of all of x.
+  In the gradient dy is then that of the maxima, and so are the x_hat of the
+  sums: dx = scale / std * (scattered dy - sum / m - x_hat * sum / m).
+
   Args:
     x: values of any floating dtype.
     scale, bias: gamma and beta, with the shape of the trailing axes that they
       belong to; or None.
     epsilon: added to the variance.
     axes, axis_name: see `batch_statistics`.
+    pool: picks maxima of [N, H, W, C], and `scale` is not negative: y is then
+      what the pool would pick of all the normalised values.
 
   Returns:
-    (y, stats): y as `x`; stats float32, without the reduced axes.
+    (y, stats): y as `x`, or as it is pooled; stats float32, without the
+    reduced axes.
   """
   stats = batch_statistics(x, axes, axis_name)
-  return normalize(x, _expand(stats, axes), scale, bias, epsilon), stats
+  y = normalize(_pooled(x, pool), _expand(stats, axes), scale, bias, epsilon)
+  return y, stats
+
+
+def _pooled(x: Array, pool: Pool | None) -> Array:
+  """`pool` of [..., H, W, C], whatever comes before; x itself without one."""
+  if pool is None:
+    return x
+  y = pool(x.reshape(-1, *x.shape[-3:]))
+  return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
@@ -150,18 +169,21 @@ def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
   return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
 
 
-def _batch_normalize_forward(x, scale, bias, epsilon, axes, axis_name):
-  y, stats = batch_normalize(x, scale, bias, epsilon, axes, axis_name)
+def _batch_normalize_forward(x, scale, bias, epsilon, axes, axis_name, pool):
+  y, stats = batch_normalize(x, scale, bias, epsilon, axes, axis_name, pool)
   return (y, stats), (x, scale, bias, stats)
 
 
-def _batch_normalize_backward(epsilon, axes, axis_name, residuals, cotangents):
+def _batch_normalize_backward(
+  epsilon, axes, axis_name, pool, residuals, cotangents
+):
   x, scale, bias, stats = residuals
-  dy = cotangents[0].astype(jnp.float32)
   mean, var = _expand(stats, axes)
   inverse_std = jax.lax.rsqrt(var + epsilon)
-  x_hat = (x.astype(jnp.float32) - mean) * inverse_std
-  own_sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * x_hat, axes)])
+  pooled, scatter = jax.vjp(partial(_pooled, pool=pool), x)
+  dy = cotangents[0].astype(jnp.float32)
+  pooled_hat = (pooled.astype(jnp.float32) - mean) * inverse_std
+  own_sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * pooled_hat, axes)])
   num_devices = _axis_size(axis_name)
   sums = own_sums if num_devices == 1 else jax.lax.psum(own_sums, axis_name)
   num_values = num_devices * math.prod(x.shape[axis] for axis in axes)
@@ -169,7 +191,9 @@ def _batch_normalize_backward(epsilon, axes, axis_name, residuals, cotangents):
     sums / num_values, [axis + 1 for axis in axes]
   )
   factor = inverse_std if scale is None else inverse_std * scale
-  dx = factor * (dy - mean_dy - x_hat * mean_dy_x_hat)
+  x_hat = (x.astype(jnp.float32) - mean) * inverse_std
+  (dy,) = scatter(cotangents[0])  # at its place in x
+  dx = factor * (dy.astype(jnp.float32) - mean_dy - x_hat * mean_dy_x_hat)
 
   def parameter_gradient(parameter, own_sum):
     if parameter is None:
@@ -262,17 +286,27 @@ class BatchNorm(nn.Module):
   per_activation: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, pool: Pool | None = None) -> Array:
     """Normalises `x` [N, ..., C] over all its axes but the last.
 
     (Over the first axis only, if `per_activation`.)
 
+    Args:
+      x: values of any floating dtype.
+      pool: max pooling of [N, H, W, C] to do of the normalised values. It is
+        done before, since the order of values stays when they are normalised,
+        or turns around, for a negative scale: to the same bits, for less.
+
     Returns:
-      y with the shape and dtype of `x`; parameters and statistics are float32.
+      y with the dtype of `x`, and its shape but for the pooling; parameters
+      and statistics are float32.
 
     Raises:
-      ValueError: if the batch cannot be cut into groups of `norm_batch_size`.
+      ValueError: if the batch cannot be cut into groups of `norm_batch_size`,
+        or for a pool of what is normalised per activation.
     """
+    if self.per_activation and pool is not None:
+      raise ValueError('per activation, normalisation does not keep the order')
     shape = x.shape[1:] if self.per_activation else x.shape[-1:]
     scale = bias = None
     if self.use_scale:
@@ -285,14 +319,20 @@ class BatchNorm(nn.Module):
       'batch_stats', 'num_updates', jnp.zeros, (), jnp.int32
     )
     moving = BatchStats(moving_mean.value, moving_var.value)
+    sign = 1
+    if pool is not None and scale is not None:
+      sign = jnp.where(scale < 0, -1, 1)
+      x, scale = x * sign.astype(x.dtype), scale * sign
     if not self.train:
-      return normalize(x, moving, scale, bias, self.epsilon)
+      moving = BatchStats(moving.mean * sign, moving.var)
+      return normalize(_pooled(x, pool), moving, scale, bias, self.epsilon)
 
     grouped, axis_name = self._group(x)
     axes = (1,) if self.per_activation else tuple(range(1, grouped.ndim - 1))
     y, stats = batch_normalize(
-      grouped, scale, bias, self.epsilon, axes, axis_name
+      grouped, scale, bias, self.epsilon, axes, axis_name, pool
     )
+    stats = BatchStats(stats.mean * sign, stats.var)
     num_values = math.prod(grouped.shape[axis] for axis in axes)
     num_values *= _axis_size(axis_name)
     if not self.is_initializing():
@@ -303,7 +343,7 @@ class BatchNorm(nn.Module):
       new = update_moving_average(moving, group_average, decay)
       moving_mean.value, moving_var.value = new
       num_updates.value = num_updates.value + 1
-    return y.reshape(x.shape)
+    return y.reshape(x.shape[0], *y.shape[2:])
 
   def _group(self, x: Array) -> tuple[Array, Any]:
     """x [N, ..., C] as [groups, N / groups, ..., C], and the axes to average."""

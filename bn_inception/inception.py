@@ -294,8 +294,13 @@ class Inception(nn.Module):
 
   def _stem(self, x: Array, unit) -> Array:
     """The rows of Figure 5 before the first Inception module."""
+    has_pools = self.stem != 'small'
+    pool = partial(self._pool, kind='max', stride=2) if has_pools else None
     conv1 = partial(
-      self._make_unit(is_stem=True), strides=self.stem_stride, name='conv1'
+      self._make_unit(is_stem=True),
+      strides=self.stem_stride,
+      pool=pool,
+      name='conv1',
     )
     num_features = self._num_features(64)
     if self.stem == 'separable':
@@ -304,18 +309,14 @@ class Inception(nn.Module):
       x = conv1(num_features, 7)(x)
     else:
       x = conv1(num_features, 3)(x)
-    has_pools = self.stem != 'small'
-    if has_pools:
-      x = self._pool(x, 'max', 2)
     if self.use_lrn:
       x = layers.local_response_normalization(x)
     x = unit(num_features, 1, name='conv2_reduce')(x)
-    x = unit(self._num_features(192), 3, name='conv2')(x)
-    if self.use_lrn:
-      x = layers.local_response_normalization(x)
-    if has_pools:
-      x = self._pool(x, 'max', 2)
-    return x
+    conv2 = partial(unit, self._num_features(192), 3, name='conv2')
+    if not self.use_lrn:
+      return conv2(pool=pool)(x)
+    x = layers.local_response_normalization(conv2()(x))
+    return pool(x) if has_pools else x
 
 
 def fold_batch_norm(

@@ -102,6 +102,8 @@ class ConvUnit(nn.Module):
       in between (Appendix: 8 in the first layer).
     initial_scale: multiplies the initial weights.
     stride_padding: see `padding`.
+    pool: max pooling of the output, or None. It is done of the convolution's,
+      which normalisation and nonlinearity, that do not decrease, leave in order.
   """
 
   num_features: int
@@ -113,6 +115,7 @@ class ConvUnit(nn.Module):
   depth_multiplier: int = 0
   initial_scale: float = 1.0
   stride_padding: str = 'same'
+  pool: Callable[[Array], Array] | None = None
 
   def setup(self):
     kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
@@ -123,7 +126,10 @@ class ConvUnit(nn.Module):
       self.norm = self.make_norm()
 
   def __call__(self, x: Array) -> Array:
-    """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features]."""
+    """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), features].
+
+    Height and width are pooled then.
+    """
     kernel, bias = self.weights(x.shape[-1])
     pads = padding(
       x.shape[1:3], self.kernel_size, self.strides, self.stride_padding
@@ -153,10 +159,11 @@ class ConvUnit(nn.Module):
     return kernel.astype(self.dtype), bias
 
   def activate(self, z: Array, bias: Array | None) -> Array:
-    """g(BN(z)), or g(z + bias), of the convolution's output."""
-    if bias is not None:
-      z = z + bias.astype(z.dtype)
-    return self.nonlinearity(z if self.make_norm is None else self.norm(z))
+    """g(BN(z)), or g(z + bias), of the convolution's output, pooled."""
+    if self.make_norm is not None:
+      return self.nonlinearity(self.norm(z, self.pool))
+    z = z if self.pool is None else self.pool(z)
+    return self.nonlinearity(z if bias is None else z + bias.astype(z.dtype))
 
 
 class Dropout(nn.Module):

@@ -49,10 +49,11 @@ def test_parameter_counts_of_the_imagenet_networks(
 
 def test_output_shapes_are_those_of_figure_5():
   rows, logits, _ = shapes_of(Inception(1000), 224)
-  # As printed, except that 3c and 4e are printed before their stride.
+  # As printed, except that 3c and 4e are printed before their stride; conv1 and
+  # conv2 have the max pooling behind them in theirs.
   assert rows == {
-    'conv1': (112, 112, 64),
-    'conv2': (56, 56, 192),
+    'conv1': (56, 56, 64),
+    'conv2': (28, 28, 192),
     'inception_3a': (28, 28, 256),
     'inception_3b': (28, 28, 320),
     'inception_3c': (14, 14, 576),
@@ -346,7 +347,8 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
     return unit['activate'][0]
 
   lrn = layers.local_response_normalization
-  before_reduce = lrn(inception.pool3x3(output_of(outputs['conv1']), 'max', 2))
+  before_reduce = lrn(output_of(outputs['conv1']))  # with pool 1 in it
+  assert before_reduce.shape == (1, 8, 8, 8)
   np.testing.assert_allclose(
     output_of(outputs['conv2_reduce']),
     conv1x1(before_reduce, params['conv2_reduce']),

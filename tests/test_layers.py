@@ -10,6 +10,7 @@ import pytest
 
 from bn_inception import layers
 from bn_inception.batch_norm import BatchNorm
+from bn_inception.pooling import pool3x3
 
 
 def test_local_response_normalization_equals_its_formula():
@@ -110,6 +111,19 @@ def test_conv_unit_normalises_before_the_nonlinearity():
     variables, x, mutable=['batch_stats']
   )
   np.testing.assert_allclose(y, 1 / (1 + np.exp(-z)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('nonlinearity', [nn.relu, nn.sigmoid])
+def test_conv_unit_pools_what_it_returns(nonlinearity):
+  x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
+  unit = layers.ConvUnit(8, 3, nonlinearity, None)
+  variables = unit.init(jax.random.key(0), x)
+  pool = partial(pool3x3, kind='max', stride=2)
+  bias = jnp.linspace(-1, 1, 8)
+  variables['params']['conv']['bias'] = bias
+  np.testing.assert_array_equal(
+    unit.clone(pool=pool).apply(variables, x), pool(unit.apply(variables, x))
+  )
 
 
 def test_separable_convolution_is_depthwise_then_1x1():
