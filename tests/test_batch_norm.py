@@ -52,7 +52,7 @@ def reference_backward(x, scale, dy, epsilon=EPSILON):
   return dx, (dy * normalised).sum(AXES), dy.sum(AXES)
 
 
-def apply_layer(x, scale, bias, **fields):
+def apply_layer(x, scale, bias, pool=None, **fields):
   """y and the updated batch_stats of a layer with fresh statistics."""
   layer = BatchNorm(train=True, epsilon=EPSILON, **fields)
   variables = {
@@ -63,7 +63,7 @@ def apply_layer(x, scale, bias, **fields):
       'num_updates': jnp.int32(0),
     },
   }
-  return layer.apply(variables, x, mutable=['batch_stats'])
+  return layer.apply(variables, x, pool, mutable=['batch_stats'])
 
 
 def test_forward_equals_algorithm_1(x, scale_bias):
@@ -276,11 +276,10 @@ def numpy_groups(x, dy, scale, bias, group_size):
   }
 
 
-@pytest.mark.parametrize('norm_batch_size', [4, 8, 16, 32, 0])
-@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
-def test_result_does_not_depend_on_the_number_of_devices(
-  batch_of_32, scale_bias, num_devices, norm_batch_size
+def compute_on_devices(
+  x, dy, scale_bias, num_devices, norm_batch_size, pool=None
 ):
+  """What `numpy_groups` returns, of the layer on so many devices."""
   devices = mesh.make_training_mesh(
     jax.devices()[:num_devices], 32, norm_batch_size
   )
@@ -288,7 +287,12 @@ def test_result_does_not_depend_on_the_number_of_devices(
   def per_device(x, dy, scale, bias):
     def own_loss(x, scale, bias):
       y, updates = apply_layer(
-        x, scale, bias, norm_batch_size=norm_batch_size, axis_name=mesh.MEMBER
+        x,
+        scale,
+        bias,
+        pool,
+        norm_batch_size=norm_batch_size,
+        axis_name=mesh.MEMBER,
       )
       return jnp.sum(y * dy), (y, updates['batch_stats'])
 
@@ -310,13 +314,51 @@ def test_result_does_not_depend_on_the_number_of_devices(
     check_vma=False,
   )
   scale, bias = (jnp.float32(value) for value in scale_bias)
-  per_example, shared = jax.jit(mapped)(*batch_of_32, scale, bias)
-  expected = numpy_groups(*batch_of_32, *scale_bias, norm_batch_size or 32)
-  for name, value in (per_example | shared).items():
+  per_example, shared = jax.jit(mapped)(x, dy, scale, bias)
+  return per_example | shared
+
+
+def assert_close(results, expected):
+  for name, value in results.items():
     size = np.abs(expected[name]).max()
     np.testing.assert_allclose(
       value, expected[name], rtol=0, atol=1e-5 * size, err_msg=name
     )
+
+
+@pytest.mark.parametrize('norm_batch_size', [4, 8, 16, 32, 0])
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+def test_result_does_not_depend_on_the_number_of_devices(
+  batch_of_32, scale_bias, num_devices, norm_batch_size
+):
+  assert_close(
+    compute_on_devices(*batch_of_32, scale_bias, num_devices, norm_batch_size),
+    numpy_groups(*batch_of_32, *scale_bias, norm_batch_size or 32),
+  )
+
+
+@pytest.mark.parametrize('norm_batch_size', [4, 16, 0])
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_neither_does_the_pooled_one(
+  batch_of_32, scale_bias, num_devices, norm_batch_size
+):
+  x, _ = batch_of_32  # 2 x 3, pooled to 1 x 2: columns 0 and 1, 1 and 2
+  assert (scale_bias[0] < 0).any()
+  dy = np.random.default_rng(5).normal(size=(32, 1, 2, 5))
+  group_size = norm_batch_size or 32
+  y = numpy_groups(x, np.zeros(x.shape), *scale_bias, group_size)['y']
+  pooled, scattered = np.zeros(dy.shape), np.zeros(x.shape)
+  for n, c in np.ndindex(32, 5):
+    for i in range(2):
+      row, column = np.unravel_index(np.argmax(y[n, :, i : i + 2, c]), (2, 2))
+      pooled[n, 0, i, c] = y[n, row, i + column, c]
+      scattered[n, row, i + column, c] += dy[n, 0, i, c]
+  expected = numpy_groups(x, scattered, *scale_bias, group_size)
+  pool = partial(pool3x3, kind='max', stride=2)
+  assert_close(
+    compute_on_devices(x, dy, scale_bias, num_devices, norm_batch_size, pool),
+    expected | {'y': pooled},
+  )
 
 
 def test_variance_across_devices_keeps_its_digits_far_from_zero():
