@@ -184,11 +184,15 @@ def make_update(
   model = make_model(config, num_classes)
   replicated = mesh.replicated(device_mesh)
   shape = (options.image_size, options.image_size, num_channels)
-  # Placed as the step returns it; otherwise the second step compiles again.
-  create_state = jax.jit(
-    partial(create_train_state, model, optimizer, image_shape=shape),
-    out_shardings=replicated,
-  )
+
+  def create_state(key):
+    # Defined here, so that its program ends with the call: it would take 100 MB
+    # of the host's memory to the end of the run.
+    def create_initial_state(key):
+      return create_train_state(model, optimizer, key, shape)
+
+    # Placed as the step returns it; otherwise the second step compiles again.
+    return jax.jit(create_initial_state, out_shardings=replicated)(key)
 
   def abstract_arguments():
     rng = jax.eval_shape(jax.random.key, 0)

@@ -68,6 +68,16 @@ def test_abstract_arguments_are_those_of_a_run(
 
 
 @pytest.mark.slow
+def test_the_program_of_the_initial_state_is_not_kept(digits_config, few_rows):
+  experiment = make_experiment(digits_config, None)
+  state = experiment.create_state()
+  assert state.step == 0
+  live = jax.devices()[0].client.live_executables()
+  names = [module.name for program in live for module in program.hlo_modules()]
+  assert names and 'jit_create_initial_state' not in names
+
+
+@pytest.mark.slow
 def test_the_full_network_takes_a_step_at_224(capsys):
   config = compose.preset('bn_x30', 'imagenet').to_dict()
   config['source']['dataset'] = 'synthetic'
