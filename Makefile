@@ -6,6 +6,7 @@
 # make test-pod: the dry run with the TPU compiler; no TPU is needed.
 # make test-browser: the page of the report in Chromium, Debian's, which it installs
 #   where it may.
+# make test-study: the quick version of every study, and the report of them.
 # make native: faster convolutions on CPUs.  make test-native: tests of them.
 # make benchmarks: an environment with all that benchmarks/ compares with.
 # make test-prepare: a miniature ImageNet through TFDS, which needs TensorFlow.
@@ -13,7 +14,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed test-browser test-native native benchmarks format install
+.PHONY: train test test-slow test-peers test-pod test-prepare test-distributed test-browser test-study test-native native benchmarks format install
 
 train: install
 	$(BIN)/python train.py $(ARGS)
@@ -44,6 +45,9 @@ test-prepare: install
 
 test-distributed: install
 	$(BIN)/python -m pytest -m distributed $(ARGS)
+
+test-study: install
+	$(BIN)/python -m pytest -m study $(ARGS)
 
 test-browser:
 	$(call environment,.venv-browser,requirements-browser.txt)
