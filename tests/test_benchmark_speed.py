@@ -17,6 +17,7 @@ def run(module, *arguments):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_unknown_tables_and_cores_are_named():
   for arguments, message in (
     (['--only=imagnet'], "error: there is no table 'imagnet': use the paper's"),

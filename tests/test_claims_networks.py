@@ -66,6 +66,7 @@ def test_profile_of_a_linear_network():
   np.testing.assert_allclose(gradients[:-1] / gradients[1:], 3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_larger_weights_get_smaller_gradients():
   claim = weight_norms()
   ratio = claim.numbers['gradient at 10 W / gradient at W']

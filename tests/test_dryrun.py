@@ -48,6 +48,7 @@ def predict(config):
   return update, dryrun.predict(update, config, 'cpu:8')
 
 
+@pytest.mark.slow
 def test_prediction_is_of_the_compiled_step(small_config, few_rows, cpu_pod):
   update, predicted = predict(small_config)
   state, batch, _ = update.abstract_arguments()

@@ -311,6 +311,7 @@ def in_scope(weights):
   return {f'InceptionV2/{name}': value for name, value in weights.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'options, size',
   [

@@ -132,7 +132,10 @@ def host_parts(monkeypatch, process_count, make_batches):
     yield list(make_batches())
 
 
-@pytest.mark.parametrize('process_count', [1, 2, 4])
+@pytest.mark.parametrize(
+  'process_count',
+  [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))],
+)
 @pytest.mark.parametrize('shuffle', SHUFFLES)
 def test_any_hosts_and_workers_read_every_example_once_an_epoch(
   digits, monkeypatch, shuffle, process_count

@@ -110,6 +110,7 @@ def one_step(batch, num_devices, use_batch_norm, accumulate_steps=1):
   return initial, *jax.device_get(new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('use_batch_norm', [False, True])
 def test_measures_the_input_of_one_sigmoid_on_all_devices(
   batch, use_batch_norm
@@ -145,6 +146,7 @@ def test_percentiles_are_of_all_examples_together():
   assert metrics.percentiles([{}, {}]) == {}
 
 
+@pytest.mark.slow
 def test_a_run_of_figure_1(tmp_path, capsys):
   config = compose.perceptron('batch_norm,digits').to_dict()
   config['batch_size'] = config['norm_batch_size'] = 64

@@ -167,6 +167,7 @@ def test_gradient_is_that_of_the_mean_loss(batch):
   assert metrics['count'] == BATCH_SIZE and state.step == 1
 
 
+@pytest.mark.slow
 def test_polyak_average_follows_the_parameters(batch):
   after_one, _ = run_steps(batch, 1, 0, num_steps=1, average_decay=0.999)
   after_two, _ = run_steps(batch, 1, 0, num_steps=2, average_decay=0.999)
@@ -180,6 +181,7 @@ def test_polyak_average_follows_the_parameters(batch):
   assert after_two.evaluation_variables['params'] is after_two.average_params
 
 
+@pytest.mark.slow
 def test_first_nonfinite_step_is_remembered(batch):
   bad = {**batch, 'image': batch['image'].astype(np.float32)}
   bad['image'][3] = np.inf
@@ -212,6 +214,7 @@ def test_evaluation_counts_are_the_same_on_eight_devices(batch):
   )
 
 
+@pytest.mark.slow
 def test_accumulated_gradient_is_that_of_the_whole_batch(batch):
   # Without batch statistics micro-batches change nothing but the order of sums.
   plain = (('use_batch_norm', False),)

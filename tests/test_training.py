@@ -208,6 +208,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
   assert not (workdir / 'damaged_checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_a_run_notices_that_its_folder_is_gone(
   tmp_path, digits_config, monkeypatch, capfd
 ):
@@ -320,6 +321,7 @@ def test_divergence_is_a_result(tmp_path, digits_config, capsys):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_target_is_reached_at_the_first_evaluation_above_it(
   tmp_path, digits_config
 ):
@@ -328,6 +330,7 @@ def test_target_is_reached_at_the_first_evaluation_above_it(
   assert result['steps_to_target'] == 3
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(tmp_path, digits_config):
   training.train_and_evaluate(with_epochs(digits_config, 1), str(tmp_path))
   before = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -360,6 +363,7 @@ def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
   config = with_epochs(digits_config, 2)
   workdir = tmp_path / 'run'
@@ -400,6 +404,7 @@ def test_a_failing_evaluation_costs_no_steps(
   assert final_state(str(tmp_path), digits_config).step == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_was_shortened_is_evaluated(tmp_path, digits_config):
   digits_config['training'].update(eval_every_steps=100, num_epochs=1.0)
   workdir = str(tmp_path)
