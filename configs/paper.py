@@ -142,15 +142,17 @@ TASKS = {
   },
   'fashion_mnist_5k': _FASHION_MNIST_5K
   | {
-    # Provisional, that of fashion_mnist, until the study base_rate is run.
-    'optimizer.learning_rate': 0.01,
+    # The best for plain Inception of five in the study base_rate: 79.0, 82.0,
+    # 83.9, 85.2 % at the end with 0.001, 0.003, 0.01, 0.03; 0.1 fell to chance.
+    'optimizer.learning_rate': 0.03,
   },
   # With the initial weights of the paper's time, of variance 1 / fan-in: 'xavier'
   # of the public GoogLeNet (BVLC Caffe). He's were published in the same week.
   'fashion_mnist_5k_xavier': _FASHION_MNIST_5K
   | {
     'model.initial_scale': 0.5**0.5,  # He's variance is 2 / fan-in
-    # Provisional, that of fashion_mnist, until the study base_rate is run.
+    # The same search with these weights: 17.1, 58.3, 77.3, 77.3 %, and chance.
+    # 0.01 was ahead of 0.03 by one image of the 2,000.
     'optimizer.learning_rate': 0.01,
   },
   'digits': {
