@@ -45,7 +45,7 @@ _RATE = 'optimizer.learning_rate'
 _PLAIN = Arm('without BN', 'mnist', 'plain')
 _BATCH_NORM = Arm('with BN', 'mnist', 'batch_norm')
 
-_FIGURE_1_RATES = 0.03, 0.1, 0.3, 1.0, 3.0
+_FIGURE_1_RATES = 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
 # On training images held out, so that nothing is chosen on the test set.
 _FIGURE_1_SEARCH = {
   'training.num_epochs': 10.0,
