@@ -244,8 +244,6 @@ PERCEPTRON = {
   'model.statistics_decay': 0.9997,
   'model.use_scale': True,
   'model.dtype': 'float32',
-  # Provisional, a guess, until the study figure1_rates is run.
-  'optimizer.learning_rate': 0.1,
   'optimizer.momentum': 0.0,
   'optimizer.weight_decay': 0.0,
   'optimizer.decay_factor': 1.0,
@@ -256,9 +254,13 @@ PERCEPTRON = {
   'training.keep_last_checkpoints': 1,
   'training.target_accuracy': 95.0,
 }
+# Each at its best rate of six by the study figure1_rates, on 10,000 training images
+# held out; with 0.03, 0.1, 0.3, 1, 3, 10, in percent:
+#   without BN  84.9  93.1  96.0  96.8  96.7  chance
+#   with BN     91.8  94.9  96.4  96.6  96.7  95.9
 PERCEPTRONS = {
-  'plain': {},
-  'batch_norm': {'model.use_batch_norm': True},
+  'plain': {'optimizer.learning_rate': 1.0},
+  'batch_norm': {'model.use_batch_norm': True, 'optimizer.learning_rate': 3.0},
 }
 # All are 28 x 28 but the digits, which come with scikit-learn, for a first look.
 PERCEPTRON_DATASETS = {
