@@ -10,7 +10,6 @@ again: --runs=results/study/runs.
 import csv
 import datetime
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -27,7 +26,7 @@ from bn_inception import (
 from bn_inception.errors import UserError, writing
 from bn_inception.evaluation import MOVING, POPULATION
 from bn_inception.logbook import METRICS_FILE
-from bn_inception.report_page import Report
+from bn_inception.report_page import RUNS_FOLDER, Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
 from bn_inception.study_results import Outcome
 
@@ -68,13 +67,13 @@ def make_report(
     {o.run.folder: o for s in sections for o in s.outcomes}.values()
   )
   for folder in (
-    report_page.RUNS_FOLDER,
+    RUNS_FOLDER,
     report_page.FIGURES_FOLDER,
     report_page.TABLES_FOLDER,
   ):
     with writing(out, _REMEDY):
       os.makedirs(os.path.join(out, folder), exist_ok=True)
-  files = {o.folder_name: _copy(o, out) for o in unique}
+  files = {o.folder_name: _copy(o, selection.root, out) for o in unique}
   report = Report(
     facts=_facts(of_code, unique),
     costs=_costs(sections, unique, cores_per_run),
@@ -128,17 +127,25 @@ def choose_code(root: str, code: str | None) -> tuple[str, str]:
   return code, f'{code}, {relation}'
 
 
-def _copy(outcome: Outcome, out: str) -> list[str]:
-  """Copies the files of a run; the names of those that it has."""
+def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
+  """Copies the files of a run; the names of those that it has.
+
+  Paths into `root` are those of the copies then, so that what is published tells
+  nothing of the machine's folders.
+  """
   source = outcome.run.folder
-  target = os.path.join(out, report_page.RUNS_FOLDER, outcome.folder_name)
+  target = os.path.join(out, RUNS_FOLDER, outcome.folder_name)
   names = [n for n in _FILES if os.path.exists(os.path.join(source, n))]
   if os.path.exists(target) and os.path.samefile(source, target):
     return names
   with writing(target, _REMEDY):
     os.makedirs(target, exist_ok=True)
     for name in names:
-      shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+      with open(os.path.join(source, name)) as file:
+        text = file.read()
+      text = text.replace(f'{os.path.abspath(root)}/', f'{RUNS_FOLDER}/')
+      with open(os.path.join(target, name), 'w') as file:
+        file.write(text)
   return names
 
 

@@ -26,6 +26,7 @@ from bn_inception.training import PAPER_BATCH_SIZE
 
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0
+_FIGURE_2_RANGE = 25.0  # below the target, as the paper's axis begins at 40 %
 _NETWORKS = {False: 'without BN', True: 'with BN'}
 # Figure 3: steps to 72.2 %, and the best validation accuracy; and what Section
 # 4.2.2 says of the two that failed.
@@ -419,7 +420,7 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
     curves = [_accuracy_curve(g, i, kind) for i, g in enumerate(groups)]
     variants[kind] = tuple(_mark(c, targets[kind]) for c in curves)
     tables.append(_figure_3(name, task, groups, kind, targets[kind]))
-  target = targets[kinds[0]]
+  target, y_range = targets[kinds[0]], None
   note = f'Without {base.name} there is no target.'
   if target is not None:
     note = (
@@ -428,9 +429,14 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
       'Steps to the target are of the first evaluation at or above it, as the '
       'mean over the seeds that reached it (lowest–highest).'
     )
+    y_range = _range_around(target, variants)
+    variants = {
+      kind: tuple(_say_if_below(curve, y_range[0]) for curve in curves)
+      for kind, curves in variants.items()
+    }
   plot = Plot(
     name, f'{task}: validation accuracy', 'steps', 'accuracy (%)', variants,
-    level=target,
+    y_range=y_range, level=target,
   )  # fmt: skip
   return Part(task, [note], [plot], tables)
 
@@ -441,6 +447,26 @@ def _mark(curve: Curve, target: float | None) -> Curve:
     return curve
   mark = next((p for p in curve.points if p.value >= target), None)
   return dataclasses.replace(curve, mark=mark)
+
+
+def _range_around(
+  target: float, variants: Mapping[str, Sequence[Curve]]
+) -> tuple[float, float]:
+  """Of an axis on which curves near the target can be told apart."""
+  curves = [curve for curves in variants.values() for curve in curves]
+  highest = max(p.high for curve in curves for p in curve.points)
+  lowest = 10.0 * np.floor((target - _FIGURE_2_RANGE) / 10.0)
+  return float(max(0.0, lowest)), float(5.0 * np.ceil((highest + 1.0) / 5.0))
+
+
+def _say_if_below(curve: Curve, bottom: float) -> Curve:
+  """Says so in the legend of a curve that an axis does not show."""
+  if not curve.points or any(p.high >= bottom for p in curve.points):
+    return curve
+  best = max(p.high for p in curve.points)
+  note = f'below the axis: at most {best:.1f} %'
+  note = f'{curve.note}; {note}' if curve.note else note
+  return dataclasses.replace(curve, note=note)
 
 
 def _figure_3(

@@ -85,6 +85,14 @@ def test_files_of_the_runs_are_copied(runs, tmp_path):
   assert '1 run; diverged at step 41' in text
 
 
+def test_copies_tell_nothing_of_the_folders_of_the_machine(runs, tmp_path):
+  log = pathlib.Path(runs[0].folder, 'train.log')
+  log.write_text(f'written to {tmp_path}/runs/a/result.json of {ROOT}')
+  copy = make(tmp_path) / 'runs' / pathlib.Path(runs[0].folder).name
+  expected = f'written to runs/a/result.json of {ROOT}'
+  assert (copy / 'train.log').read_text() == expected
+
+
 def test_report_can_be_made_again_from_its_own_copies(runs, tmp_path):
   out = make(tmp_path)
   first = (out / 'report.md').read_text()

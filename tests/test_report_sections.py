@@ -136,6 +136,18 @@ def test_figure_2_marks_where_the_mean_curve_reaches_the_target(figure_2):
   assert [p.value for p in moving['BN-x5'].points] == [20.0, 75.0, 80.0]
 
 
+def test_figure_2_shows_what_is_near_the_target_and_names_the_rest(figure_2):
+  (plot,) = figure_2.plots
+  # 71 - 25, down to tens; above the highest seed, which is at 85.
+  assert plot.y_range == (40.0, 90.0)
+  for kind, most in ((POPULATION, 10.0), (MOVING, 9.0)):
+    notes = {c.label: c.note for c in plot.variants[kind]}
+    assert notes['BN-x5-Sigmoid'] == f'below the axis: at most {most} %'
+    assert notes['BN-x5'] == '' and notes['Inception-x5'] == (
+      'diverged at step 41'
+    )
+
+
 def test_without_the_first_network_there_is_no_target(tmp_path):
   runs = study_runs('figure2', tmp_path)
   write_run(runs['BN-x5', 0], {100: 50.0}, {100: 51.0}, 50.0, 50.0)
@@ -249,8 +261,8 @@ def test_best_learning_rates_are_named(tmp_path):
     (0.1, 50.0), (0.3, 55.0), (1.0, 54.0),
   ]  # fmt: skip
   assert without.crosses == (3.0,)
-  # Of 0.03 nothing was run, and 3 diverged.
-  assert without.breaks == (0.03, 3.0)
+  # Of 0.03 and 10 nothing was run, and 3 diverged.
+  assert without.breaks == (0.03, 3.0, 10.0)
   assert '3 diverged at step 7' in without.note
 
 
