@@ -1,6 +1,7 @@
 """The README and docs/: what they link to is there, and their numbers are those of
 results/."""
 
+import csv
 import pathlib
 import re
 
@@ -29,3 +30,35 @@ def test_make_targets_of_the_documents_are_in_the_makefile():
       r'(?:`|^)make\s+([a-z-]+)', path.read_text(), re.MULTILINE
     )
     assert set(named) <= targets, path
+
+
+def test_results_in_the_readme_are_those_of_the_study():
+  name = 'figure2_fashion_mnist_5k_population.csv'
+  with open(TABLES / name, newline='') as file:
+    measured = {row['network']: row for row in csv.DictReader(file)}
+  section = (ROOT / 'README.md').read_text().split('## Results\n')[1]
+  section = section.partition('\n## ')[0]
+  rows = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in section.splitlines()
+    if line.startswith('|')
+  ]
+  shown = {re.sub(r'[\[\]`]|\(.*\)', '', row[0]): row[1:] for row in rows[2:]}
+  assert set(measured) <= set(shown)
+  for network, row in measured.items():
+    steps, *rest = shown[network][-3:]
+    expected = row['steps to the target'].partition(' (')[0]
+    reached, seeds = (
+      row[f'steps to the target: {name}'] for name in ('reached', 'seeds')
+    )
+    if reached != seeds:
+      expected += f' ({reached} of {seeds} seeds)'
+    assert steps == expected
+    assert rest == [
+      row['best validation accuracy (%)'],
+      row['final, population (%)'],
+    ]
+  target = re.search(
+    r'target is ([\d.]+) %', (TABLES.parent / 'report.md').read_text()
+  )
+  assert f'steps to {target[1]} %' in section
