@@ -628,12 +628,12 @@ def _learning_rates(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 
 STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
-  'figure1_rates': _rates,
   'figure1': _figure_1,
-  'base_rate': _rates,
   'figure2': _figure_2,
   'leave_one_out': _differences,
   'add_one_in': _differences,
   'batch_statistics': _batch_statistics,
   'learning_rates': _learning_rates,
+  'figure1_rates': _rates,
+  'base_rate': _rates,
 }
