@@ -8,6 +8,7 @@ diverged is said in place of the number.
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import methodcaller
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -341,7 +342,7 @@ def _figure_1(name: str, task: str, groups: Sequence[Group]) -> Part:
       y_range=_FIGURE_1_RANGE if has_range else None,
     )
   ]  # fmt: skip
-  for letter, group in zip('bc', groups, strict=True):
+  for letter, group in zip(ascii_lowercase[1:], groups, strict=False):
     seed = group.outcomes[0].run.seed if group.outcomes else group.runs[0].seed
     title = f'({letter}) {task}, {group.name}: input of a sigmoid, seed {seed}'
     inputs = {MOVING: _percentile_curves(group)}
@@ -629,6 +630,7 @@ def _learning_rates(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
   'figure1': _figure_1,
+  'figure1_small_rates': _figure_1,
   'figure2': _figure_2,
   'leave_one_out': _differences,
   'add_one_in': _differences,

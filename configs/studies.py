@@ -84,6 +84,16 @@ STUDIES = {
     (_PLAIN, _BATCH_NORM),
     tasks=('mnist', 'fashion_mnist'),
   ),
+  'figure1_small_rates': Study(
+    'Figure 1 at learning rates that are small for both networks',
+    tuple(
+      arm
+      for rate in (0.03, 0.1)
+      for network in (_PLAIN, _BATCH_NORM)
+      for arm in _with_rates(network, (rate,))
+    ),
+    tasks=('mnist',),
+  ),
   'figure2': Study(
     'Figures 2 and 3: the five networks, and the two that fail without BN',
     (

@@ -180,7 +180,7 @@ def test_folder_without_runs(tmp_path):
 
 def test_unknown_study(runs, tmp_path):
   with pytest.raises(
-    UserError, match="no study 'figure3': use some of figure1_r"
+    UserError, match="no study 'figure3': use some of figure1, "
   ):
     make(tmp_path, names=['figure3'])
 
