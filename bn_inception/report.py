@@ -89,7 +89,7 @@ def make_report(
   _write_text(os.path.join(out, 'report.html'), report_page.make_html(report))
   _write_text(os.path.join(out, 'report.md'), report_page.make_markdown(report))
   for name, done, *_ in report.costs[1:]:
-    print(f'{name:14} {done} runs')
+    print(f'{name:20} {done} runs')
   print(f'written to {os.path.join(out, "report.html")}')
 
 

@@ -212,7 +212,7 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
     for status in (FINISHED, TRAINED, BEGUN, NOT_BEGUN)
     if status in statuses
   ]
-  print(f'{name:18} {len(runs):3} runs: {", ".join(counts)}')
+  print(f'{name:20} {len(runs):3} runs: {", ".join(counts)}')
 
 
 def define_flags() -> None:

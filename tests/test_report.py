@@ -58,9 +58,11 @@ def test_all_studies_without_most_of_their_runs(runs, tmp_path, capsys):
   names = {path.name for path in out.iterdir()}
   assert names == {'report.html', 'report.md', 'figures', 'tables', 'runs'}
   printed = capsys.readouterr().out
-  assert 'figure2        3 of 7 runs' in printed and 'report.html' in printed
+  assert (
+    'figure2              3 of 7 runs' in printed and 'report.html' in printed
+  )
   # BN-x5 and the two without BN are of other studies too.
-  assert 'learning_rates 2 of 8 runs' in printed
+  assert 'learning_rates       2 of 8 runs' in printed
   rows = read_csv(out / 'tables' / 'runs.csv')
   assert len(rows) == sum(len(s.arms) for s in studies.STUDIES.values())
   text = (out / 'report.md').read_text()

@@ -84,7 +84,7 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(tmp_path):
   saved = 'which is saved' in log.read_text()
   again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert again.returncode == 0, again.stderr
-  assert 'figure1              2 runs: 1 begun, 1 not begun' in again.stdout
+  assert 'figure1                2 runs: 1 begun, 1 not begun' in again.stdout
   if saved:
     assert 'resuming from' in log.read_text()
   assert first.status() == FINISHED
