@@ -8,7 +8,11 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+DOCUMENTS = [
+  ROOT / 'README.md',
+  *sorted((ROOT / 'docs').glob('*.md')),
+  ROOT / 'results' / 'study' / 'report.md',
+]
 TABLES = ROOT / 'results' / 'study' / 'tables'
 
 
