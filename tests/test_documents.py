@@ -1,4 +1,4 @@
-"""The README and docs/: what they link to is there, and their numbers are those of
+"""The documents: what they link to is there, and the README's results are those of
 results/."""
 
 import csv
