@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 from absl import flags
@@ -30,6 +31,7 @@ from bn_inception.study_runs import (
   TRAINED,
   Run,
 )
+from configs import studies
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -41,14 +43,22 @@ class Worker:
     run: what to train and evaluate.
     cores: that it may use; None: all.
     data_dir: where TFDS data sets are; None: TFDS's default.
+    environment: variables that it has where this process has none of the name.
 
   Raises:
     UserError: if its folder cannot be written, or the code is not the run's any
       more, as `poll` does.
   """
 
-  def __init__(self, run: Run, cores: list[int] | None, data_dir: str | None):
+  def __init__(
+    self,
+    run: Run,
+    cores: list[int] | None,
+    data_dir: str | None,
+    environment: Mapping[str, str],
+  ):
     self.run, self.cores = run, cores
+    self._environment = {**environment, **os.environ}
     self._commands = [run.evaluate_command(data_dir)]
     if run.status() != TRAINED:
       self._commands.insert(0, run.train_command(data_dir))
@@ -72,6 +82,7 @@ class Worker:
       command,
       stdout=self._log,
       stderr=subprocess.STDOUT,
+      env=self._environment,
       # Ctrl-C reaches this program, which asks its workers to stop.
       start_new_session=True,
     )
@@ -138,6 +149,7 @@ def run_all(
   jobs: int = 1,
   data_dir: str | None = None,
   minutes: float | None = None,
+  environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
   """Trains and evaluates what is not finished.
 
@@ -146,6 +158,7 @@ def run_all(
     jobs: how many at once, each with its share of the cores.
     data_dir: where TFDS data sets are; None: TFDS's default.
     minutes: after which the runs are asked to save and stop; None: never.
+    environment: see `Worker`.
 
   Returns:
     One line for each run that failed.
@@ -181,7 +194,7 @@ def run_all(
         if share not in workers and waiting:
           run = waiting.pop(0)
           progress.begin(run)
-          worker = Worker(run, shares[share], data_dir)
+          worker = Worker(run, shares[share], data_dir, environment)
           workers[share] = worker, time.monotonic()
       for share, (worker, start) in list(workers.items()):
         status = worker.poll()
@@ -271,7 +284,13 @@ def main() -> None:
     )
   if values.status:
     return
-  failures = run_all(runs, values.jobs, values.data_dir, values.minutes)
+  failures = run_all(
+    runs,
+    values.jobs,
+    values.data_dir,
+    values.minutes,
+    studies.QUICK_ENVIRONMENT if selection.is_quick else {},
+  )
   if failures:
     raise UserError(
       f'{len(failures)} runs failed, which the same command tries again; the '

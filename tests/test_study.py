@@ -90,6 +90,24 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(tmp_path):
   assert first.status() == FINISHED
 
 
+def test_runs_have_the_environment_where_this_process_has_none(
+  two_runs, monkeypatch
+):
+  start, seen = subprocess.Popen, {}
+
+  def see(command, *, env, **arguments):
+    seen.update(env)
+    return start(['false'], env=env, **arguments)
+
+  monkeypatch.setattr(study.subprocess, 'Popen', see)
+  monkeypatch.setenv('XLA_FLAGS', '--of_the_user')
+  monkeypatch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS', raising=False)
+  study.run_all(two_runs, environment=studies.QUICK_ENVIRONMENT)
+  assert seen['JAX_DISABLE_MOST_OPTIMIZATIONS'] == 'true'
+  assert seen['XLA_FLAGS'] == '--of_the_user'
+  assert seen['PATH'] == os.environ['PATH']
+
+
 def test_time_that_is_over(two_runs, capsys):
   assert study.run_all(two_runs, minutes=0.0) == []
   assert capsys.readouterr().out == 'the time is over; 2 runs are left\n'
