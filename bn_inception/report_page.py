@@ -217,11 +217,15 @@ def make_markdown(report: Report) -> str:
 
 
 def _markdown_links(group: Group, report: Report) -> str:
+  """The state of a group; unfolded, where HTML is shown, its runs' files."""
   runs = [
-    f'{seed}: ' + ' '.join(f'[{name}]({address})' for name, address in links)
+    f'<br>{seed}: '
+    + ' '.join(f'[{name}]({address})' for name, address in links)
     for seed, links in report.links(group)
   ]
-  return '; '.join([group.state(), *runs])
+  if not runs:
+    return group.state()
+  return f'<details><summary>{group.state()}</summary>{"".join(runs)}</details>'
 
 
 def _markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -102,6 +102,7 @@ def test_page_and_markdown_say_what_is_missing_and_what_it_cost(report):
   # t = 12.706 of one degree of freedom, times 0.7071 / sqrt(2).
   assert '| 60.50 ± 6.35 |' in row
   folder = report.sections[0].outcomes[0].folder_name
+  assert '| <details><summary>2 of 3 runs</summary><br>seed 0: [' in row
   assert f'seed 0: [config.json](runs/{folder}/config.json)' in row
   assert '| figure2 | 1.25 |' in text and '- code: abcd' in text
   assert '](figures/figure2_digits.png)' in text
