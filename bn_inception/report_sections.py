@@ -307,7 +307,7 @@ def _rate_curves(
       crosses += [x] if group.divergence() else []
       breaks += [] if values else [x]
       if group.exception():
-        notes.append(f'{x:g} {group.exception()}')
+        notes.append(f'at {x:g}: {group.exception()}')
     number = list(_NETWORKS.values()).index(name)
     curves.append(
       Curve(

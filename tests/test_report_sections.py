@@ -263,7 +263,7 @@ def test_best_learning_rates_are_named(tmp_path):
   assert without.crosses == (3.0,)
   # Of 0.03 and 10 nothing was run, and 3 diverged.
   assert without.breaks == (0.03, 3.0, 10.0)
-  assert '3 diverged at step 7' in without.note
+  assert 'at 3: diverged at step 7' in without.note
 
 
 def test_batch_statistics(tmp_path):
