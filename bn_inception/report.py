@@ -30,6 +30,7 @@ from bn_inception.report_page import RUNS_FOLDER, Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
 from bn_inception.study_results import Outcome
 
+_COMMIT_DIGITS = 10  # manifest.json has all of them
 _FILES = (
   run_directory.CONFIG_FILE, study_runs.LOG_FILE, METRICS_FILE,
   run_directory.RESULT_FILE, study_runs.EVALUATION_FILE,
@@ -170,7 +171,9 @@ def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
     'date': datetime.date.today().isoformat(),
     'runs': f'{len(outcomes)}, of {days[0]} to {days[-1]}',
     'code': of_code,
-    'commit': _distinct(start['commit'] or 'unknown' for start in starts),
+    'commit': _distinct(
+      (start['commit'] or 'unknown')[:_COMMIT_DIGITS] for start in starts
+    ),
     'devices': _distinct(devices),
     'platform': _distinct(start['platform'] for start in starts),
     'versions': _distinct(python + packages),

@@ -170,10 +170,10 @@ FINAL_SPLITS = {
 QUICK_TASK = 'digits'
 QUICK_SEEDS = (0,)
 QUICK_VALUES = {
-  'training.num_epochs': 2.0,
-  'training.log_every_steps': 15,
-  'training.eval_every_steps': 30,
-  'training.checkpoint_every_steps': 90,
+  'training.num_epochs': 1.0,
+  'training.log_every_steps': 7,
+  'training.eval_every_steps': 14,
+  'training.checkpoint_every_steps': 42,
   'training.keep_last_checkpoints': 1,
   'training.keep_best_checkpoints': 0,
   'training.population_batches': 4,

@@ -12,7 +12,7 @@ MANIFEST = {
   'python': '3.11.9',
   'platform': 'Linux-6',
   'packages': {'jax': '0.10.2', 'libtpu': None},
-  'commit': 'c0ffee',
+  'commit': 'c0ffee' + '0' * 34,
   'devices': ['cpu', 'cpu'],
   'native_convolutions': True,
   'process_count': 1,

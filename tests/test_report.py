@@ -143,7 +143,7 @@ def test_costs_count_shared_runs_once(runs, tmp_path):
 def test_facts_are_of_the_manifests(runs, tmp_path):
   text = (make(tmp_path) / 'report.md').read_text()
   assert '- runs: 3, of 2026-01-02 to 2026-01-02' in text
-  assert '- commit: c0ffee\n' in text and '- devices: 2 x cpu\n' in text
+  assert '- commit: c0ffee0000\n' in text and '- devices: 2 x cpu\n' in text
   assert '- versions: python 3.11.9, jax 0.10.2\n' in text
   assert f'- code: {study_runs.code_hash()}, the code that' in text
 

@@ -177,4 +177,4 @@ def test_every_study_resolves_for_every_task_and_quickly():
     assert runs_of(name) and runs_of(name, is_quick=True)
   quick = runs_of('figure2', is_quick=True)
   assert len(quick) == 7
-  assert quick[0].config['training']['num_epochs'] == 2.0
+  assert quick[0].config['training']['num_epochs'] == 1.0
