@@ -153,7 +153,7 @@ def test_code_is_the_only_one_if_not_this_one(tmp_path, capsys):
   text = (make(tmp_path) / 'report.md').read_text()
   assert '- code: aaaaaaaa, not the code that made this report' in text
   assert 'aaaaaaaa, not the code' in capsys.readouterr().out
-  assert '1 run: seed 0' in text or '1 run; seed 0' in text
+  assert '<summary>1 run</summary><br>seed 0' in text
 
 
 def test_code_is_this_one_if_there_are_several(runs, tmp_path):
