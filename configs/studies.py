@@ -180,7 +180,7 @@ QUICK_VALUES = {
   'source.num_holdout': 100,  # of the digits' 1,442
 }
 # Of the processes that train. On CPUs a quick run is compiling for most of its
-# time; without these it takes twice as long.
+# time; without these it takes half as long again.
 QUICK_ENVIRONMENT = {
   'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
   'XLA_FLAGS': '--xla_cpu_use_fusion_emitters=false',
