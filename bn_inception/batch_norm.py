@@ -145,14 +145,12 @@ def batch_normalize(
     dscale = sum of dy * x_hat;  dbias = sum of dy
 
   Both averages travel in one `psum`; of the activations only x is kept for the
-  backward pass. What a loss, a regulariser or a second derivative makes of the
-  statistics adds (d: a gradient; m: the number of values that share them)
-
-    dx += (d mean + 2 (x - mean) * d var) / m
-
-  so that derivatives of every order are right in reverse mode. JAX has no
-  forward mode (`jvp`, `jacfwd`, `linearize`, `hessian`) for a custom VJP: it
-  needs `custom_vjp=False`.
+  backward pass. The statistics that come out have JAX's own gradient (m values
+  share one): dx = (dmean + 2 (x - mean) * dvar) / m. A second derivative needs it
+  as well as a loss of the statistics; where nothing does, it costs nothing.
+  Reverse-mode derivatives of every order are right. Forward mode (`jvp`,
+  `jacfwd`, `linearize`, `hessian`) needs `custom_vjp=False`: JAX has none for a
+  custom VJP.
 
   With a `pool` only the maxima are normalised, by the statistics of all of x.
   In the gradient dy is then that of the maxima, and so are the x_hat of the
@@ -166,27 +164,20 @@ def batch_normalize(
     axes, axis_name: see `batch_statistics`.
     pool: picks maxima of [N, H, W, C], and `scale` is not negative: y is then
       what the pool would pick of all the normalised values.
-    custom_vjp: False for JAX's own derivatives, in forward mode, too.
+    custom_vjp: False for JAX's own derivatives, also in forward mode.
 
   Returns:
     (y, stats): y as `x`, or as it is pooled; stats float32 (float64 for
     float64), without the reduced axes.
   """
   x = as_real(x)
-  if custom_vjp:
-    if _is_tracked(axis_name):
-      x, _ = vary_alike(x, jax.lax.axis_index(axis_name))
-    x, scale, bias = vary_alike(x, scale, bias)
-    stats = _statistics(x, axes, axis_name)
-    sizes = epsilon, axes, axis_name, pool
-    return _normalize_by_own(x, scale, bias, stats, *sizes), stats
+  if _is_tracked(axis_name):
+    x, _ = vary_alike(x, jax.lax.axis_index(axis_name))
+  x, scale, bias = vary_alike(x, scale, bias)
   stats = batch_statistics(x, axes, axis_name)
-  return _normalize_pooled(x, scale, bias, stats, epsilon, axes, pool), stats
-
-
-def _normalize_pooled(x, scale, bias, stats, epsilon, axes, pool):
-  stats = _expand(stats, axes)
-  return normalize(_pooled(x, pool), stats, scale, bias, epsilon)
+  normalize_own = _normalize_own if custom_vjp else _normalize_given
+  y = normalize_own(x, scale, bias, stats, epsilon, axes, axis_name, pool)
+  return y, stats
 
 
 def _pooled(x: Array, pool: Pool | None) -> Array:
@@ -202,15 +193,18 @@ def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
   return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _normalize_by_own(x, scale, bias, stats, epsilon, axes, axis_name, pool):
-  """y; `stats` are those of x, and its gradient passes through them."""
+def _normalize_given(x, scale, bias, stats, epsilon, axes, axis_name, pool):
   del axis_name
-  return _normalize_pooled(x, scale, bias, stats, epsilon, axes, pool)
+  stats = _expand(stats, axes)
+  return normalize(_pooled(x, pool), stats, scale, bias, epsilon)
+
+
+# Its gradient is that of all that y does with x, also through `stats`.
+_normalize_own = jax.custom_vjp(_normalize_given, nondiff_argnums=(4, 5, 6, 7))
 
 
 def _normalize_forward(x, scale, bias, stats, *sizes):
-  y = _normalize_by_own(x, scale, bias, stats, *sizes)
+  y = _normalize_own(x, scale, bias, stats, *sizes)
   return y, (x, scale, bias, stats)
 
 
@@ -246,30 +240,7 @@ def _normalize_backward(epsilon, axes, axis_name, pool, residuals, dy):
   )
 
 
-_normalize_by_own.defvjp(_normalize_forward, _normalize_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _statistics(x, axes, axis_name):
-  """`batch_statistics` that keep only x for their gradient."""
-  return batch_statistics(x, axes, axis_name)
-
-
-def _statistics_forward(x, axes, axis_name):
-  stats = _statistics(x, axes, axis_name)
-  return stats, (x, stats.mean)
-
-
-def _statistics_backward(axes, axis_name, residuals, dstats):
-  x, mean = residuals
-  if not _is_tracked(axis_name):  # else JAX has summed them
-    dstats = BatchStats(*_sum_over_devices(jnp.stack(dstats), axis_name))
-  dmean, dvar = _expand(dstats, axes)
-  dx = dmean + 2 * (widen(x) - jnp.expand_dims(mean, axes)) * dvar
-  return ((dx / _num_values(x, axes, axis_name)).astype(x.dtype),)
-
-
-_statistics.defvjp(_statistics_forward, _statistics_backward)
+_normalize_own.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _sum_over_devices(x: Array, axis_name: Any) -> Array:
@@ -459,7 +430,7 @@ def _axis_size(axis_name: Any) -> int:
 
 
 def _is_tracked(axis_name: Any) -> bool:
-  """Whether `shard_map` types its values by the axis: `check_vma=True`."""
+  """Whether a `shard_map` tracks what varies over the axis: `check_vma=True`."""
   return axis_name is not None and bool(
     varying_axes(jax.lax.axis_index(axis_name))
   )
