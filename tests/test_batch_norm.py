@@ -1,5 +1,6 @@
 """Batch normalization against float64 NumPy and the paper's equations."""
 
+import pathlib
 import re
 from functools import partial
 
@@ -655,3 +656,52 @@ def test_moving_average_formula():
     [1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9],
     rtol=1e-6,
   )
+
+
+DOCUMENT = pathlib.Path(__file__).parent.parent / 'docs' / 'batch_norm.md'
+BLOCKS = re.findall(r'```python\n(.*?)```', DOCUMENT.read_text(), re.DOTALL)
+NAMES = (
+  'jit',
+  'divided arrays',
+  'shard_map',
+  'second derivatives',
+  'forward mode',
+)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_examples_of_the_document(name):
+  (block,) = (b for n, b in zip(NAMES, BLOCKS[1:], strict=True) if n == name)
+  scope = {}
+  exec(BLOCKS[0], scope)  # the network and its step
+  exec(block, scope)
+  scope_of = {'divided arrays': 'divided', 'shard_map': 'mapped'}
+  if name in scope_of:
+    step, network, variables = (
+      scope[k] for k in ('step', 'network', 'variables')
+    )
+    expected = step(network, variables, scope['image'], scope['label'])
+    jax.tree.map(
+      partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      scope[scope_of[name]],
+      expected,
+    )
+    # The layer was given bytes, and the step changed something.
+    assert scope['image'].dtype == np.uint8
+    kernel = variables['params']['Conv_0']['kernel']
+    assert np.abs(expected['params']['Conv_0']['kernel'] - kernel).max() > 1e-3
+  if name == 'jit':
+    assert scope['logits'].shape == (32, 10)
+  if name == 'second derivatives':
+    for leaf in scope['penalty']['Conv_0']['kernel'], scope['dx']:
+      assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+  if name == 'forward mode':
+    x = scope['x']
+    gradient = jax.grad(
+      lambda x: scope['loss_fn'](
+        scope['network'], scope['variables'], x, scope['label']
+      )[0]
+    )(x)
+    np.testing.assert_allclose(
+      scope['slope'], jnp.vdot(gradient, jnp.cos(x)), rtol=1e-4
+    )

@@ -364,12 +364,15 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
   )
 
 
+@pytest.mark.slow
 def test_forward_mode_equals_reverse_mode():
   """Of JAX's own derivatives; with the custom ones, JAX names the argument."""
   rng = np.random.default_rng(0)
-  image, direction = jnp.asarray(rng.normal(size=(2, 4, 16, 16, 3)), 'float32')
+  image, direction = jnp.asarray(rng.normal(size=(2, 4, 8, 8, 3)), 'float32')
   index = jnp.arange(4)
-  model = Inception(3, train=True, width=0.07, rows=FEW_ROWS[1:], stem_stride=1)
+  model = Inception(
+    3, train=True, stem='small', width=0.07, rows=FEW_ROWS[1:], stem_stride=1
+  )
   variables = model.init(jax.random.key(0), image, index)
 
   def loss(custom_vjp, image):

@@ -204,5 +204,4 @@ def test_second_derivatives_equal_pytorchs(mode, layout):
     name: derivatives.largest_error(product, double_backward(mode, name))
     for name, product in found.items()
   }
-  print(mode, layout, errors)
   assert max(errors.values()) < 3e-5, errors
