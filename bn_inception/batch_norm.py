@@ -171,8 +171,6 @@ def batch_normalize(
     float64), without the reduced axes.
   """
   x = as_real(x)
-  if _is_tracked(axis_name):
-    x, _ = vary_alike(x, jax.lax.axis_index(axis_name))
   x, scale, bias = vary_alike(x, scale, bias)
   stats = batch_statistics(x, axes, axis_name)
   normalize_own = _normalize_own if custom_vjp else _normalize_given

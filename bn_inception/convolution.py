@@ -123,8 +123,8 @@ def _dot(x: Array, kernel: Array) -> Array:
 
 
 def _call(name, stride, padding, like, *arguments):
-  """Calls a native function, whose result has the shape of `like`."""
-  result = jax.ShapeDtypeStruct(like.shape, like.dtype)
+  """Calls a native function, whose result has the type of `like`."""
+  result = jax.eval_shape(lambda x: x, like)
   return jax.ffi.ffi_call(name, result, vmap_method='sequential')(
     *arguments,
     strides=np.array([stride, stride]),

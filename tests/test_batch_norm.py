@@ -447,18 +447,19 @@ def test_map_that_checks_types_knows_shared_statistics(
 
 @pytest.mark.parametrize('check_vma', [False, True])
 def test_input_that_is_the_same_on_all_devices(scale_bias, check_vma):
-  """A loss of its statistics has the gradient of one device, over all."""
+  """Gradients are those of one device, in total."""
   x = np.float32(np.random.default_rng(0).normal(size=(4, 5)))
+  scale, bias = map(jnp.float32, scale_bias)
 
-  def gradient(x):
-    def loss(x):
-      _, stats = batch_norm.batch_normalize(
-        x, None, None, EPSILON, (0,), 'data'
-      )
-      return jnp.sum(stats.var + stats.mean**2) / (1 if check_vma else 8)
+  def loss(x, scale, axis_name=None):
+    y, stats = batch_norm.batch_normalize(
+      x, scale, bias, EPSILON, (0,), axis_name
+    )
+    return jnp.sum(y**3) + jnp.sum(stats.var + stats.mean**2)
 
-    dx = jax.grad(loss)(x)
-    return dx if check_vma else jax.lax.psum(dx, 'data')
+  def gradient(x, scale):
+    gradients = jax.grad(partial(loss, axis_name='data'), (0, 1))(x, scale)
+    return gradients if check_vma else jax.lax.pmean(gradients, 'data')
 
   found = jax.shard_map(
     gradient,
@@ -466,8 +467,9 @@ def test_input_that_is_the_same_on_all_devices(scale_bias, check_vma):
     in_specs=P(),
     out_specs=P(),
     check_vma=check_vma,
-  )(x)
-  np.testing.assert_allclose(found, 2 * x / 4, rtol=1e-5)
+  )(x, scale)
+  for a, b in zip(found, jax.grad(loss, (0, 1))(x, scale), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 def test_init_needs_no_map(x):

@@ -241,8 +241,17 @@ def test_integers_are_real_numbers_and_complex_ones_refused(
 
 @pytest.mark.parametrize('kernel_size, padding', [(1, NONE), (3, ONE)])
 @pytest.mark.parametrize('is_mapped', [False, True])
-def test_gradients_on_an_explicit_mesh(kernel_size, padding, is_mapped):
+@pytest.mark.parametrize(
+  'is_native', [False, pytest.param(True, marks=pytest.mark.native)]
+)
+def test_gradients_on_an_explicit_mesh(
+  kernel_size, padding, is_mapped, is_native, monkeypatch
+):
   """Under plain jit, and in a `shard_map` that checks types."""
+  if is_native:
+    assert native.load()
+  else:
+    monkeypatch.setattr(native, 'load', lambda: False)
   rng = np.random.default_rng(0)
   x = np.float32(rng.normal(size=(16, 5, 5, 3)))
   kernel = np.float32(rng.normal(size=(kernel_size, kernel_size, 3, 4)))
