@@ -308,7 +308,7 @@ class BatchNorm(nn.Module):
   get their gradient). It runs under plain `jit`, on arrays divided over a mesh of
   Auto or Explicit axes, and under `jax.shard_map` with `check_vma` either way;
   docs/batch_norm.md has an example of each. Forward mode needs
-  `custom_vjp=False`.
+  `custom_vjp=False`, and so does `grad` around a `vmap` that names the axis.
 
   Attributes:
     train: use and record the statistics of the mini-batch.
