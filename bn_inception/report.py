@@ -28,6 +28,7 @@ from bn_inception.evaluation import MOVING, POPULATION
 from bn_inception.logbook import METRICS_FILE
 from bn_inception.report_page import RUNS_FOLDER, Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
+from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study_results import Outcome
 
 _COMMIT_DIGITS = 10  # manifest.json has all of them
@@ -43,7 +44,6 @@ def make_report(
   names: Sequence[str],
   selection: study_runs.Selection,
   out: str,
-  code: str | None = None,
   cores_per_run: int = 1,
 ) -> None:
   """Writes the report of some studies.
@@ -52,21 +52,20 @@ def make_report(
     names: of configs/studies.py.
     selection: of their runs.
     out: folder to write to, made if absent.
-    code: hash of the code whose runs are meant; None: see `choose_code`.
     cores_per_run: that a run had, for the cost.
 
   Raises:
-    UserError: for names or code that are not there, damaged files, or a folder
-      that cannot be written.
+    UserError: for names that are not there, a folder without finished runs of
+      them, or one that cannot be written.
   """
-  code, of_code = choose_code(selection.root, code)
-  print(f'code           {of_code}')
   sections = [
-    make_section(n, study_runs.list_runs(n, selection, code)) for n in names
+    make_section(n, study_runs.list_runs(n, selection)) for n in names
   ]
   unique = list(
     {o.run.folder: o for s in sections for o in s.outcomes}.values()
   )
+  if not unique:
+    raise UserError(_describe_absence(selection.root))
   for folder in (
     RUNS_FOLDER,
     report_page.FIGURES_FOLDER,
@@ -76,7 +75,7 @@ def make_report(
       os.makedirs(os.path.join(out, folder), exist_ok=True)
   files = {o.folder_name: _copy(o, selection.root, out) for o in unique}
   report = Report(
-    facts=_facts(of_code, unique),
+    facts=_facts(unique),
     costs=_costs(sections, unique, cores_per_run),
     cost_rule=(
       'Core-hours: seconds that training and its evaluations took (wall_seconds '
@@ -94,38 +93,14 @@ def make_report(
   print(f'written to {os.path.join(out, "report.html")}')
 
 
-def choose_code(root: str, code: str | None) -> tuple[str, str]:
-  """The hash of the code whose runs are reported, and a sentence on it.
-
-  Without `code` it is that of this code, if there are finished runs of it, or
-  else that of all finished runs.
-
-  Raises:
-    UserError: if there are no such runs, or runs of several others.
-  """
-  own, found = study_runs.code_hash(), study_runs.codes(root)
-  if not found:
-    raise UserError(
-      f'{root} holds no finished runs: train them with python -m '
-      'bn_inception.study, or give another --runs'
-    )
-  if code is None:
-    if own not in found and len(found) > 1:
-      raise UserError(
-        f'{root} holds no runs of this code ({own}), but of several others: '
-        f'give one of them as --code: {", ".join(found)}'
-      )
-    code = own if own in found else found[0]
-  if code not in found:
-    raise UserError(
-      f'{root} holds no finished runs of --code={code}: there are '
-      f'{", ".join(found)}'
-    )
-  relation = (
-    'the code that made this report' if code == own
-    else f'not the code that made this report, {own}'
-  )  # fmt: skip
-  return code, f'{code}, {relation}'
+def _describe_absence(root: str) -> str:
+  others = len(study_runs.others([], root))
+  of_others = f' (there are {others} other runs)' if others else ''
+  return (
+    f'{root} holds no finished runs of these studies, with these values and '
+    f'version {RESULTS_VERSION} of the results{of_others}: train them with '
+    'python -m bn_inception.study, or give another --runs'
+  )
 
 
 def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
@@ -150,7 +125,7 @@ def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
   return names
 
 
-def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
+def _facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
   """Of the report, and of the manifests of its runs."""
   starts = []
   for outcome in outcomes:
@@ -170,7 +145,7 @@ def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
   return {
     'date': datetime.date.today().isoformat(),
     'runs': f'{len(outcomes)}, of {days[0]} to {days[-1]}',
-    'code': of_code,
+    'results version': str(RESULTS_VERSION),
     'commit': _distinct(
       (start['commit'] or 'unknown')[:_COMMIT_DIGITS] for start in starts
     ),
@@ -297,12 +272,6 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'out', 'results/study', 'Folder to write to. Example: --out=results/study'
   )
-  flags.DEFINE_string(
-    'code',
-    None,
-    'Hash of the code whose runs are meant; default: this code, or that of all '
-    'runs. Example: --code=0123abcd',
-  )
   flags.DEFINE_integer(
     'cores_per_run',
     1,
@@ -318,7 +287,6 @@ def main() -> None:
     study_flags.names(),
     study_flags.selection(),
     values.out,
-    values.code,
     values.cores_per_run,
   )
 

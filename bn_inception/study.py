@@ -46,8 +46,7 @@ class Worker:
     environment: variables that it has where this process has none of the name.
 
   Raises:
-    UserError: if its folder cannot be written, or the code is not the run's any
-      more, as `poll` does.
+    UserError: if its folder cannot be written.
   """
 
   def __init__(
@@ -68,12 +67,6 @@ class Worker:
     self._process = self._start()
 
   def _start(self) -> subprocess.Popen:
-    if not self.run.identity.startswith(study_runs.code_hash()):
-      self._log.close()
-      raise UserError(
-        'the code that trains has been changed since this program began: the '
-        'same command takes what it trains now for other runs'
-      )
     command = [sys.executable, *self._commands.pop(0)]
     if self.cores is not None:
       cores = ','.join(map(str, self.cores))
@@ -164,7 +157,7 @@ def run_all(
     One line for each run that failed.
 
   Raises:
-    UserError: for more jobs than cores, or code that changes meanwhile.
+    UserError: for more jobs than cores.
     Interrupted: after a signal, when all have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
@@ -280,7 +273,7 @@ def main() -> None:
   if left_alone:
     print(
       f'left alone: {len(left_alone)} runs in {values.runs} of other studies, '
-      'other values or other code'
+      'other values or another version of the results'
     )
   if values.status:
     return

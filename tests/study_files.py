@@ -101,7 +101,7 @@ def study_runs(
 ) -> dict[tuple[str, int], Run]:
   """(arm, seed) -> run, of one task of a study."""
   selection = Selection(str(root), tasks=tuple(tasks), seeds=tuple(seeds))
-  runs = list_runs(name, selection, 'c0dec0de')
+  runs = list_runs(name, selection)
   return {(run.arm, run.seed): run for run in runs}
 
 

@@ -1,4 +1,4 @@
-"""The program: which code's runs, and what is written."""
+"""The program: which runs, and what is written."""
 
 import csv
 import json
@@ -12,14 +12,15 @@ from study_files import write_run
 
 from bn_inception import report, run_directory, study_runs
 from bn_inception.errors import UserError
+from bn_inception.steps import RESULTS_VERSION
 from configs import studies
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def quick_runs(name, root, code=None):
+def quick_runs(name, root):
   selection = study_runs.Selection(str(root), is_quick=True)
-  return study_runs.list_runs(name, selection, code)
+  return study_runs.list_runs(name, selection)
 
 
 def finish(runs):
@@ -145,39 +146,18 @@ def test_facts_are_of_the_manifests(runs, tmp_path):
   assert '- runs: 3, of 2026-01-02 to 2026-01-02' in text
   assert '- commit: c0ffee0000\n' in text and '- devices: 2 x cpu\n' in text
   assert '- versions: python 3.11.9, jax 0.10.2\n' in text
-  assert f'- code: {study_runs.code_hash()}, the code that' in text
-
-
-def test_code_is_the_only_one_if_not_this_one(tmp_path, capsys):
-  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
-  text = (make(tmp_path) / 'report.md').read_text()
-  assert '- code: aaaaaaaa, not the code that made this report' in text
-  assert 'aaaaaaaa, not the code' in capsys.readouterr().out
-  assert '<summary>1 run</summary><br>seed 0' in text
-
-
-def test_code_is_this_one_if_there_are_several(runs, tmp_path):
-  finish(quick_runs('figure2', tmp_path / 'runs', '00000000')[:1])
-  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
-  code, _ = report.choose_code(str(tmp_path / 'runs'), None)
-  assert code == study_runs.code_hash()
-  code, text = report.choose_code(str(tmp_path / 'runs'), 'aaaaaaaa')
-  assert code == 'aaaaaaaa' and 'not the code' in text
-
-
-def test_several_other_codes_are_listed(tmp_path):
-  for code in ('aaaaaaaa', 'bbbbbbbb'):
-    finish(quick_runs('figure2', tmp_path / 'runs', code)[:1])
-  with pytest.raises(UserError, match='--code: aaaaaaaa, bbbbbbbb') as error:
-    make(tmp_path)
-  assert '\n' not in str(error.value)
-  with pytest.raises(UserError, match='--code=cccccccc: there are aaaaaaaa'):
-    make(tmp_path, code='cccccccc')
+  assert f'- results version: {RESULTS_VERSION}\n' in text
 
 
 def test_folder_without_runs(tmp_path):
-  with pytest.raises(UserError, match='absent holds no finished runs: train'):
+  with pytest.raises(UserError, match='absent holds no finished runs of'):
     make(tmp_path, root='absent')
+
+
+def test_runs_of_another_version_are_not_taken(runs, tmp_path, monkeypatch):
+  monkeypatch.setattr(study_runs, 'RESULTS_VERSION', RESULTS_VERSION + 1)
+  with pytest.raises(UserError, match='there are 3 other runs'):
+    make(tmp_path)
 
 
 def test_unknown_study(runs, tmp_path):

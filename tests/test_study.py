@@ -113,12 +113,6 @@ def test_time_that_is_over(two_runs, capsys):
   assert capsys.readouterr().out == 'the time is over; 2 runs are left\n'
 
 
-def test_code_that_changes_ends_the_study(two_runs, monkeypatch):
-  monkeypatch.setattr(study_runs, 'code_hash', lambda: 'f' * 8)
-  with pytest.raises(UserError, match='the code that trains has been changed'):
-    study.run_all(two_runs)
-
-
 def test_jobs_have_a_core_each(two_runs):
   with pytest.raises(UserError, match='--jobs must be between 1 and'):
     study.run_all(two_runs, jobs=1 + len(os.sched_getaffinity(0)))
