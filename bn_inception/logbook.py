@@ -22,10 +22,16 @@ from bn_inception.errors import UserError, writing
 METRICS_FILE, DROPPED_FILE = 'metrics.jsonl', 'metrics_dropped.jsonl'
 
 
-def read_metrics(workdir: str) -> list[dict]:
+def read_metrics(
+  workdir: str, remedy: str = 'restore it, or give another --workdir'
+) -> list[dict]:
   """The records of a run's metrics.jsonl; [] if there is none.
 
   A last line that a killed process left unfinished is passed over.
+
+  Args:
+    workdir: the run directory.
+    remedy: what to do about a damaged file.
 
   Raises:
     UserError: if another line is damaged.
@@ -38,13 +44,19 @@ def read_metrics(workdir: str) -> list[dict]:
       lines = file.read().split('\n')
     # What follows the last newline is empty, or was cut short.
     records = [json.loads(line) for line in lines[:-1]]
-    if not all(isinstance(r, dict) and 'step' in r for r in records):
-      raise ValueError('a record without a step')
+    if not all(map(_is_record, records)):
+      raise ValueError('a record without a kind and a step')
   except ValueError as error:  # no JSON, or not even text
-    raise UserError(
-      f'{path} is damaged ({error}): restore it, or give another --workdir'
-    ) from error
+    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
   return records
+
+
+def _is_record(value) -> bool:
+  return (
+    isinstance(value, dict)
+    and isinstance(value.get('kind'), str)
+    and isinstance(value.get('step'), int)
+  )
 
 
 class Logbook:

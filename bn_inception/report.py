@@ -64,7 +64,12 @@ def make_report(
   unique = list(
     {o.run.folder: o for s in sections for o in s.outcomes}.values()
   )
-  if not unique:
+  problems = list(dict.fromkeys(line for s in sections for line in s.problems))
+  starts, lacking = _read_starts(unique)
+  problems += lacking
+  for line in problems:
+    print(f'damaged: {line}')
+  if not unique and not problems:
     raise UserError(_describe_absence(selection.root))
   for folder in (
     RUNS_FOLDER,
@@ -75,7 +80,7 @@ def make_report(
       os.makedirs(os.path.join(out, folder), exist_ok=True)
   files = {o.folder_name: _copy(o, selection.root, out) for o in unique}
   report = Report(
-    facts=_facts(unique),
+    facts=_facts(unique, starts) | _describe_problems(problems, selection.root),
     costs=_costs(sections, unique, cores_per_run),
     cost_rule=(
       'Core-hours: seconds that training and its evaluations took (wall_seconds '
@@ -125,12 +130,47 @@ def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
   return names
 
 
-def _facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
-  """Of the report, and of the manifests of its runs."""
-  starts = []
+def _read_starts(outcomes: Sequence[Outcome]) -> tuple[list[dict], list[str]]:
+  """What the manifests say of every start, and which cannot be read."""
+  starts, problems = [], []
   for outcome in outcomes:
-    path = os.path.join(outcome.run.folder, run_directory.MANIFEST_FILE)
-    starts += run_directory.read_json(path)['starts']
+    path = outcome.run.path(run_directory.MANIFEST_FILE)
+    try:
+      found = run_directory.read_json(path, 'restore it').get('starts')
+    except UserError as error:
+      problems.append(str(error))
+      continue
+    if isinstance(found, list) and all(map(_is_start, found)):
+      starts += found
+    else:
+      problems.append(f'{path} lacks what is known of its starts')
+  return starts, problems
+
+
+def _is_start(value) -> bool:
+  if not isinstance(value, dict):
+    return False
+  texts = value.get('time'), value.get('python'), value.get('platform')
+  devices = value.get('devices')
+  return (
+    all(isinstance(text, str) for text in texts)
+    and isinstance(value.get('commit'), str | None)
+    and isinstance(value.get('packages'), dict)
+    and isinstance(devices, list)
+    and len(devices) > 0
+  )
+
+
+def _describe_problems(problems: Sequence[str], root: str) -> dict[str, str]:
+  """A fact of the report, if there are any, without the machine's folders."""
+  text = '; '.join(problems).replace(os.path.join(root, ''), f'{RUNS_FOLDER}/')
+  return {'damaged': text} if problems else {}
+
+
+def _facts(
+  outcomes: Sequence[Outcome], starts: Sequence[dict]
+) -> dict[str, str]:
+  """Of the report, and of the manifests of its runs."""
   days = sorted(start['time'][:10] for start in starts) or ['none']
   python = [f'python {start["python"]}' for start in starts]
   packages = [
@@ -236,10 +276,12 @@ def _numbers(table: Table) -> list[dict]:
 def _each_run(section: Section) -> list[dict]:
   finished = {o.run.folder: o for o in section.outcomes}
   rows = []
-  for run in (run for group in section.groups for run in group.runs):
+  runs = ((run, group) for group in section.groups for run in group.runs)
+  for run, group in runs:
+    status = 'damaged' if run.seed in group.problems else run.status()
     row = {
       'study': section.name, 'task': run.task, 'arm': run.arm, 'seed': run.seed,
-      'status': run.status(), 'folder': os.path.basename(run.folder),
+      'status': status, 'folder': os.path.basename(run.folder),
     }  # fmt: skip
     if outcome := finished.get(run.folder):
       row['diverged_at'] = outcome.diverged_at

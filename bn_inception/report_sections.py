@@ -154,6 +154,12 @@ class Section:
   def outcomes(self) -> list[Outcome]:
     return [o for group in self.groups for o in group.outcomes]
 
+  @property
+  def problems(self) -> list[str]:
+    """What is missing or damaged in the files of its runs, a line each."""
+    found = [group.problems.values() for group in self.groups]
+    return [line for lines in sum(map(list, found), []) for line in lines]
+
 
 def make_section(name: str, runs: Iterable[Run]) -> Section:
   """What is shown of a study.
@@ -163,7 +169,7 @@ def make_section(name: str, runs: Iterable[Run]) -> Section:
     runs: of `study_runs.list_runs`.
 
   Raises:
-    UserError: for a name that is not there, or files that are damaged.
+    UserError: for a name that is not there.
   """
   title, groups_of = find_study(name).title, read_groups(runs)
   parts = []
@@ -188,7 +194,7 @@ def _origin(groups: Sequence[Group]) -> str:
     for size in sizes
   ]
   followed = sorted({o.result['eval_split'] for o in outcomes})
-  final = sorted({o.evaluation['split'] for o in outcomes if o.evaluation})
+  final = sorted({o.split for o in outcomes if o.split is not None})
   sentences.append(
     f'Accuracy was followed on {", ".join(followed)}; final accuracies are of '
     f'{", ".join(final) or "no split"}.'
@@ -223,19 +229,25 @@ def _network(group: Group) -> Cell:
 def _mean(measure: Measure, digits: int = 2) -> Callable[[Group], Cell]:
   """Of a column: the mean over seeds with its interval."""
   return lambda group: _values_cell(
-    group.values(measure), group.absence(), digits
+    group, group.values(measure), group.absence(), digits
   )
 
 
 def _values_cell(
-  values: Sequence[float], absence: str, digits: int = 2, sign: str = ''
+  group: Group,
+  values: Sequence[float],
+  absence: str,
+  digits: int = 2,
+  sign: str = '',
 ) -> Cell:
-  """'87.10 ± 0.30', or the one value."""
+  """'87.10 ± 0.30', or the one value; and of how many seeds, if some lack it."""
   if not values:
     return Cell(absence)
   found = mean_interval(values)
   margin = f'± {found.margin:.{digits}f}' if found.count > 1 else '(one seed)'
   text = f'{found.mean:{sign}.{digits}f} {margin}'
+  if found.count < group.num_measured:
+    text += f', {found.count} of {group.num_measured} seeds'
   return Cell(text, dataclasses.asdict(found))
 
 
@@ -254,7 +266,10 @@ def _steps(
     if target is None:
       return Cell('no target')
     steps = group.values(methodcaller('first_step', target, statistics))
-    total = len(group.outcomes)
+    total = sum(
+      bool(o.followed(statistics)) or o.diverged_at is not None
+      for o in group.outcomes
+    )
     if not steps:
       is_whole = total > 0 and not group.divergence()
       return Cell('not reached' if is_whole else group.absence())
@@ -530,7 +545,7 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
     absence = group.absence()
     if group.values(final):  # then it is the other one that has no value
       absence = f'{base.name} {base.absence()}'
-    return _values_cell(found[group.name], absence, sign='+')
+    return _values_cell(group, found[group.name], absence, sign='+')
 
   def verdict(group: Group) -> Cell:
     if group is base:
@@ -574,9 +589,8 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
   def gain(outcome: Outcome) -> float | None:
-    if outcome.diverged_at is not None:
-      return None
-    return outcome.final(POPULATION) - outcome.final(MOVING)
+    finals = outcome.final(POPULATION), outcome.final(MOVING)
+    return None if None in finals else finals[0] - finals[1]
 
   curves = tuple(
     dataclasses.replace(
@@ -598,7 +612,7 @@ def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
     'final, moving averages (%)': _mean(methodcaller('final', MOVING)),
     'final, population (%)': _mean(methodcaller('final', POPULATION)),
     'population minus moving (points)': lambda group: _values_cell(
-      group.values(gain), group.absence(), sign='+'
+      group, group.values(gain), group.absence(), sign='+'
     ),
   }
   table = _table(name, f'{task}: final accuracies', groups, columns)

@@ -23,6 +23,7 @@ from configs.studies import Arm, Study
 
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
+_REMEDY = 'restore it, or remove the folder to train the run again'
 # How far a run is.
 NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
   'not begun', 'begun', 'trained', 'finished'
@@ -76,26 +77,41 @@ class Run:
     """NOT_BEGUN, BEGUN, TRAINED (but not evaluated) or FINISHED."""
     result = self.result()
     if result is None:
-      return BEGUN if logbook.read_metrics(self.folder) else NOT_BEGUN
-    has_evaluation = os.path.exists(self._path(EVALUATION_FILE))
+      return BEGUN if self.records() else NOT_BEGUN
+    has_evaluation = os.path.exists(self.path(EVALUATION_FILE))
     return FINISHED if result['diverged'] or has_evaluation else TRAINED
 
   def result(self) -> dict | None:
-    """What result.json holds; None while there is none."""
-    path = self._path(run_directory.RESULT_FILE)
-    return run_directory.read_json(path) if os.path.exists(path) else None
+    """What result.json holds; None while there is none.
+
+    Raises:
+      UserError: if it is damaged, as `evaluation`, `records` and `status` do.
+    """
+    result = self._read_json(run_directory.RESULT_FILE)
+    if result is not None and not isinstance(result.get('diverged'), bool):
+      path = self.path(run_directory.RESULT_FILE)
+      raise UserError(
+        f"{path} is damaged (it lacks 'diverged', true or false): {_REMEDY}"
+      )
+    return result
 
   def evaluation(self) -> dict | None:
     """What evaluation.json holds; None while there is none, or after divergence."""
-    path = self._path(EVALUATION_FILE)
-    return run_directory.read_json(path) if os.path.exists(path) else None
+    return self._read_json(EVALUATION_FILE)
 
   def records(self) -> list[dict]:
     """See `logbook.read_metrics`."""
-    return logbook.read_metrics(self.folder)
+    return logbook.read_metrics(self.folder, _REMEDY)
 
-  def _path(self, name: str) -> str:
+  def path(self, name: str) -> str:
+    """Of a file in its folder."""
     return os.path.join(self.folder, name)
+
+  def _read_json(self, name: str) -> dict | None:
+    path = self.path(name)
+    if not os.path.exists(path):
+      return None
+    return run_directory.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
     command = ['train.py', *self.arguments, f'--workdir={self.folder}']
@@ -106,7 +122,7 @@ class Run:
     command = [
       'eval.py',
       f'--workdir={self.folder}',
-      f'--output={self._path(EVALUATION_FILE)}',
+      f'--output={self.path(EVALUATION_FILE)}',
     ]
     if has_batch_norm:
       command += [

@@ -37,6 +37,8 @@ def test_a_damaged_line_is_an_error(tmp_path):
     b'{"step": 1}\n{"st\n{"step": 3}\n',
     b'\xff\n',
     b'{}\n',
+    b'{"step": 1}\n',
+    b'{"kind": "eval", "step": null}\n',
     b'1\n',
   ):
     (tmp_path / 'metrics.jsonl').write_bytes(content)

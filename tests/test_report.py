@@ -10,7 +10,7 @@ import sys
 import pytest
 from study_files import write_run
 
-from bn_inception import report, run_directory, study_runs
+from bn_inception import report, study_runs
 from bn_inception.errors import UserError
 from bn_inception.steps import RESULTS_VERSION
 from configs import studies
@@ -167,11 +167,55 @@ def test_unknown_study(runs, tmp_path):
     make(tmp_path, names=['figure3'])
 
 
-def test_damaged_file_is_named(runs, tmp_path):
-  path = pathlib.Path(runs[0].folder) / run_directory.RESULT_FILE
-  path.write_text('{')
-  with pytest.raises(UserError, match=f'{path} is damaged'):
-    make(tmp_path)
+@pytest.mark.parametrize('content', ['{', '{}', '[]', '{"starts": [{}]}', None])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'config.json', 'manifest.json', 'metrics.jsonl', 'result.json',
+    'evaluation.json',
+  ],
+)  # fmt: skip
+def test_damage_is_named_and_the_report_is_made(
+  runs, tmp_path, capsys, name, content
+):
+  path = pathlib.Path(runs[0].folder) / name
+  path.unlink()
+  if content is not None:
+    path.write_text(content + '\n')
+  out = make(tmp_path)
+  is_counted = name in ('manifest.json', 'metrics.jsonl', 'evaluation.json')
+  is_absent = content is None and name in ('result.json', 'evaluation.json')
+  printed = capsys.readouterr().out
+  count = 3 if is_counted and not is_absent else 2
+  assert f'{count} of 7 runs' in printed
+  text = (out / 'report.md').read_text()
+  if is_absent:  # not finished, which the report says in its own way
+    assert 'damaged' not in text and 'damaged' not in printed
+    return
+  assert f'damaged: {path} ' in printed
+  assert f'- damaged: runs/{path.parent.name}/{name} ' in text
+  assert str(tmp_path) not in text
+
+
+def test_a_seed_that_lacks_a_number_is_not_counted_in_its_mean(tmp_path):
+  selection = study_runs.Selection(str(tmp_path / 'runs'), tasks=('digits',))
+  runs = study_runs.list_runs('leave_one_out', selection)
+  for run in runs:
+    population = {60: 60.0 + run.seed}
+    write_run(run, {60: 60.0}, population, 61.0, 70.0 + run.seed)
+  path = pathlib.Path(runs[0].folder) / 'evaluation.json'
+  results = {'moving averages': {'top1': 61.0}}
+  path.write_text(json.dumps({'split': 'test', 'results': results}))
+  report.make_report(['leave_one_out'], selection, str(tmp_path / 'out'))
+  tables = tmp_path / 'out' / 'tables'
+  row, other, *_ = read_csv(tables / 'leave_one_out_digits.csv')
+  assert row['final accuracy (%)'] == '71.50 ± 6.35, 2 of 3 seeds'
+  assert row['runs'] == '3 runs; 1 damaged'
+  assert other['minus BN-x5 (points)'] == '+0.00 ± 0.00, 2 of 3 seeds'
+  assert other['runs'] == '3 runs'
+  assert [row['status'] for row in read_csv(tables / 'runs.csv')][:2] == [
+    'damaged', 'finished',
+  ]  # fmt: skip
 
 
 def test_folder_that_cannot_be_written(runs, tmp_path):

@@ -25,7 +25,7 @@ EXPECTED = {
   'inception_sigmoid': [2.577348, 2.734800, 2.580668, 2.442159, 0.0165020],
 }
 # Other processors, and XLA's other versions, round in another way.
-TOLERANCE = 1e-4
+TOLERANCE, TOLERANCE_OF_NORM = 1e-4, 1e-3
 
 
 def run_three_steps(name, workdir):
@@ -62,4 +62,6 @@ def test_numbers_are_those_of_this_version(tmp_path, few_rows, name):
   [evaluation] = [r for r in records if r['kind'] == 'eval']
   kinds = ('loss', 'population_loss')
   found += [evaluation[kind] for kind in kinds if kind in evaluation]
-  assert [*found, norm] == pytest.approx(EXPECTED[name], rel=TOLERANCE)
+  *losses, distance = EXPECTED[name]
+  assert found == pytest.approx(losses, rel=TOLERANCE)
+  assert norm == pytest.approx(distance, rel=TOLERANCE_OF_NORM)
