@@ -174,10 +174,16 @@ def _parse(arguments: list[str]) -> list[str]:
     if 'config' in flags.FLAGS:
       flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
     return remaining
+  except SystemExit as shown:  # absl's --help ends with 1
+    raise SystemExit(0) from shown
   except flags.Error as error:
     _stop(f'{error}; see --help')
   except (AttributeError, KeyError) as error:  # an override of no such key
-    _stop(_explain_unknown_key(arguments) or str(error))
+    _stop(
+      _explain_file_without_config(arguments)
+      or _explain_unknown_key(arguments)
+      or str(error)
+    )
   except OSError:  # ml_collections found no such file
     _stop(_explain_missing_config(arguments))
   except SyntaxError as error:
@@ -212,12 +218,32 @@ def _explain_missing_config(arguments: list[str]) -> str:
   given = next(
     (a for a in arguments if re.match('--?config(=|$)', a)), '--config'
   )
-  tables = ('__init__', 'paper', 'compose')
-  names = sorted(
-    path for path in glob.glob('configs/*.py')
-    if os.path.splitext(os.path.basename(path))[0] not in tables
-  )  # fmt: skip
-  return f'{given}: no such config file; there are {", ".join(names)}'
+  return f'{given}: no such config file; {_describe_config_files()}'
+
+
+def _explain_file_without_config(arguments: list[str]) -> str | None:
+  """For '--config=configs/paper.py', which holds tables."""
+  for argument, following in itertools.pairwise([*arguments, '']):
+    name, equals, path = argument.lstrip('-').partition('=')
+    path = (path if equals else following).partition(':')[0]
+    if name != 'config' or not os.path.exists(path):
+      continue
+    if not _has_get_config(path):
+      return (
+        f'{path} has no function get_config, so that it is no config file; '
+        f'{_describe_config_files()}'
+      )
+  return None
+
+
+def _describe_config_files() -> str:
+  names = filter(_has_get_config, sorted(glob.glob('configs/*.py')))
+  return f'there are {", ".join(names)}'
+
+
+def _has_get_config(path: str) -> bool:
+  with open(path, errors='replace') as file:
+    return 'get_config' in file.read()
 
 
 def _stop(message: str):

@@ -1,10 +1,10 @@
 r"""Figures, tables and a page of what the runs of the studies found.
 
-  python -m bn_inception.report --runs=runs/study --out=results/study
+  python -m bn_inception.report --study=figure2 --runs=runs/study --out=runs/report
 
 Writes report.html, report.md, figures/ and tables/, and copies what the runs
 wrote, but for their checkpoints, into runs/, from which the report can be made
-again: --runs=results/study/runs.
+again: --runs=runs/report/runs.
 """
 
 import csv
@@ -122,10 +122,12 @@ def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
   with writing(target, _REMEDY):
     os.makedirs(target, exist_ok=True)
     for name in names:
-      with open(os.path.join(source, name)) as file:
+      # A damaged file may hold anything.
+      with open(os.path.join(source, name), errors='surrogateescape') as file:
         text = file.read()
       text = text.replace(f'{os.path.abspath(root)}/', f'{RUNS_FOLDER}/')
-      with open(os.path.join(target, name), 'w') as file:
+      path = os.path.join(target, name)
+      with open(path, 'w', errors='surrogateescape') as file:
         file.write(text)
   return names
 
@@ -311,8 +313,9 @@ def _write_text(path: str, text: str) -> None:
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
+  flags.adopt_module_key_flags(study_flags)
   flags.DEFINE_string(
-    'out', 'results/study', 'Folder to write to. Example: --out=results/study'
+    'out', 'runs/report', 'Folder to write to. Example: --out=runs/figure2'
   )
   flags.DEFINE_integer(
     'cores_per_run',

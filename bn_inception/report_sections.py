@@ -1,8 +1,8 @@
 """What the report shows of each study: curves, bars and tables, as data.
 
-Every study is a function of the groups of its runs, in `STUDIES`; what it returns
-is drawn by report_figures.py and written by report_page.py. What is missing or
-diverged is said in place of the number.
+A study of the paper is a function of the groups of its runs, in `STUDIES`; any other
+one is shown by `_any_study`. What they return is drawn by report_figures.py and
+written by report_page.py. What is missing or diverged is said in place of the number.
 """
 
 import dataclasses
@@ -174,7 +174,8 @@ def make_section(name: str, runs: Iterable[Run]) -> Section:
   title, groups_of = find_study(name).title, read_groups(runs)
   parts = []
   for task, groups in groups_of.items():
-    part = STUDIES[name](f'{name}_{task}', task, groups)
+    make_part = STUDIES.get(name, _any_study)
+    part = make_part(f'{name}_{task}', task, groups)
     part.notes.append(_origin(groups))
     parts.append(part)
   return Section(name, title, parts, sum(groups_of.values(), []))
@@ -427,9 +428,7 @@ def _rates(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
   base, variants, tables, targets = groups[0], {}, [], {}
-  records = [r for g in groups for o in g.outcomes for r in o.records]
-  has_population = any('population_top1' in r for r in records)
-  kinds = (POPULATION, MOVING) if has_population else (MOVING,)
+  kinds = _kinds(groups)
   for kind in kinds:
     found = base.values(methodcaller('best', kind))
     targets[kind] = float(np.mean(found)) if found else None
@@ -455,6 +454,13 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
     y_range=y_range, level=target,
   )  # fmt: skip
   return Part(task, [note], [plot], tables)
+
+
+def _kinds(groups: Sequence[Group]) -> tuple[str, ...]:
+  """Of the statistics with which some run was followed."""
+  records = [r for g in groups for o in g.outcomes for r in o.records]
+  has_population = any('population_top1' in r for r in records)
+  return (POPULATION, MOVING) if has_population else (MOVING,)
 
 
 def _mark(curve: Curve, target: float | None) -> Curve:
@@ -640,6 +646,29 @@ def _learning_rates(name: str, task: str, groups: Sequence[Group]) -> Part:
   notes = ['Crosses at the foot: rates at which a run diverged.']
   table = _table(name, f'{task}: final accuracies', groups, columns)
   return Part(task, notes, [plot], [table])
+
+
+def _any_study(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Curves, and accuracies of each arm: all that needs no knowledge of a study."""
+  variants = {
+    kind: tuple(_accuracy_curve(g, i, kind) for i, g in enumerate(groups))
+    for kind in _kinds(groups)
+  }
+  plot = Plot(
+    name, f'{task}: validation accuracy', 'steps', 'accuracy (%)', variants
+  )
+  columns = {'arm': _name}
+  for kind in variants:
+    columns |= {
+      f'validation at the end, {kind} (%)': _mean(methodcaller('last', kind)),
+      f'best validation, {kind} (%)': _mean(methodcaller('best', kind)),
+    }
+  columns |= {
+    f'final, {kind} (%)': _mean(methodcaller('final', kind))
+    for kind in (MOVING, POPULATION)
+  }
+  table = _table(name, f'{task}: accuracies', groups, columns)
+  return Part(task, [], [plot], [table])
 
 
 STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {

@@ -23,6 +23,7 @@ from bn_inception import command_line, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds
+from bn_inception.sources import make_source
 from bn_inception.study_runs import (
   BEGUN,
   FINISHED,
@@ -221,9 +222,24 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
   print(f'{name:20} {len(runs):3} runs: {", ".join(counts)}')
 
 
+def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
+  """Opens the training data of the runs that are not finished.
+
+  Raises:
+    UserError: if they are not there; each run would say so by itself.
+  """
+  names = {
+    (source['dataset'], source['train_split'])
+    for source in (r.config['source'] for r in runs if r.status() != FINISHED)
+  }
+  for dataset, split in sorted(names):
+    make_source(dataset, split, data_dir)
+
+
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
+  flags.adopt_module_key_flags(study_flags)
   flags.DEFINE_string(
     'data_dir',
     None,
@@ -277,6 +293,12 @@ def main() -> None:
     )
   if values.status:
     return
+  if not values.study:
+    raise UserError(
+      'name the studies to train, such as --study=figure2; --study=all trains '
+      f'all of these, {len({run.folder for run in runs})} runs'
+    )
+  check_data(runs, values.data_dir)
   failures = run_all(
     runs,
     values.jobs,

@@ -179,6 +179,14 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       [*TRAIN, '--config=configs/none.py'],
       '--config=configs/none.py: no such config file; there are configs/bn_bas',
     ),
+    (
+      [*TRAIN, '--config=configs/paper.py:digits'],
+      'configs/paper.py has no function get_config',
+    ),
+    (
+      [*TRAIN, '--config', 'configs/studies.py'],
+      'configs/studies.py has no function get_config',
+    ),
     ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
     ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
@@ -225,24 +233,40 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
   lines = done.stderr.splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: ')
   assert message in lines[0]
+  offered = lines[0].rpartition('there are ')[2]
+  assert 'configs/studies.py' not in offered
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('program', [TRAIN, EVAL])
-def test_help_explains_every_flag_with_an_example(environment, program):
+@pytest.mark.parametrize(
+  'program, count',
+  [
+    ('train.py', 7), ('eval.py', 23), ('study', 11),
+    *(
+      pytest.param(program, count, marks=pytest.mark.slow)
+      for program, count in (
+        ('report', 8), ('claims', 3), ('dryrun', 5), ('import_weights', 7),
+        ('sources', 0), ('native', 0),
+      )
+    ),
+  ],
+)  # fmt: skip
+def test_help_explains_every_flag_with_an_example(environment, program, count):
+  is_module = not program.endswith('.py')
+  command = ['-m', f'bn_inception.{program}'] if is_module else [program]
   done = subprocess.run(
-    [*program, '--help'],
+    [sys.executable, *command, '--help'],
     cwd=ROOT,
     env=environment,
     capture_output=True,
     text=True,
   )
-  text = ' '.join(done.stdout.split()).partition(f'{program[1]}:')[2]
+  assert done.returncode == 0 and done.stderr == ''
+  text = ' '.join(done.stdout.split()).partition(' flags: ')[2]
   text = text.partition('Try --helpfull')[0]
   descriptions = re.split(r' --(?:\[no\])?(?=[a-z_]+: )', ' ' + text)[1:]
   flags = {d.partition(':')[0]: d for d in descriptions}
-  assert {'workdir', 'data_dir'} < set(flags)
-  assert len(flags) == {'train.py': 7, 'eval.py': 23}[program[1]]
+  assert len(flags) == count
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
 

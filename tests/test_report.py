@@ -10,10 +10,11 @@ import sys
 import pytest
 from study_files import write_run
 
-from bn_inception import report, study_runs
+from bn_inception import claims, report, study_runs
 from bn_inception.errors import UserError
 from bn_inception.steps import RESULTS_VERSION
 from configs import studies
+from configs.studies import Arm, Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -147,6 +148,38 @@ def test_facts_are_of_the_manifests(runs, tmp_path):
   assert '- commit: c0ffee0000\n' in text and '- devices: 2 x cpu\n' in text
   assert '- versions: python 3.11.9, jax 0.10.2\n' in text
   assert f'- results version: {RESULTS_VERSION}\n' in text
+
+
+def test_a_study_of_ones_own_is_shown(tmp_path, monkeypatch):
+  arms = (
+    Arm('three', 'bn_x5', values={'optimizer.learning_rate': 0.3}),
+    Arm('plain', 'inception'),
+  )
+  study = Study('Mine', arms, ('digits',), (0, 1))
+  monkeypatch.setitem(studies.STUDIES, 'mine', study)
+  runs = study_runs.list_runs('mine', study_runs.Selection(str(tmp_path)))
+  write_run(runs[0], {30: 50.0}, {30: 52.0}, 61.0, 63.0)
+  write_run(runs[2], {30: 50.0}, {30: 54.0}, 61.0, 65.0)
+  report.make_report(
+    ['mine'], study_runs.Selection(str(tmp_path)), str(tmp_path / 'out')
+  )
+  three, plain = read_csv(tmp_path / 'out' / 'tables' / 'mine_digits.csv')
+  assert three['arm'] == 'three' and plain['arm'] == 'plain'
+  assert float(three['final, population (%): mean']) == 64.0
+  assert float(three['best validation, moving averages (%): mean']) == 50.0
+  assert float(three['validation at the end, population (%): mean']) == 53.0
+  assert plain['final, moving averages (%)'] == plain['runs'] == 'not run'
+  text = (tmp_path / 'out' / 'report.md').read_text()
+  assert '## mine\n\nMine.\n' in text
+
+
+def test_committed_results_are_no_default():
+  done = subprocess.run(
+    [sys.executable, '-m', 'bn_inception.report', '--helpfull'],
+    cwd=ROOT, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0 and "(default: 'results" not in done.stdout
+  assert claims.DEFAULT_OUTPUT.startswith('runs/')
 
 
 def test_folder_without_runs(tmp_path):
