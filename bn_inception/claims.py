@@ -6,6 +6,11 @@ Prints what the paper says, what was measured and whether it held; writes the
 numbers as JSON and figures beside it. Takes a minute on two cores.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import math
 import os
 import time

@@ -4,6 +4,7 @@ import glob
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed, host
+from bn_inception import distributed, host, interruption
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 
@@ -48,7 +49,7 @@ def run(
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
-  run that was asked to stop; 1 for a defect, which keeps its traceback.
+  program that was asked to stop; 1 for a defect, which keeps its traceback.
 
   Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
   where $JAX_COMPILATION_CACHE_DIR says.
@@ -59,6 +60,7 @@ def run(
       flag itself would be loaded, and fail, before this function is called.)
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
+  interruption.watch()
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -78,8 +80,9 @@ def run(
     try:
       if 'process_id' in flags.FLAGS:
         _join_processes()
-      if not jax.distributed.is_initialized():  # those may wait in a step
-        host.keep_memory()
+      if not jax.distributed.is_initialized():
+        host.keep_memory()  # others may wait in a step
+        interruption.watch(can_unwind=True)  # others would wait for each other
       main()
     except UserError as error:
       _leave_processes(error)
@@ -87,6 +90,9 @@ def run(
     except Interrupted as interrupted:
       print(interrupted)
       raise SystemExit(128 + interrupted.signal_number) from interrupted
+    except KeyboardInterrupt as interrupt:
+      interruption.await_answer()
+      raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
       raise

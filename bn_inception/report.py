@@ -7,6 +7,11 @@ wrote, but for their checkpoints, into runs/, from which the report can be made
 again: --runs=runs/report/runs.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import csv
 import datetime
 import os

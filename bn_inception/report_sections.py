@@ -316,18 +316,19 @@ def _rate_curves(
   """Means against the learning rate, in units of one; a curve for each network."""
   curves = []
   for name, members in _by_network(groups).items():
-    points, crosses, breaks, notes = [], [], [], []
+    points, crosses, breaks, notes = [], [], [], {}
     for group in sorted(members, key=lambda group: group.rate):
       x, values = group.rate / unit, group.values(measure)
       points += mean_points([{x: value} for value in values])
       crosses += [x] if group.divergence() else []
       breaks += [] if values else [x]
       if group.exception():
-        notes.append(f'at {x:g}: {group.exception()}')
+        notes.setdefault(group.exception(), []).append(f'{x:g}')
+    texts = [f'at {", ".join(at)}: {text}' for text, at in notes.items()]
     number = list(_NETWORKS.values()).index(name)
     curves.append(
       Curve(
-        name, number, number, tuple(points), '; '.join(notes),
+        name, number, number, tuple(points), '; '.join(texts),
         crosses=tuple(crosses), breaks=tuple(breaks),
       )
     )  # fmt: skip

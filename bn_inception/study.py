@@ -7,6 +7,11 @@ Runs that are finished are skipped, and those that were broken off go on. `--lis
 prints one command a line instead, for any scheduler.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import contextlib
 import os
 import signal
@@ -172,7 +177,9 @@ def run_all(
   failures, deadline = [], None
   if minutes is not None:
     deadline = time.monotonic() + 60.0 * minutes
-  with StopRequests() as requests, contextlib.ExitStack() as stack:
+  promise = 'stopping: the runs save first; Ctrl-C again does not wait for them'
+  with StopRequests(promise) as requests, contextlib.ExitStack() as stack:
+    requests.begin()
     stack.callback(lambda: _stop_all([w for w, _ in workers.values()]))
     while waiting or workers:
       stop_signal = requests.reached(0)
