@@ -320,6 +320,80 @@ def test_a_bad_image_in_a_worker_process_gets_one_line(tmp_path, environment):
   assert line.startswith(f'error: {bad}: an image of 0 bytes: mend it, or')
 
 
+# SIGINT is ignored by a shell's background processes, and by what they start.
+_LIKE_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, '-u', *sys.argv[1:]])
+"""
+
+
+def interrupt(command, environment, seconds=None, line=None):
+  """Sends SIGINT, by default as soon as something answers; what comes of it.
+
+  Args:
+    command, environment: of Python.
+    seconds: to wait for.
+    line: to wait for.
+
+  Returns:
+    Exit status and stderr.
+  """
+  process = subprocess.Popen(
+    [sys.executable, '-c', _LIKE_A_TERMINAL, *command],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  if seconds is not None:
+    time.sleep(seconds)
+  elif line is None:
+    while len(os.listdir(f'/proc/{process.pid}/task')) < 2:  # the thread
+      time.sleep(0.01)
+  else:
+    while line not in process.stdout.readline():
+      assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  return process.returncode, stderr
+
+
+@pytest.mark.parametrize('program', ['train.py', '-m bn_inception.study'])
+def test_ctrl_c_while_modules_are_imported_gets_one_line(environment, program):
+  found = interrupt([*program.split(), '--status'], environment)
+  assert found == (130, 'interrupted\n')
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_compiling_gets_one_line(tmp_path, environment):
+  command = ['train.py', f'--workdir={tmp_path}/run']
+  # Nothing of it is in the cache.
+  environment = environment | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'c')}
+  found = interrupt(command, environment, line='compiling the training step')
+  assert found == (130, 'interrupted: nothing to save yet\n')
+  assert list((tmp_path / 'run' / 'checkpoints').iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [3.0, 4.0, 5.0, 6.0])
+def test_ctrl_c_gets_one_line_at_any_time(tmp_path, environment, seconds):
+  command = ['-m', 'bn_inception.claims', f'--output={tmp_path}/a.json']
+  found = interrupt(command, environment, seconds=seconds)
+  assert found == (130, 'interrupted\n')
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_process_that_waits_for_others(tmp_path, environment):
+  command = [
+    'train.py', f'--workdir={tmp_path}/run', '--num_processes=2',
+    '--process_id=0', '--coordinator_address=127.0.0.1:0',
+  ]  # fmt: skip
+  found = interrupt(command, environment, line='process 0: waiting for the oth')
+  assert found == (130, 'interrupted\n')
+
+
 def test_flags_of_several_values_are_repeated():
   arguments = [
     'eval.py', '--images', 'a.jpg', 'b,c.jpg', '--fold', '--images=d.jpg',

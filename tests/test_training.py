@@ -24,6 +24,7 @@ from bn_inception import (
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
 from bn_inception.sources import make_source
+from configs import compose
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -437,3 +438,25 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
   result = training.train_and_evaluate(digits_config, str(tmp_path))
   assert result['steps'] == 6 and result['diverged'] is False
   assert result['loss'] is None and result['top1'] == 1.0
+
+
+def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['training'].update(
+    num_epochs=6 * 60 / 1442, eval_every_steps=3, checkpoint_every_steps=6
+  )
+  monkeypatch.setattr(training, '_SECONDS_BETWEEN_DRAWINGS', 0.0)
+  drawn = []
+
+  def draw(records, path, title):
+    drawn.append((records[-1]['kind'], records[-1]['step'], path, title))
+    clock[0] += 1000.0  # it takes long, so that the second one comes later
+
+  clock, now = [0.0], time.monotonic
+  monkeypatch.setattr(time, 'monotonic', lambda: now() + clock[0])
+  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  training.train_and_evaluate(config, str(tmp_path / 'run'))
+  path = str(tmp_path / 'run' / 'learning_curve.png')
+  name = config['name']
+  # Evaluations are at steps 3 and 6; the last one is at the end of the run.
+  assert drawn == [('eval', step, path, name) for step in (3, 6)]
