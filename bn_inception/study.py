@@ -3,7 +3,7 @@ r"""Trains what a study of configs/studies.py compares, each run a process.
   python -m bn_inception.study --study=figure2 --data_dir=/data/tfds
   python -m bn_inception.study --study=figure2 --task=imagenet --list
 
-Runs that are finished are skipped, and those that were broken off go on. `--list`
+Runs that are finished are skipped, and interrupted ones resume. `--list`
 prints one command a line instead, for any scheduler.
 """
 

@@ -442,8 +442,9 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
 
 def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
   config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 64
   config['training'].update(
-    num_epochs=6 * 60 / 1442, eval_every_steps=3, checkpoint_every_steps=6
+    num_epochs=6 * 64 / 1442, eval_every_steps=3, checkpoint_every_steps=6
   )
   monkeypatch.setattr(training, '_SECONDS_BETWEEN_DRAWINGS', 0.0)
   drawn = []
