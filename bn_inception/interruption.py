@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long the main thread may take to come back to Python after Ctrl-C.
 _PATIENCE_SECONDS = 1.0
 _DROPPED, _SECONDS_BEFORE_REPEAT = 0, 0.02  # of an interrupt that got nowhere
-_SHOW_CURSOR = '\x1b[?25h'  # which a progress bar hides
+_SHOW_CURSOR = b'\x1b[?25h'  # which a progress bar hides
 
 
 class Interrupted(Exception):
@@ -220,8 +220,10 @@ def _say(text: str) -> None:
 
 
 def _end(number: int) -> None:
-  """Ends the process from whatever thread, without leaving anything in order."""
-  if sys.stdout.isatty():
-    print(_SHOW_CURSOR, end='')
-  sys.stdout.flush()
+  """Ends the process from whatever thread, without leaving anything in order.
+
+  Stdout is not flushed: the main thread may hold it, in a write that waits.
+  """
+  if os.isatty(1):
+    os.write(1, _SHOW_CURSOR)
   os._exit(128 + number)
