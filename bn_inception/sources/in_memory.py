@@ -36,3 +36,6 @@ class InMemory(Source):
 
   def origin(self) -> dict:
     return self._whole.origin()
+
+  def remarks(self) -> list[str]:
+    return self._whole.remarks()
