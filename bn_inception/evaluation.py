@@ -25,6 +25,7 @@ from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Evaluator,
+  limit_workers,
   make_evaluator,
   make_statistics_pass,
   open_split,
@@ -329,6 +330,7 @@ def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
     mesh.make_evaluation_mesh(jax.devices()),
   )
   _check_fit(path, description, evaluator)
+  limit_workers(config, evaluator.source, evaluator.device_mesh)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )

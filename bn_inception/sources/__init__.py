@@ -25,10 +25,14 @@ from bn_inception.sources.source import (
   ListedImages,
   Part,
   Source,
+  check_machine,
   is_folder,
 )
 
-__all__ = ['UNREADABLE', 'Example', 'ListedImages', 'Source', 'make_source']
+__all__ = [
+  'UNREADABLE', 'Example', 'ListedImages', 'Source', 'check_machine',
+  'make_source',
+]  # fmt: skip
 
 HOLDOUT_SPLIT = 'train_holdout'
 
