@@ -330,6 +330,8 @@ def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
     mesh.make_evaluation_mesh(jax.devices()),
   )
   _check_fit(path, description, evaluator)
+  for remark in evaluator.source.remarks():
+    print(f'{split}: {remark}')
   limit_workers(config, evaluator.source, evaluator.device_mesh)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)

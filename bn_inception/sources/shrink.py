@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from etils import epath
 
 from bn_inception.errors import UserError
@@ -24,6 +25,7 @@ from bn_inception.sources import (
   FOLDERS,
   PREPARED,
   UNREADABLE,
+  check_machine,
   imagenet,
   imagenet_forms,
   make_source,
@@ -212,6 +214,11 @@ def _open_prepared(dataset: str, split: str, data_dir: str, builder) -> _Split:
       f'{dataset} has images of {source.num_channels} channel: only those of 3 '
       'are shrunk'
     )
+  image_type = np.dtype(builder.info.features['image'].np_dtype).name
+  if image_type != 'uint8':
+    raise UserError(
+      f'{dataset} has images of {image_type}: only those of uint8 are shrunk'
+    )
   info = builder.info.splits[split]
   return _Split(
     source, info.shard_lengths, info.filepaths, builder.info.features
@@ -243,6 +250,8 @@ def _write_splits(
     )
     paths = template.sharded_filepaths(len(split.shard_lengths))
     print(f'{name}: {len(split.source):,} examples', flush=True)
+    for remark in split.source.remarks():
+      print(f'{name}: {remark}', flush=True)
     num_bytes = _write_shards(name, split, [str(p) for p in paths], change)
     infos.append(
       tfds.core.SplitInfo(name, split.shard_lengths, num_bytes, template)
@@ -346,6 +355,7 @@ def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
         stop = min(start + RECORDS_PER_READ, shard.length)
         yield from records.__getitems__(range(start, stop))
   except UNREADABLE as error:
+    check_machine(error, path)
     raise UserError(
       f'{path} cannot be read ({describe_error(error)}): copy or prepare it again'
     ) from error
