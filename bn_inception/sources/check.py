@@ -303,7 +303,8 @@ def _check_source(
   """What was found of a split, what was not read, and images of each class."""
   for problem in source.misplaced:
     report.problem(problem)
-  report.found(split, f'{len(source):,} images of {num_classes:,} classes')
+  classes = 'class' if num_classes == 1 else 'classes'
+  report.found(split, f'{len(source):,} images of {num_classes:,} {classes}')
   if source.not_read:
     report.found(split, f'not read: {source.not_read}')
   num_before = report.num_problems

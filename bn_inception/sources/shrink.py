@@ -38,7 +38,7 @@ from bn_inception.sources.prepared import (
   open_builder,
 )
 from bn_inception.sources.progress import Progress
-from bn_inception.sources.source import Source
+from bn_inception.sources.source import Example, Source
 
 EXAMPLES_PER_SHARD = 1250  # about 1,024 shards of ImageNet, as TFDS has
 RECORDS_PER_READ = 64
@@ -209,15 +209,15 @@ def _open_prepared(dataset: str, split: str, data_dir: str, builder) -> _Split:
       f'{", ".join(builder.info.splits)}'
     )
   source = TfdsSource(dataset, split, data_dir)
-  if source.num_channels != 3:
-    raise UserError(
-      f'{dataset} has images of {source.num_channels} channel: only those of 3 '
-      'are shrunk'
-    )
   image_type = np.dtype(builder.info.features['image'].np_dtype).name
   if image_type != 'uint8':
     raise UserError(
       f'{dataset} has images of {image_type}: only those of uint8 are shrunk'
+    )
+  if source.num_channels != 3:
+    raise UserError(
+      f'{dataset} has images of {source.num_channels} channel: only those of 3 '
+      'are shrunk'
     )
   info = builder.info.splits[split]
   return _Split(
@@ -333,11 +333,20 @@ def _change_image(
   return example.SerializeToString(deterministic=True)
 
 
+def _read_file(source: Source, index: int) -> Example:
+  try:
+    return source[index]
+  except OSError as error:
+    what = source.describe(index)
+    check_machine(error, what)
+    raise UserError(f'{what} cannot be read ({error.strerror})') from error
+
+
 def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
   """The serialized examples of a shard."""
   if split.paths is None:
     for index in range(shard.first, shard.first + shard.length):
-      image, label = split.source[index]
+      image, label = _read_file(split.source, index)
       name = split.source.file_name(index)
       yield split.features.serialize_example(
         {'image': image, 'label': label, 'file_name': name}
