@@ -496,7 +496,9 @@ def open_split(
   names = config['source']
   num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
   source = make_source(dataset, split, data_dir, num_holdout)
-  return InMemory(source) if names['keep_in_memory'] else source
+  if names['keep_in_memory']:
+    return InMemory(source, max(1, config['data']['num_workers']))
+  return source
 
 
 def _check_numbers(config: dict) -> None:
