@@ -298,6 +298,9 @@ def _check_shared_memory(
 ) -> None:
   """Training batches stay while evaluations come and go."""
   options = InputOptions(**config['data'])
+  if options.num_workers == 0:
+    return
+  num_processes = distributed.processes_on_this_host()
   num_channels, num_batches = (
     source.num_channels, config['training']['population_batches'],
   )  # fmt: skip
@@ -313,7 +316,7 @@ def _check_shared_memory(
       options.num_workers,
       options.prefetch,
       [training, other],
-      distributed.processes_on_this_host(),
+      num_processes,
     )
 
 

@@ -280,9 +280,8 @@ def test_images_in_a_wrong_place_are_refused(tmp_path):
   empty = write_own_folders(tmp_path / 'empty')
   (empty / 'train' / 'dog').mkdir()
   (empty / 'train' / 'dog' / '1.heic').write_bytes(b'')
-  assert 'has no images of 1 class (dog), but 1 file (.heic 1)' in complaint(
-    empty
-  )
+  assert 'has no images of 1 class (dog): add' in complaint(empty)
+  assert complaint(empty).endswith('(not read: 1 file (.heic 1))')
   write_images(empty / 'train' / 'dog', ['1.jpg'])
   (empty / 'val' / 'dog').mkdir()
   assert len(open_own(empty, 'validation')) == 1

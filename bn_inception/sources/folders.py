@@ -150,9 +150,12 @@ class _Names:
   that is long."""
 
   def __init__(self, names: Sequence[str]):
-    encoded = [os.fsencode(name) for name in names]
-    self._joined = b''.join(encoded)
-    self._ends = np.cumsum([0, *map(len, encoded)])
+    joined = bytearray()
+    self._ends = np.zeros(len(names) + 1, np.int64)
+    for i, name in enumerate(names, start=1):
+      joined += os.fsencode(name)
+      self._ends[i] = len(joined)
+    self._joined = bytes(joined)
 
   def __len__(self) -> int:
     return len(self._ends) - 1
@@ -248,12 +251,12 @@ class ImageFolderSource(Source):
       raise UserError(self.misplaced[0])
     if self.empty and split == TRAIN_SPLIT:
       raise UserError(
-        f'{self._folder} has no images of {name_some(self.empty)}'
-        f'{self._but_others()}: add some, or remove the folder'
+        f'{self._folder} has no images of {name_some(self.empty)}: add some, or '
+        f'remove the folder{self._but_others()}'
       )
 
   def _but_others(self) -> str:
-    return f', but {self.not_read}, not read' if self.not_read else ''
+    return f' (not read: {self.not_read})' if self.not_read else ''
 
   def _list(
     self, found: _Listing, label_of: dict[str, int]
