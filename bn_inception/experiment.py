@@ -269,17 +269,22 @@ def limit_workers(
     source, device_mesh: to be evaluated, and where.
   """
   options = InputOptions(**config['data'])
-  evaluation = evaluation_load(
-    options, _evaluation_batch_size(config, device_mesh), source
+  batch_size = _evaluation_batch_size(config, device_mesh)
+  loads = (
+    evaluation_load(options, batch_size, source),
+    _statistics_load(config, source.num_channels),
   )
+  wanted, prefetch = options.num_workers, options.prefetch
   fitting = min(
-    shared_memory.fitting_workers(options.num_workers, options.prefetch, [load])
-    for load in (evaluation, _statistics_load(config, source.num_channels))
+    shared_memory.fitting_workers(wanted, prefetch, [load]) for load in loads
   )
-  if fitting < options.num_workers:
+  if fitting < wanted:
+    needed = max(
+      shared_memory.needed_bytes(wanted, prefetch, [load]) for load in loads
+    )
     print(
-      f'{shared_memory.PLACE} has room for {fitting} of {options.num_workers} '
-      'worker processes: a larger one (`docker run --shm-size=2g`) is faster'
+      f'{shared_memory.PLACE} has room for {fitting} of {wanted} worker '
+      f'processes: all need `docker run --shm-size={-(-needed // 2**20)}m`'
     )
     config['data']['num_workers'] = fitting
 

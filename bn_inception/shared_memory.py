@@ -49,7 +49,7 @@ def fitting_workers(
   """
   free = _free_bytes()
   while num_workers and (
-    num_processes * _needed_bytes(num_workers, prefetch, loads) > free
+    num_processes * needed_bytes(num_workers, prefetch, loads) > free
   ):
     num_workers -= 1
   return num_workers
@@ -71,7 +71,7 @@ def check(
   fitting = fitting_workers(num_workers, prefetch, loads, num_processes)
   if fitting == num_workers:
     return
-  needed = num_processes * _needed_bytes(num_workers, prefetch, loads)
+  needed = num_processes * needed_bytes(num_workers, prefetch, loads)
   megabytes = -(-needed // 2**20)
   threads = '' if fitting else ', which uses threads'
   raise UserError(
@@ -82,9 +82,7 @@ def check(
   )
 
 
-def _needed_bytes(
-  num_workers: int, prefetch: int, loads: Sequence[Load]
-) -> int:
+def needed_bytes(num_workers: int, prefetch: int, loads: Sequence[Load]) -> int:
   """The most that the batches can take.
 
   In Grain 0.2.18 a worker has `prefetch` batches in its queue and one that

@@ -75,6 +75,7 @@ def test_a_run_leaves_all_that_it_promises(
   np.testing.assert_allclose(rates, 0.015, rtol=1e-6)
   output = capsys.readouterr().out
   for line in (
+    'data           digits: 1,442 images of 10 classes (train), 355 (test)\n',
     'devices        8 x cpu',
     'convolutions   ',
     'batch          16 examples',
