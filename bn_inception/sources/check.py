@@ -6,7 +6,6 @@ Prints a line for each thing that was looked at, and one for each problem.
 import hashlib
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -305,8 +304,8 @@ def _check_source(
     report.problem(problem)
   classes = 'class' if num_classes == 1 else 'classes'
   report.found(split, f'{len(source):,} images of {num_classes:,} {classes}')
-  if source.not_read:
-    report.found(split, f'not read: {source.not_read}')
+  for remark in source.remarks():
+    report.found(split, remark)
   num_before = report.num_problems
   if source.name == imagenet.NAME and split == 'validation':
     _check_ground_truth(source, folder, report)
@@ -329,11 +328,11 @@ def _check_own_folders(root: epath.Path, report: _Report) -> None:
     except UserError as error:
       report.problem(str(error))
       continue
-    if source.empty:
-      note = (
-        report.problem if split == TRAIN_SPLIT else partial(report.found, split)
+    if source.empty and split == TRAIN_SPLIT:
+      report.problem(
+        f'{folder} has no images of {name_some(source.empty)}: add some, or '
+        'remove the folder'
       )
-      note(f'no images of {name_some(source.empty)} in {folder}')
     _check_source(source, folder, split, len(np.unique(source.labels)), report)
 
 

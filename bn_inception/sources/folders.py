@@ -146,8 +146,7 @@ def _holds_images(folder: epath.Path) -> bool:
 
 
 class _Names:
-  """Many strings in two arrays: fast to send to workers, and no longer for one
-  that is long."""
+  """A million strings in two arrays, which are sent to workers in no time."""
 
   def __init__(self, names: Sequence[str]):
     joined = bytearray()
@@ -187,7 +186,6 @@ class ImageFolderSource(Source):
     labels: of all images, int32 [N].
     misplaced: what is wrong about images in a wrong place, one line each.
     empty: folders of classes without images, by name.
-    not_read: what else is there, such as '2 files (.txt 2)'; '' for nothing.
 
   Raises:
     UserError: if there is no such split, a class too many, an image in a wrong
@@ -225,7 +223,7 @@ class ImageFolderSource(Source):
     self._refuse_unknown(found, label_of)
     self.misplaced = _misplaced(folder, found)
     self.empty = [name for name, images in found.classes.items() if not images]
-    self.not_read = found.describe_not_read()
+    self._not_read = found.describe_not_read()
     if is_strict:
       self._refuse_misplaced(split)
     paths, labels = self._list(found, label_of)
@@ -256,7 +254,7 @@ class ImageFolderSource(Source):
       )
 
   def _but_others(self) -> str:
-    return f' (not read: {self.not_read})' if self.not_read else ''
+    return f' (not read: {self._not_read})' if self._not_read else ''
 
   def _list(
     self, found: _Listing, label_of: dict[str, int]
@@ -305,7 +303,7 @@ class ImageFolderSource(Source):
     return super().origin() | {'folder': str(self._folder)}
 
   def remarks(self) -> list[str]:
-    remarks = [f'not read: {self.not_read}'] if self.not_read else []
+    remarks = [f'not read: {self._not_read}'] if self._not_read else []
     is_there = np.bincount(self.labels, minlength=len(self.class_names)) > 0
     absent = [
       name
