@@ -508,6 +508,7 @@ def test_nothing_but_bad_images_is_an_error():
   [
     (OSError(errno.EMFILE, 'Too many open files'), 'ulimit -n', 0),
     (OSError(errno.EIO, 'Input/output error'), 'check the disk', 0),
+    (TimeoutError('of a bucket'), 'the network', 0),
     (RuntimeError('read() failed: Cannot allocate memory'), 'num_workers', 0),
     (RuntimeError('open() failed: Too many open files; a'), 'ulimit', 1),
   ],

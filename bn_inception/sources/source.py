@@ -63,7 +63,12 @@ def number_of_machine(error: Exception) -> int | None:
   array_record has the system's words in a RuntimeError.
   """
   if isinstance(error, OSError):
-    return error.errno if error.errno in _OF_MACHINE else None
+    number = error.errno
+    if number is None and isinstance(error, TimeoutError):  # of a bucket
+      number = errno.ETIMEDOUT
+    if number is None and isinstance(error, ConnectionError):
+      number = errno.ECONNRESET
+    return number if number in _OF_MACHINE else None
   if not isinstance(error, RuntimeError):
     return None
   text = str(error)
