@@ -124,6 +124,9 @@ class TfdsSource(Source):
     builder = open_builder(name, data_dir)
     self.name = name
     self.class_names = tuple(builder.info.features['label'].names)
+    imagenet.check_order(
+      self.class_names, f'{builder.data_dir}/label.labels.txt'
+    )
     self.num_channels = builder.info.features['image'].shape[-1]
     try:
       shards = file_instructions(builder.info, split)
