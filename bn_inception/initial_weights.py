@@ -31,8 +31,8 @@ def start_from_checkpoint(
 
   The last layer stays as it is in `state` if the classes are others. Of a
   checkpoint with averaged parameters these are taken. The moving averages start
-  from those of the checkpoint, but warm up again, since they are to be of this
-  run.
+  from those of the checkpoint, but warm up again whatever its count of updates,
+  since they are to be of this run.
 
   Args:
     state: before the first update.

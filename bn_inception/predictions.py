@@ -112,7 +112,8 @@ def load(path: str) -> Predictions:
   wrong = _find_wrong(**{name: values[name] for name in names[:-1]})
   if wrong is not None:
     raise UserError(
-      f'{path} has no predictions that can be used: {wrong}: save them again'
+      f'{path} has no predictions that can be used: {wrong}: leave it out, or '
+      'save them again'
     )
   return Predictions(**{**values, 'origin': str(values['origin'])})
 

@@ -41,8 +41,8 @@ def test_real_labels_are_the_published_ones():
   assert imagenet.real_labels(names, classes) == [{230, 231}, set()]
   for images, others, message in (
     (['a.JPEG'], classes, "00001.JPEG: 'a.JPEG' is none"),
-    (names, ('background', *classes), "number 0 is 'background', not 'n0144"),
-    (names, classes[:-1], 'there are 999, not 1,000'),
+    (names, ('background', *classes), 'these are others'),
+    (names, classes[:-1], 'these are others'),
     (names[1:], classes, 'none of these images has a ReaL label'),
   ):
     with pytest.raises(UserError, match=message):

@@ -110,24 +110,6 @@ def test_folders_become_a_copy_that_is_read_like_any_other(
   assert f'written: {folder}' in capsys.readouterr().out
 
 
-def test_classes_of_imagenet_in_another_order_are_refused(
-  tmp_path, monkeypatch
-):
-  write_training_folders(tmp_path / 'in')
-  out = str(tmp_path / 'out')
-  folder = shrink.shrink('imagenet2012', str(tmp_path / 'in'), out, 20)
-  path = pathlib.Path(folder) / 'label.labels.txt'
-  first, second, *rest = path.read_text().splitlines()
-  path.write_text('\n'.join([second, first, *rest]) + '\n')
-  with pytest.raises(UserError) as error:
-    make_source('imagenet2012', 'train', out)
-  assert f"{path} has ImageNet's classes in another order" in str(error.value)
-  assert f"(number 0 is '{second}', not '{first}')" in str(error.value)
-  # Other data sets may have some of them, or others, in any order.
-  path.write_text('\n'.join([second, first, *rest[:-1], 'x']) + '\n')
-  assert make_source('imagenet2012', 'train', out).class_names[0] == second
-
-
 def test_a_prepared_copy_keeps_its_shards_order_and_features(
   tmp_path, monkeypatch
 ):

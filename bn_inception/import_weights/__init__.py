@@ -270,8 +270,8 @@ def to_pytorch(
 ) -> Weights:
   """The state_dict of a PyTorch model that computes what `model` computes.
 
-  `from_pytorch` of it gives back the variables, bit for bit. The biases of the
-  convolutions are 0. What the input is stays as it was: it is not in there.
+  `from_pytorch` of it gives back the variables, bit for bit, but for a count of
+  0 updates. The biases of the convolutions are 0. What the input is stays as it was: it is not in there.
 
   Args:
     variables: params and batch_stats.

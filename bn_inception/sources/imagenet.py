@@ -109,47 +109,14 @@ def real_labels(
         f"such as {VALIDATION_FILE.format(1)}: '{name}' is none"
       )
     sets.append(_real_labels()[number_of[name] - 1])
-  different = _first_difference(classes)
-  if different is not None:
+  if tuple(classes) != class_names():
     raise UserError(
-      f"ReaL labels number ImageNet's {len(class_names()):,} classes in their "
-      f'order: {different}: leave --real out'
+      f"ReaL labels number ImageNet's {len(class_names()):,} classes, and these "
+      'are others, or in another order: leave --real out'
     )
   if not any(sets):
     raise UserError('none of these images has a ReaL label: leave --real out')
   return sets
-
-
-def _first_difference(classes: Iterable[str]) -> str | None:
-  """Between other classes and ImageNet's; None: they are the same."""
-  classes = list(classes)
-  for i, (found, expected) in enumerate(
-    zip(classes, class_names(), strict=False)
-  ):
-    if found != expected:
-      return f"number {i} is '{found}', not '{expected}'"
-  if len(classes) != len(class_names()):
-    return f'there are {len(classes):,}, not {len(class_names()):,}'
-  return None
-
-
-def check_order(classes: Iterable[str], place: str) -> None:
-  """Refuses ImageNet's classes in another order: their labels say otherwise.
-
-  Args:
-    classes: names, in the order of the labels; any others are let pass.
-    place: where they are from.
-
-  Raises:
-    UserError: with the first difference.
-  """
-  classes = list(classes)
-  different = _first_difference(classes)
-  if different is not None and set(classes) == set(class_names()):
-    raise UserError(
-      f"{place} has ImageNet's classes in another order ({different}): copy or "
-      'prepare it again'
-    )
 
 
 @functools.cache
