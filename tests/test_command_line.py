@@ -93,14 +93,9 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert results[0]['loss'] == results[1]['loss']
 
   # The second program, on the same run: refused before it runs, and run.
-  for flags, message in (
-    (['--output=eval.py/x.json'], 'x.json cannot be written (Not a directory)'),
-    (['--output=x', '--save_predictions=x.csv'], 'x.csv would be two files'),
-    (['--real'], 'ReaL labels are those of'),
-  ):
-    refused = run([*EVAL, f'--workdir={whole}', *flags])
-    assert refused.returncode == 2 and 'top-1' not in refused.stdout
-    assert refused.stderr.startswith('error: ') and message in refused.stderr
+  refused = run([*EVAL, f'--workdir={whole}', '--output=eval.py/x.json'])
+  assert refused.returncode == 2 and 'top-1' not in refused.stdout
+  assert refused.stderr.startswith('error: eval.py/x.json cannot be written')
   saved = tmp_path / 'new' / 'a.npz'
   paths = [str(whole / 'checkpoints' / step) for step in ('135', '180')]
   ensemble = run(
