@@ -20,7 +20,6 @@ import PIL.Image
 from benchmarks.results import print_table
 from bn_inception import command_line, images
 from bn_inception.input_pipeline import InputOptions, prepare_evaluation_image
-from eval import CROPS
 
 SIZE = 224
 HEADER = [
@@ -106,12 +105,13 @@ def slim_pixels_of_accurate_jpegs(encoded: bytes) -> np.ndarray:
   return slim_pixels(encoded, 'INTEGER_ACCURATE')
 
 
-# What to compare with, its pixels, and our rules as eval.py names them.
+# What to compare with, its pixels, and our rules.
 COMPARISONS = (
-  ('torchvision', torchvision_pixels, ('torchvision', '1_of_256')),
-  ('TF-Slim', slim_pixels_of_accurate_jpegs, ('slim', '1')),
-  ("TF-Slim, TensorFlow's JPEGs", slim_pixels, ('slim', '1')),
+  ('torchvision', torchvision_pixels, ('torchvision', 'short_side')),
+  ('TF-Slim', slim_pixels_of_accurate_jpegs, ('slim', 'centre')),
+  ("TF-Slim, TensorFlow's JPEGs", slim_pixels, ('slim', 'centre')),
 )
+FLAGS = {'short_side': '1_of_256', 'centre': '1'}  # as eval.py names them
 
 
 def main() -> None:
@@ -122,7 +122,7 @@ def main() -> None:
     for rule in rules:
       differences = {'oblong': [], 'square': []}
       for encoded, expected in zip(photographs, theirs, strict=True):
-        ours = our_pixels(encoded, CROPS[rule])
+        ours = our_pixels(encoded, rule)
         height, width, _ = images.decode_image(encoded, 3).shape
         shape = 'square' if height == width else 'oblong'
         differences[shape].append(np.abs(np.float32(ours) - expected))
@@ -130,7 +130,7 @@ def main() -> None:
         [f'{np.max(found):.2f}', f'{np.mean(found):.3f}']
         for found in differences.values()
       ]
-      lines.append([name, rule, *sum(cells, [])])
+      lines.append([name, FLAGS.get(rule, rule), *sum(cells, [])])
   counts = ', '.join(f'{len(v)} {k}' for k, v in differences.items())
   print(f'{counts} images; differences in 0..255')
   print(', '.join(f'{p} {importlib.metadata.version(p)}' for p in PACKAGES))
