@@ -28,6 +28,7 @@ from configs import compose
 
 # Of the exported file: what the input and the classes are, which no weight says.
 SCALING_NOTE = 'bn_inception.input_scaling'
+CROP_NOTE = 'bn_inception.eval_crop'
 CLASSES_NOTE = 'bn_inception.class_names'
 
 
@@ -98,6 +99,8 @@ def import_file(
   if SCALING_NOTE in notes:
     scaling = json.loads(notes[SCALING_NOTE])
     imported = imported._replace(input_scaling=scaling)
+  if CROP_NOTE in notes:
+    imported = imported._replace(eval_crop=notes[CROP_NOTE])
   if CLASSES_NOTE in notes and names_file is None:
     class_names = json.loads(notes[CLASSES_NOTE])
   else:
@@ -160,6 +163,7 @@ def export_checkpoint(path: str, output: str) -> None:
   weights = importing.to_pytorch(state.evaluation_variables, model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),
+    CROP_NOTE: description['config']['data']['eval_crop'],
     CLASSES_NOTE: json.dumps(description['class_names']),
   }
   files.write_safetensors(output, weights, notes)
