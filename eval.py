@@ -21,6 +21,9 @@ from bn_inception.sources import imagenet
 CROPS = {
   '1': 'centre',
   '1_of_256': 'short_side',
+  'slim': 'slim',
+  'torchvision': 'torchvision',
+  'caffe': 'caffe',
   '10': 'ten',
   '144': 'googlenet',
 }
@@ -100,9 +103,10 @@ _CROPS = flags.DEFINE_enum(
   'crops',
   None,
   list(CROPS),
-  "Crops of an image to average over; default: the run's rule. 1: its centre, as "
-  'the middle 87.5 %; 1_of_256: as the middle of the short side resized to 256 '
-  "(of 224); 10: AlexNet's; 144: GoogLeNet's. Example: --crops=144",
+  "Crops of an image to average over; default: the run's rule. 1: its centre, a "
+  'square of 87.5 % of the short side; 1_of_256: the middle of the short side '
+  'resized to 256 (of 224); slim, torchvision, caffe: one crop as these take it; '
+  "10: AlexNet's; 144: GoogLeNet's. Example: --crops=144",
 )
 _DTYPE = flags.DEFINE_enum(
   'dtype',

@@ -68,6 +68,7 @@ def test_export_and_import_are_exact(variables, layout):
   assert all(v.flags.c_contiguous for v in weights.values())
   imported = import_weights.import_weights(weights)
   assert imported.name == layout.name and imported.num_classes == 1000
+  assert imported.eval_crop == 'torchvision'
   assert_identical(imported.variables, variables)
 
 
@@ -391,6 +392,7 @@ def test_slim_background_is_dropped_of_1001_classes_alone():
   dropped = imported.variables['params']['logits']
   assert imported.num_classes == 1000
   assert imported.input_scaling['value_range'] == (-1.0, 1.0)
+  assert imported.eval_crop == 'slim'
   np.testing.assert_array_equal(dropped['kernel'], kept['kernel'][:, 1:])
   np.testing.assert_array_equal(dropped['bias'], kept['bias'][1:])
   assert from_slim(in_scope(make_slim_weights(6))).num_classes == 6
@@ -464,6 +466,7 @@ def test_bad_files_leave_no_folder(variables, tmp_path):
     ({}, {'input_scaling': scaling | {'std': [0.0]}}, 'divide by zero'),
     ({}, {'input_scaling': scaling | {'mean': [float('nan')]}}, 'not finite'),
     ({}, {'input_scaling': {'mean': [0.0]}}, 'input_scaling is damaged'),
+    ({}, {'eval_crop': 'all'}, 'bn_inception.eval_crop \'"all"\' is unknown'),
   ):
     program.files.write_safetensors(
       source,
@@ -509,7 +512,7 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   result, predictions = evaluate_checkpoints(
     [path], EvaluationOptions(batch_size=8)
   )
-  assert result['examples'] == 3 and result['crops'] == 'short_side'
+  assert result['examples'] == 3 and result['crops'] == 'torchvision'
   (found,) = predictions.values()
   np.testing.assert_allclose(found.probabilities.sum(1), 1.0, rtol=1e-4)
 
@@ -522,10 +525,17 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   assert json.loads(notes[program.CLASSES_NOTE])[999] == 'class 999'
   # Input and classes of the exported file are those of the checkpoint.
   again = str(tmp_path / 'again')
+  assert notes[program.CROP_NOTE] == 'torchvision'
+  notes[program.CROP_NOTE] = 'centre'
+  files.write_safetensors(exported, weights, notes)
   program.import_file(exported, again, 'synthetic')
   description = checkpoint.read_description(f'{again}/checkpoints/0')
-  assert description == checkpoint.read_description(path)
+  assert description['config']['data'].pop('eval_crop') == 'centre'
+  expected = checkpoint.read_description(path)
+  assert expected['config']['data'].pop('eval_crop') == 'torchvision'
+  assert description == expected
   config = compose.of_run(again)
+  assert config.data.eval_crop == 'centre'
   assert config.source.dataset == 'synthetic' and config.model.stem == 'dense'
   with pytest.raises(UserError, match='run holds checkpoints: give another'):
     program.import_file(exported, workdir, 'synthetic')

@@ -261,7 +261,7 @@ def from_pytorch(weights: Weights) -> Imported:
     _as_variables(params, stats),
     dict(PYTORCH_MODEL),
     dict(layout.input_scaling),
-    'short_side',
+    'torchvision',
   )
 
 
@@ -430,7 +430,7 @@ def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
       'channel_order': 'rgb',
       'binary_threshold': 0.0,
     },
-    'centre',
+    'slim',
   )
 
 

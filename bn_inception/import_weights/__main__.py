@@ -21,7 +21,13 @@ from flax.traverse_util import flatten_dict
 
 from bn_inception import augment, checkpoint, command_line, mesh, run_directory
 from bn_inception import import_weights as importing
-from bn_inception.errors import UserError, check_writable, writing
+from bn_inception.crops import NUM_CROPS
+from bn_inception.errors import (
+  UserError,
+  check_choice,
+  check_writable,
+  writing,
+)
 from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.import_weights import Imported, files
 from bn_inception.optimizer import Optimizer, make_optimizer
@@ -31,6 +37,7 @@ from configs import compose
 
 # Of the exported file: what the input and the classes are, which no weight says.
 SCALING_NOTE = 'bn_inception.input_scaling'
+CROP_NOTE = 'bn_inception.eval_crop'
 CLASSES_NOTE = 'bn_inception.class_names'
 
 
@@ -168,6 +175,9 @@ def import_file(
   if SCALING_NOTE in notes:
     scaling = _read_scaling(notes[SCALING_NOTE], path)
     imported = imported._replace(input_scaling=scaling)
+  if CROP_NOTE in notes:
+    check_choice(f'{path}: {CROP_NOTE}', notes[CROP_NOTE], tuple(NUM_CROPS))
+    imported = imported._replace(eval_crop=notes[CROP_NOTE])
   if CLASSES_NOTE in notes and names_file is None:
     class_names = _read_class_names(
       notes[CLASSES_NOTE], imported.num_classes, path
@@ -232,6 +242,7 @@ def export_checkpoint(path: str, output: str) -> None:
   weights = importing.to_pytorch(variables, model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),
+    CROP_NOTE: description['config']['data']['eval_crop'],
     CLASSES_NOTE: json.dumps(description['class_names']),
   }
   with writing(output, 'give another --to'):
