@@ -9,7 +9,7 @@ import pytest
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import make_source
+from bn_inception.sources import imagenet, make_source
 
 TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
 
@@ -68,3 +68,25 @@ def test_an_incomplete_copy_is_told(tmp_path):
     UserError, match='cannot be read .* incomplete or damaged'
   ):
     make_source('fashion_mnist', 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize('version', ['', ':3.0.1'])
+def test_classes_in_another_order_are_refused(tmp_path, monkeypatch, version):
+  shutil.copytree(TFDS_DIR, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'fashion_mnist' / '3.0.1' / 'label.labels.txt'
+  names = make_source('fashion_mnist', 'test', TFDS_DIR).class_names
+  if version:  # TFDS then takes the names of the copy; ImageNet's are known
+    monkeypatch.setattr(imagenet, 'class_names', lambda: names)
+  swapped = (names[1], names[0], *names[2:])
+  path.write_text('\n'.join(swapped) + '\n')
+  with pytest.raises(UserError) as error:
+    make_source(f'fashion_mnist{version}', 'test', str(tmp_path))
+  assert str(error.value).startswith(
+    f"{path} has the classes in another order: number 0 is '{names[1]}', not "
+    f"'{names[0]}': "
+  )
+  # Another spelling is no other order.
+  path.write_text('\n'.join([*names[:-1], 'ankle boot']) + '\n')
+  assert (
+    len(make_source(f'fashion_mnist{version}', 'test', str(tmp_path))) == 80
+  )

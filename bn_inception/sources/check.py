@@ -28,6 +28,7 @@ from bn_inception.sources.folders import (
   find_split,
 )
 from bn_inception.sources.prepared import (
+  LABEL_FILE,
   SHRUNK_FILE,
   describe_error,
   is_prepared,
@@ -38,7 +39,6 @@ from bn_inception.sources.source import is_folder
 
 NUM_NAMED = 5  # classes named in one line
 CHUNK_BYTES = 2**24
-LABEL_FILE = 'label.labels.txt'  # of TFDS, beside dataset_info.json
 BYTES_PER_MB = 10**6
 
 
