@@ -36,7 +36,7 @@ from bn_inception.input_pipeline import (
   training_load,
 )
 from bn_inception.optimizer import Optimizer, make_optimizer
-from bn_inception.order import met_again_fraction
+from bn_inception.order import epoch_order, met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
@@ -403,6 +403,8 @@ def make_statistics_pass(
   device_mesh = _make_training_mesh(config, jax.devices())
   source = open_split(config, dataset, split, data_dir)
   options = InputOptions(**config['data'])
+  # Refuses what would otherwise fail at the first batch.
+  epoch_order(len(source), options.num_shards, options.shuffle, seed, 0)
   model = make_model(config, len(source.class_names))
   return StatisticsPass(
     step=steps.make_statistics_step(

@@ -28,7 +28,7 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import crops, images, shared_memory
+from bn_inception import crops, images, resizing, shared_memory
 from bn_inception.errors import UserError, check_choice, writing
 from bn_inception.order import SHUFFLES, epoch_order
 from bn_inception.sources import UNREADABLE, Source, check_machine
@@ -36,12 +36,6 @@ from bn_inception.sources import UNREADABLE, Source, check_machine
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = tuple(crops.NUM_CROPS)
 ON_BAD_IMAGE = ('raise', 'skip')
-_INTERPOLATIONS = {
-  'bilinear': cv2.INTER_LINEAR,
-  'area': cv2.INTER_AREA,
-  'nearest': cv2.INTER_NEAREST,
-  'bicubic': cv2.INTER_CUBIC,
-}
 RANDOM = 'random'
 # So many bad images in a row are no exception: the data are not what they seem.
 _MAX_BAD_IN_A_ROW = 100
@@ -60,12 +54,11 @@ class InputOptions:
       a new permutation of everything.
     num_shards: logical shards, cut from a fixed permutation of the source.
     train_crop: 'whole' image, or 'area': 8-100 % of it, any position.
-    eval_crop: 'whole' image, 'centre': the middle 87.5 %, or another rule of
-      `crops.evaluation_views`.
+    eval_crop: a rule of `crops.evaluation_views`.
     mirror: flip training images left to right at random.
     interpolation: to resize with: 'bilinear', 'area', 'nearest', 'bicubic', or
       'random': each training image one of the four (GoogLeNet, Section 6), and
-      bilinear in evaluation.
+      bilinear in evaluation. Rules of `crops.RESIZERS` have their own.
     on_bad_image: in training, an image that cannot be decoded ends the run
       ('raise') or is replaced by the next one of the order ('skip').
     num_workers: worker processes; 0 = threads of this process.
@@ -88,7 +81,7 @@ class InputOptions:
       ('shuffle', SHUFFLES),
       ('train_crop', TRAIN_CROPS),
       ('eval_crop', EVAL_CROPS),
-      ('interpolation', (*_INTERPOLATIONS, RANDOM)),
+      ('interpolation', (*resizing.OPENCV, RANDOM)),
       ('on_bad_image', ON_BAD_IMAGE),
     ):
       check_choice(f'data.{name}', getattr(self, name), valid)
@@ -112,22 +105,16 @@ class InputOptions:
 
 
 def _resize(
-  part: np.ndarray, interpolation: str, is_mirrored: bool, out: np.ndarray
+  part: np.ndarray, method: str, is_mirrored: bool, out: np.ndarray
 ) -> None:
   """Writes `part`, resized to a square, into uint8 [size, size, C]."""
-  size = len(out)
-  target = out[..., 0] if out.shape[-1] == 1 else out  # as OpenCV has it
-  if part.shape[:2] == (size, size):
-    resized = part.reshape(target.shape)
-  else:
-    resized = cv2.resize(
-      part, (size, size), dst=None if is_mirrored else target,
-      interpolation=_INTERPOLATIONS[interpolation],
-    )  # fmt: skip
+  size = out.shape[:2]
+  if part.shape[:2] != size:
+    part = resizing.resize(part, size, method, None if is_mirrored else out)
   if is_mirrored:
-    cv2.flip(resized, 1, dst=target)
-  elif resized is not target:
-    target[...] = resized
+    cv2.flip(part, 1, dst=out)
+  elif part is not out:
+    out[...] = part
 
 
 def prepare_training_image(
@@ -150,7 +137,7 @@ def prepare_training_image(
   is_mirrored = options.mirror and rng.random() < 0.5
   interpolation = options.interpolation
   if interpolation == RANDOM:
-    interpolation = tuple(_INTERPOLATIONS)[rng.integers(len(_INTERPOLATIONS))]
+    interpolation = tuple(resizing.OPENCV)[rng.integers(len(resizing.OPENCV))]
   _resize(part, interpolation, is_mirrored, out)
 
 
@@ -162,9 +149,9 @@ def prepare_evaluation_image(
   Raises:
     BadImageError: if it cannot be decoded.
   """
-  interpolation = options.interpolation
-  if interpolation == RANDOM:
-    interpolation = 'bilinear'
+  method = crops.RESIZERS.get(options.eval_crop, options.interpolation)
+  if method == RANDOM:
+    method = 'bilinear'
   resized = {None: image}  # each size once: nine views of an image share it
   views = crops.evaluation_views(
     image.height, image.width, options.eval_crop, options.image_size
@@ -172,13 +159,9 @@ def prepare_evaluation_image(
   for view, target in zip(views, out, strict=True):
     if view.size not in resized:
       whole = image.cut((0, 0, image.height, image.width))
-      pixels = cv2.resize(
-        whole, view.size[::-1], interpolation=_INTERPOLATIONS[interpolation]
-      )
-      resized[view.size] = images.Image(
-        pixels.reshape(*view.size, whole.shape[-1])
-      )
-    _resize(resized[view.size].cut(view.box), interpolation, False, target)
+      pixels = resizing.resize(whole, view.size, method)
+      resized[view.size] = images.Image(pixels)
+    _resize(resized[view.size].cut(view.box), method, False, target)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from bn_inception.experiment import (
 )
 from bn_inception.host import release_memory
 from bn_inception.initial_weights import (
-  check_same_network,
+  check_first_weights,
   start_from_checkpoint,
 )
 from bn_inception.input_pipeline import DeviceBatches
@@ -64,7 +64,7 @@ def train_and_evaluate(
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
   if config['init_from'] and not _checkpoint_steps(workdir):
-    check_same_network(config['init_from'], config)  # before a folder is made
+    check_first_weights(config['init_from'], config)  # before a folder is made
   with contextlib.ExitStack() as stack:
     run = run_directory.open_run(workdir, config, experiment.source.origin())
     distributed.from_first(lambda: stack.enter_context(run))

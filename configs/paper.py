@@ -124,7 +124,7 @@ TASKS = {
     'source.eval_split': 'validation',
     'data.num_shards': 1024,  # as TFDS prepares it
     'data.train_crop': 'area',  # GoogLeNet: 8-100 % of the image
-    'data.eval_crop': 'centre',  # TF-Slim: the middle 87.5 %
+    'data.eval_crop': 'centre',  # a square of 87.5 % of the short side
     'data.mirror': True,
     'data.num_workers': 8,
   },

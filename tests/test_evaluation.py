@@ -1,5 +1,6 @@
 """Evaluation counts every example once and refuses what does not fit."""
 
+import copy
 import json
 
 import jax
@@ -11,6 +12,7 @@ from bn_inception import (
   checkpoint,
   evaluation,
   evaluation_report,
+  experiment,
   mesh,
   predictions,
   scores,
@@ -28,6 +30,7 @@ from bn_inception.experiment import (
   make_experiment,
   make_statistics_pass,
 )
+from bn_inception.predictions import Predictions
 from bn_inception.sources import make_source
 
 pytestmark = pytest.mark.usefixtures('few_rows')
@@ -192,6 +195,114 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
     EvaluationOptions(crops='all')
   with pytest.raises(UserError, match='batch_size must be positive, got 0'):
     EvaluationOptions(batch_size=0)
+
+
+@pytest.fixture
+def described(monkeypatch, digits_config):
+  """Descriptions of checkpoints by path, without their arrays."""
+  descriptions = {}
+
+  def describe(path, **changes):
+    config = json.loads(json.dumps(digits_config))
+    for name, value in changes.items():
+      section, _, key = name.partition('__')
+      config[section][key] = value
+    descriptions[path] = {
+      'config': config,
+      'class_names': [str(i) for i in range(10)],
+      'num_channels': 1,
+    }
+    return path
+
+  # Nothing is restored, and tracing the network for its shapes takes a second.
+  monkeypatch.setattr(experiment, 'make_abstract_state', lambda *args: None)
+  monkeypatch.setattr(
+    checkpoint,
+    'read_description',
+    lambda path: copy.deepcopy(descriptions[path]),
+  )
+  return describe
+
+
+def test_what_needs_no_result_is_refused_before_anything_runs(described):
+  first = described('runs/1')
+  for others, options, message in (
+    ([], {'real': True}, "ReaL labels are .*: '0' is none"),
+    (
+      [],
+      {
+        'statistics': 'both',
+        'population': PopulationOptions(dataset='image_folder'),
+      },
+      'image_folder needs --data_dir',
+    ),
+    (
+      [],
+      {'statistics': 'both', 'population': PopulationOptions(split='x')},
+      "digits has no split 'x'",
+    ),
+    (
+      [described('runs/2', model__use_batch_norm=False)],
+      {},
+      'networks with and without batch normalization',
+    ),
+    (
+      [described('runs/3', data__eval_crop='ten')],
+      {},
+      'one crops, and runs/1 has whole and runs/3 has ten: choose',
+    ),
+    (
+      [described('runs/4', model__dtype='bfloat16')],
+      {},
+      'one dtype, and runs/1 has float32 and runs/4 has bfloat16: choose',
+    ),
+    (
+      [described('runs/5', source__eval_split='train')],
+      {},
+      'one split, and runs/1 has test and runs/5 has train: choose',
+    ),
+    (
+      [described('runs/6', data__num_shards=2000)],
+      {'statistics': 'both'},
+      'data.num_shards 2000 must be between 1 and',
+    ),
+  ):
+    with pytest.raises(UserError, match=message):
+      evaluation.prepare([first, *others], EvaluationOptions(**options))
+  one, two = evaluation.prepare(
+    [first, described('runs/3', data__eval_crop='ten')],
+    EvaluationOptions(crops='ten', statistics='both'),
+  )
+  assert one.facts == two.facts and one.usual['crops'] == 'whole'
+  assert one.evaluator.source is two.evaluator.source  # opened once
+
+
+def test_real_labels_come_with_every_result(described, monkeypatch):
+  labels = [{int(i) % 10} for i in range(355)]
+  monkeypatch.setattr(
+    evaluation.imagenet, 'real_labels', lambda names, classes: labels
+  )
+  (member,) = evaluation.prepare(
+    [described('runs/1')], EvaluationOptions(real=True)
+  )
+  assert list(member.names[:2]) == ['0', '1'] and member.real_labels == labels
+  scored = np.log(np.eye(10)[np.arange(355) % 10] * 0.9 + 0.01)
+  found = Predictions(
+    scored, np.zeros(355, int), member.names, np.arange(10), 'run'
+  )
+  monkeypatch.setattr(
+    evaluation,
+    '_evaluate_member',
+    lambda member: evaluation._Evaluated(
+      {'results': {'moving averages': {'top1': 1.0}}},
+      {'moving averages': found},
+      None,
+    ),
+  )
+  result, _ = evaluation.evaluate_members([member])
+  found = result['results']['moving averages']
+  assert found['top1'] == 1.0
+  assert (found['real']['top1'], found['real']['examples']) == (100.0, 355)
 
 
 def test_a_missing_prediction_is_an_error():

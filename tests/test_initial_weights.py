@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from bn_inception import checkpoint, evaluation, training
+from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
 from bn_inception.initial_weights import start_from_checkpoint
@@ -66,8 +67,43 @@ def test_weights_and_statistics_are_those_of_the_checkpoint(first):
   )
   np.testing.assert_array_equal(norm['mean'], saved_norm['mean'])
   assert saved_norm['num_updates'] == 2 and norm['num_updates'] == 0
+  # So much of the checkpoint's averages is left after 1 and 10 updates.
+  kept = [warmed_up_decay(0.9997, norm['num_updates'] + t) for t in range(10)]
+  assert float(kept[0]) == pytest.approx(0.1)
+  assert float(np.prod(kept)) == pytest.approx(1 / 92_378, rel=1e-5)
   assert int(state.step) == 0
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.parametrize(
+  'name, value, message',
+  [
+    ('params', np.nan, 'params/conv1/conv/kernel[0, 0, 0, 0] is nan'),
+    ('batch_stats', -1.0, 'batch_stats/conv1/norm/var[0] is -1.0'),
+  ],
+)
+def test_weights_that_are_no_numbers_are_refused_before_a_folder_is_made(
+  digits_config, tmp_path, monkeypatch, name, value, message
+):
+  state = make_experiment(digits_config, None).create_state()
+  arrays = getattr(state, name)['conv1']
+  if name == 'params':
+    arrays['conv']['kernel'] = arrays['conv']['kernel'].at[0, 0, 0].set(value)
+  else:
+    arrays['norm']['var'] = arrays['norm']['var'].at[0].set(value)
+  directory, workdir = str(tmp_path / 'checkpoints'), tmp_path / 'run'
+  description = {
+    'config': json.loads(json.dumps(digits_config)),
+    'class_names': [str(i) for i in range(10)],
+    'num_channels': 1,
+  }
+  with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
+    checkpoint.save(checkpoints, state, description, top1=None)
+  digits_config['init_from'] = f'{directory}/0'
+  with pytest.raises(UserError) as caught:
+    training.train_and_evaluate(digits_config, str(workdir))
+  assert f'{directory}/0 cannot be used: {message}: take' in str(caught.value)
+  assert not workdir.exists()
 
 
 def test_other_classes_get_a_new_last_layer(first):

@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import make_source, prepared, shrink
+from bn_inception.sources import imagenet, make_source, prepared, shrink
 
 TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
 
@@ -216,3 +216,25 @@ def test_images_of_other_types_are_refused(tmp_path, replacements, message):
   own_copy(tmp_path, *replacements)
   with pytest.raises(UserError, match=message):
     make_source('my_pets', 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize('version', ['', ':3.0.1'])
+def test_classes_in_another_order_are_refused(tmp_path, monkeypatch, version):
+  shutil.copytree(TFDS_DIR, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'fashion_mnist' / '3.0.1' / 'label.labels.txt'
+  names = make_source('fashion_mnist', 'test', TFDS_DIR).class_names
+  if version:  # TFDS then takes the names of the copy; ImageNet's are known
+    monkeypatch.setattr(imagenet, 'class_names', lambda: names)
+  swapped = (names[1], names[0], *names[2:])
+  path.write_text('\n'.join(swapped) + '\n')
+  with pytest.raises(UserError) as error:
+    make_source(f'fashion_mnist{version}', 'test', str(tmp_path))
+  assert str(error.value).startswith(
+    f"{path} has the classes in another order: number 0 is '{names[1]}', not "
+    f"'{names[0]}': "
+  )
+  # Another spelling is no other order.
+  path.write_text('\n'.join([*names[:-1], 'ankle boot']) + '\n')
+  assert (
+    len(make_source(f'fashion_mnist{version}', 'test', str(tmp_path))) == 80
+  )

@@ -31,6 +31,7 @@ from bn_inception.sources.folders import (
   name_some,
 )
 from bn_inception.sources.prepared import (
+  LABEL_FILE,
   SHRUNK_FILE,
   describe_error,
   is_prepared,
@@ -41,7 +42,6 @@ from bn_inception.sources.source import TRAIN_SPLIT, is_folder
 
 OWN_SPLITS = ('train', 'validation', 'test')  # of folders of one's own
 CHUNK_BYTES = 2**24
-LABEL_FILE = 'label.labels.txt'  # of TFDS, beside dataset_info.json
 BYTES_PER_MB = 10**6
 
 

@@ -25,6 +25,7 @@ from bn_inception.sources.source import (
 FILE_FORMAT = 'array_record'  # the one that can be read in any order
 IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
 _BUFFER_BYTES = 2**15  # array_record's own for random access
+LABEL_FILE = 'label.labels.txt'  # the names of the classes, as it was prepared
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
 
@@ -219,6 +220,31 @@ class _Records:
     )
 
 
+def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
+  """Refuses a copy whose labels number the classes in another order.
+
+  Args:
+    names: as TFDS gives them: of data sets in its catalogue, those of its code,
+      whatever the copy says.
+    file: of the copy's own names.
+
+  Raises:
+    UserError: if the copy's are in another order than these, or ImageNet's in
+      another than its own; names that others spell otherwise are let pass.
+  """
+  own = names
+  if file.exists():
+    lines = (line.strip() for line in file.read_text().splitlines())
+    own = tuple(line for line in lines if line)
+  for expected in (names, imagenet.class_names()):
+    if own != expected and sorted(own) == sorted(expected):
+      i = next(i for i, name in enumerate(expected) if own[i] != name)
+      raise UserError(
+        f"{file} has the classes in another order: number {i} is '{own[i]}', "
+        f"not '{expected[i]}': copy or prepare the data set again"
+      )
+
+
 class TfdsSource(Source):
   """A split of a data set prepared by TensorFlow Datasets as array_record.
 
@@ -236,6 +262,7 @@ class TfdsSource(Source):
     builder = open_builder(name, data_dir)
     self.name = name
     self.class_names = tuple(builder.info.features['label'].names)
+    _check_order(self.class_names, epath.Path(builder.data_dir) / LABEL_FILE)
     self.num_channels = builder.info.features['image'].shape[-1]
     try:
       shards = file_instructions(builder.info, split)
