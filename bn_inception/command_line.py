@@ -73,6 +73,7 @@ def run(
     arguments.insert(1, f'--config={default_config}')
 
   def guarded(remaining: list[str]) -> None:
+    host.allow_open_files()
     if len(remaining) > 1:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:

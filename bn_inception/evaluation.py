@@ -25,6 +25,7 @@ from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Evaluator,
   StatisticsPass,
+  limit_workers,
   make_evaluator,
   make_statistics_pass,
   open_split,
@@ -403,11 +404,14 @@ def _prepare_member(
   if key not in opened:
     source = open_split(config, names['dataset'], split, options.data_dir)
     opened[key] = source, *_name_images(source, options)
+    for remark in source.remarks():
+      print(f'{split}: {remark}')
   source, image_names, real_labels = opened[key]
   evaluator = make_evaluator(
     config, source, mesh.make_evaluation_mesh(jax.devices())
   )
   _check_fit(path, description, evaluator)
+  limit_workers(config, evaluator.source, evaluator.device_mesh)
   population = dataclasses.replace(
     options.population,
     dataset=options.population.dataset or usual['dataset'],

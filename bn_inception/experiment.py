@@ -8,13 +8,22 @@ function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 
-from bn_inception import augment, inception, mesh, perceptron, steps
+from bn_inception import (
+  augment,
+  distributed,
+  inception,
+  mesh,
+  perceptron,
+  shared_memory,
+  steps,
+)
 from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice
 from bn_inception.input_pipeline import (
@@ -22,7 +31,9 @@ from bn_inception.input_pipeline import (
   InputOptions,
   abstract_training_batch,
   evaluation_batches,
+  evaluation_load,
   training_batches,
+  training_load,
 )
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.order import epoch_order, met_again_fraction
@@ -231,13 +242,87 @@ def make_evaluation_batches(
   The network sees `eval_batch_size` inputs at a time, whatever the crops.
   """
   options = InputOptions(**config['data'])
-  num_devices = device_mesh.devices.size
-  num_images = max(1, config['eval_batch_size'] // NUM_CROPS[options.eval_crop])
-  batch_size = -(-num_images // num_devices) * num_devices
+  batch_size = _evaluation_batch_size(config, device_mesh)
   return DeviceBatches(
     evaluation_batches(source, options, batch_size),
     mesh.split_batch(device_mesh),
   )
+
+
+def _evaluation_batch_size(config: dict, device_mesh: jax.sharding.Mesh) -> int:
+  """In images, a multiple of the devices."""
+  num_devices = device_mesh.devices.size
+  num_crops = NUM_CROPS[config['data']['eval_crop']]
+  num_images = max(1, config['eval_batch_size'] // num_crops)
+  return -(-num_images // num_devices) * num_devices
+
+
+def limit_workers(
+  config: dict, source: Source, device_mesh: jax.sharding.Mesh
+) -> None:
+  """Lowers `data.num_workers` to those whose batches shared memory holds.
+
+  For programs that have no flag for it; says so in one line.
+
+  Args:
+    config: of a run, to be changed.
+    source, device_mesh: to be evaluated, and where.
+  """
+  options = InputOptions(**config['data'])
+  batch_size = _evaluation_batch_size(config, device_mesh)
+  loads = (
+    evaluation_load(options, batch_size, source),
+    _statistics_load(config, source.num_channels),
+  )
+  wanted, prefetch = options.num_workers, options.prefetch
+  fitting = min(
+    shared_memory.fitting_workers(wanted, prefetch, [load]) for load in loads
+  )
+  if fitting < wanted:
+    needed = max(
+      shared_memory.needed_bytes(wanted, prefetch, [load]) for load in loads
+    )
+    print(
+      f'{shared_memory.PLACE} has room for {fitting} of {wanted} worker '
+      f'processes: all need `docker run --shm-size={-(-needed // 2**20)}m`'
+    )
+    config['data']['num_workers'] = fitting
+
+
+def _statistics_load(
+  config: dict, num_channels: int, num_batches: int = sys.maxsize
+) -> shared_memory.Load:
+  micro_batch = config['batch_size'] // config['optimizer']['accumulate_steps']
+  return training_load(
+    InputOptions(**config['data']), micro_batch, num_channels, num_batches
+  )
+
+
+def _check_shared_memory(
+  config: dict, source: Source, evaluator: Evaluator, num_steps: int
+) -> None:
+  """Training batches stay while evaluations come and go."""
+  options = InputOptions(**config['data'])
+  if options.num_workers == 0:
+    return
+  num_processes = distributed.processes_on_this_host()
+  num_channels, num_batches = (
+    source.num_channels, config['training']['population_batches'],
+  )  # fmt: skip
+  training = training_load(
+    options, config['batch_size'], num_channels, num_steps
+  )
+  batch_size = _evaluation_batch_size(config, evaluator.device_mesh)
+  for other in (
+    evaluation_load(options, batch_size, evaluator.source),
+    _statistics_load(config, num_channels, num_batches),
+  ):
+    shared_memory.check(
+      options.num_workers,
+      options.prefetch,
+      [training, other],
+      num_processes,
+    )
 
 
 def make_evaluator(
@@ -365,6 +450,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   input_options = InputOptions(**config['data'])
   steps_per_epoch = len(source) / batch_size
   num_steps = max(1, round(options.num_epochs * steps_per_epoch))
+  _check_shared_memory(config, source, evaluator, num_steps)
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
   statistics_pass = None
   if options.population_batches and config['model']['use_batch_norm']:
@@ -420,7 +506,9 @@ def open_split(
   names = config['source']
   num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
   source = make_source(dataset, split, data_dir, num_holdout)
-  return InMemory(source) if names['keep_in_memory'] else source
+  if names['keep_in_memory']:
+    return InMemory(source, max(1, config['data']['num_workers']))
+  return source
 
 
 def _check_numbers(config: dict) -> None:

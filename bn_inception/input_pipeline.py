@@ -12,6 +12,7 @@ int64 [B]: the bad example that another one stands in for, or -1.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pickle
 import re
@@ -27,10 +28,10 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import crops, images, resizing
-from bn_inception.errors import UserError, check_choice
+from bn_inception import crops, images, resizing, shared_memory
+from bn_inception.errors import UserError, check_choice, writing
 from bn_inception.order import SHUFFLES, epoch_order
-from bn_inception.sources import UNREADABLE, Source
+from bn_inception.sources import UNREADABLE, Source, check_machine
 
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = tuple(crops.NUM_CROPS)
@@ -334,6 +335,7 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
   try:
     image, label = source[index]
   except UNREADABLE as error:
+    check_machine(error, source.describe(index))
     raise images.BadImageError(f'it cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise images.BadImageError(
@@ -375,11 +377,14 @@ class _PickledToFile:
 
   def __init__(self, batches):
     self._batches = batches
-    # It has no name that could outlive this process, whatever ends it.
-    self._file = tempfile.TemporaryFile()
-    weakref.finalize(self, self._file.close)
-    pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
-    self._file.flush()
+    with writing(
+      tempfile.gettempdir(), 'make room, or set TMPDIR to another folder'
+    ):
+      # It has no name that could outlive this process, whatever ends it.
+      self._file = tempfile.TemporaryFile()
+      weakref.finalize(self, self._file.close)
+      pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
+      self._file.flush()
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -399,7 +404,33 @@ def _num_cores() -> int:
   return os.cpu_count()
 
 
-def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
+def training_load(
+  options: InputOptions, batch_size: int, num_channels: int, num_batches: int
+) -> shared_memory.Load:
+  """Of `training_batches`, with its arguments."""
+  shape, _ = _batch_shapes(options, batch_size, num_channels)['image']
+  return shared_memory.Load(
+    math.prod(shape) // jax.process_count(), num_batches
+  )
+
+
+def evaluation_load(
+  options: InputOptions, batch_size: int, source: Source
+) -> shared_memory.Load:
+  """Of `evaluation_batches`, with its arguments."""
+  num_views = crops.num_views(options.eval_crop)
+  return training_load(
+    options,
+    batch_size * num_views,
+    source.num_channels,
+    -(-len(source) // batch_size),
+  )
+
+
+def _batches(
+  batches, options: InputOptions, load: shared_memory.Load, stack: int = 1
+) -> Iterator[dict]:
+  shared_memory.check(options.num_workers, options.prefetch, [load])
   # As many threads as cores, in all processes together: more of them were
   # slower, twice as many by a tenth.
   num_threads = _num_cores() // max(1, options.num_workers)
@@ -417,6 +448,10 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
     )
   )
   if options.num_workers:
+    dataset = grain.experimental.WithOptionsIterDataset(
+      dataset,
+      grain.experimental.DatasetOptions(min_shm_size=shared_memory.MIN_BYTES),
+    )
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers, per_worker_buffer_size=options.prefetch
@@ -455,7 +490,10 @@ def training_batches(
   )
   num_micro_batches = (last_step - first_step) * accumulate_steps
   batches = _TrainingBatches(source, options, part, num_micro_batches, seed)
-  return _batches(batches, options, stack=accumulate_steps)
+  load = training_load(
+    options, batch_size, source.num_channels, last_step - first_step
+  )
+  return _batches(batches, options, load, stack=accumulate_steps)
 
 
 def evaluation_batches(
@@ -467,7 +505,11 @@ def evaluation_batches(
   False. Of several views each, image is [B, views, H, W, C].
   """
   part = _HostPart(batch_size, jax.process_index(), jax.process_count())
-  return _batches(_EvaluationBatches(source, options, part), options)
+  return _batches(
+    _EvaluationBatches(source, options, part),
+    options,
+    evaluation_load(options, batch_size, source),
+  )
 
 
 # What Grain says of a worker process that has not come to its end.
@@ -491,12 +533,16 @@ def _next_batch(batches: Iterator[dict]) -> dict | None:
     cause = f'ended with exit status {status}'
     if status < 0:
       cause = f'was killed by {signal.Signals(-status).name}'
+    remedy = ''
     if status == -signal.SIGKILL:
       cause += ', as Linux does when memory is short'
+    if status == -signal.SIGBUS:
+      cause += f', as Linux does when {shared_memory.PLACE} is full'
+      remedy = ', or give a container more with `docker run --shm-size=...`'
     raise UserError(
       f'a worker process of the input pipeline {cause}: give the same command '
-      'again to go on from the last checkpoint, with fewer '
-      '--config.data.num_workers if it happens again'
+      'again, with fewer --config.data.num_workers if it happens again'
+      f'{remedy}'
     ) from error
 
 

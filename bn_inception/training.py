@@ -280,7 +280,8 @@ class _Run:
       raise UserError(
         f'after step {step} devices that hold the same arrays differ in '
         f'{len(differing)} of them, such as {differing[0]}: a device or a link '
-        'computes wrongly; the run resumes from the checkpoint before'
+        'computes wrongly: give the same command again, which resumes from the '
+        'newest checkpoint, or starts over if there is none'
       )
 
   def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
@@ -386,6 +387,7 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     processes = f', in {jax.process_count()} processes'
   lines = {
     'run': config['name'],
+    'data': '\n'.join(_describe_data(config['source'], experiment)),
     'devices': f'{jax.device_count()} x {device}{processes}',
     'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
@@ -413,6 +415,21 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   }
   for name, value in lines.items():
     print(f'{name:14} {value}')
+
+
+def _describe_data(names: dict, experiment: Experiment) -> list[str]:
+  """What was found, and what was left out, one line each."""
+  train, evaluated = experiment.source, experiment.evaluator.source
+  sources = {names['train_split']: train, names['eval_split']: evaluated}
+  return [
+    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
+    f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
+    *(
+      f'{"":14} {split}: {remark}'
+      for split, source in sources.items()
+      for remark in source.remarks()
+    ),
+  ]
 
 
 def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:

@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from bn_inception import shared_memory
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_experiment, make_update
+from bn_inception.experiment import limit_workers, make_experiment, make_update
+from bn_inception.mesh import make_evaluation_mesh
+from bn_inception.sources import make_source
 from bn_inception.train_state import count_parameters
 from configs import compose
 
@@ -96,3 +99,41 @@ def test_the_full_network_takes_a_step_at_224(capsys):
   assert 0.1 < metrics['gradient_norm'] < 100
   after = np.asarray(state.params['conv1']['depthwise']['kernel'])
   assert np.abs(after - before).max() > 0
+
+
+@pytest.fixture
+def docker(monkeypatch):
+  """64 MB of shared memory, all of it free."""
+  monkeypatch.setattr(shared_memory, '_free_bytes', lambda: 64 * 2**20)
+
+
+def large_config(num_workers):
+  """Of batches of 4.6 MB, for a network that is built soon."""
+  config = compose.preset('bn_x5', 'imagenet').to_dict()
+  config['source'].update(dataset='synthetic', eval_split='test')
+  config['data']['num_workers'] = num_workers
+  return config
+
+
+def test_workers_without_shared_memory_are_refused_at_the_start(docker):
+  with pytest.raises(UserError) as caught:
+    make_experiment(large_config(8), None)
+  # Of training 85 batches, and all 7 of the evaluation, of 200 images.
+  megabytes = -(-(85 * 32 + 7 * 200) * 224 * 224 * 3 // 2**20) + 2
+  assert f'--shm-size={megabytes}m' in str(caught.value)
+  assert '--config.data.num_workers=0' in str(caught.value)
+
+
+def test_programs_without_a_flag_for_it_use_fewer_workers(docker, capsys):
+  config, source = large_config(8), make_source('synthetic', 'test')
+  devices = make_evaluation_mesh(jax.devices()[:1])
+  config['eval_batch_size'] = 8
+  limit_workers(config, source, devices)
+  # The statistics' batches of 32 need 10 x 4.6 MB a worker, and 5 more.
+  assert config['data']['num_workers'] == 0
+  assert '/dev/shm has room for 0 of 8 worker' in capsys.readouterr().out
+  config = large_config(8)
+  config['batch_size'] = config['eval_batch_size'] = 4
+  limit_workers(config, source, devices)
+  assert config['data']['num_workers'] == 8
+  assert capsys.readouterr().out == ''

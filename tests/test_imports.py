@@ -10,7 +10,8 @@ FLOORS = [
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
     'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
-    'optimizer', 'order', 'predictions', 'resizing', 'scores', 'sources.imagenet', 'sources.progress',
+    'optimizer', 'order', 'predictions', 'resizing', 'scores', 'shared_memory',
+    'sources.imagenet', 'sources.progress',
     'sources.source',
   },
   {

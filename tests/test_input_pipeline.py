@@ -1,6 +1,7 @@
 """Order, batches, padding: what they promise, on real digits."""
 
 import dataclasses
+import errno
 import io
 import multiprocessing
 import os
@@ -461,6 +462,7 @@ class Files(Source):
       self.files.append(cv2.imencode('.jpg', photograph(seed=i))[1].tobytes())
     self.labels = [i % 2 for i in range(num_examples)]
     self.unreadable = bad.get('unreadable', ())
+    self.error = bad.get('error', OSError('the disk is gone'))
     for index in bad.get('cut_short', ()):
       self.files[index] = self.files[index][:200]
     for index in bad.get('empty', ()):
@@ -473,7 +475,7 @@ class Files(Source):
 
   def __getitem__(self, index):
     if index in self.unreadable:
-      raise OSError('the disk is gone')
+      raise self.error
     return self.files[index], self.labels[index]
 
 
@@ -547,6 +549,33 @@ def test_nothing_but_bad_images_is_an_error():
     match=f'100 bad images in a row, the last one files, example {last}:',
   ):
     list(training_batches(Files(9, empty=range(9)), options, 1, 0, 0, 1))
+
+
+@pytest.mark.parametrize(
+  'error, remedy, num_workers',
+  [
+    (OSError(errno.EMFILE, 'Too many open files'), 'ulimit -n', 0),
+    (OSError(errno.EIO, 'Input/output error'), 'check the disk', 0),
+    (TimeoutError('of a bucket'), 'the network', 0),
+    (RuntimeError('read() failed: Cannot allocate memory'), 'num_workers', 0),
+    (RuntimeError('open() failed: Too many open files; a'), 'ulimit', 1),
+  ],
+  ids=str,
+)
+def test_an_error_of_the_machine_replaces_no_image(error, remedy, num_workers):
+  options = dataclasses.replace(
+    OPTIONS, num_shards=2, num_workers=num_workers, on_bad_image='skip'
+  )
+  source = Files(8, unreadable=[3], error=error)
+  for batches in (
+    training_batches(source, options, 4, 0, 0, 2),
+    evaluation_batches(source, options, 4),
+  ):
+    with pytest.raises(UserError) as caught:
+      list(batches)
+    assert str(caught.value).startswith('files, example 3 cannot be read')
+    assert 'the data are not at fault' in str(caught.value)
+    assert remedy in str(caught.value) and 'skip' not in str(caught.value)
 
 
 def damaged_tfds_copy(folder):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import conftest
 import cv2
@@ -23,7 +24,7 @@ from bn_inception import (
 )
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
-from bn_inception.sources import make_source
+from bn_inception.sources import ListedImages, make_source
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -75,6 +76,7 @@ def test_a_run_leaves_all_that_it_promises(
   np.testing.assert_allclose(rates, 0.015, rtol=1e-6)
   output = capsys.readouterr().out
   for line in (
+    'data           digits: 1,442 images of 10 classes (train), 355 (test)\n',
     'devices        8 x cpu',
     'convolutions   ',
     'batch          16 examples',
@@ -437,3 +439,22 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
   result = training.train_and_evaluate(digits_config, str(tmp_path))
   assert result['steps'] == 6 and result['diverged'] is False
   assert result['loss'] is None and result['top1'] == 1.0
+
+
+def test_what_was_left_out_is_said_at_the_start():
+  class Remarkable(ListedImages):
+    name = 'pets'
+
+    def remarks(self):
+      return ['not read: 1 file (.txt 1)'] if len(self) == 1200 else []
+
+  train = Remarkable([b''] * 1200, ['cat', 'dog'], 3)
+  evaluated = Remarkable([b''] * 12, ['cat', 'dog'], 3)
+  experiment = SimpleNamespace(
+    source=train, evaluator=SimpleNamespace(source=evaluated)
+  )
+  names = {'train_split': 'train', 'eval_split': 'validation'}
+  assert training._describe_data(names, experiment) == [
+    'pets: 1,200 images of 2 classes (train), 12 (validation)',
+    f'{"":14} train: not read: 1 file (.txt 1)',
+  ]
