@@ -14,10 +14,12 @@ from jax.experimental import multihost_utils
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   inception,
   mesh,
   metrics,
   perceptron,
+  ranges,
   run_directory,
   scores,
 )
@@ -56,6 +58,7 @@ class PopulationOptions:
       raise UserError(
         f'population statistics need at least 1 batch, got {self.num_batches}'
       )
+    ranges.check_value('seed', self.seed)
 
 
 def evaluate(
@@ -328,7 +331,7 @@ def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
     open_split(config, config['source']['dataset'], split, options.data_dir),
     mesh.make_evaluation_mesh(jax.devices()),
   )
-  _check_fit(path, description, evaluator)
+  _check_fit(path, description, evaluator.source)
   state = checkpoint.restore(
     path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
   )
@@ -341,7 +344,7 @@ def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
     variables, origin = state.evaluation_variables, {}
     if kind == POPULATION:
       variables, origin = _with_population_statistics(
-        variables, config, options.data_dir, population
+        variables, description, options.data_dir, population
       )
     values, labels, speed = _predict(evaluator, variables, options.fold)
     predictions[kind] = Predictions(
@@ -413,13 +416,20 @@ def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
 
 def _with_population_statistics(
   variables: dict,
-  config: dict,
+  description: dict,
   data_dir: str | None,
   population: PopulationOptions,
 ) -> tuple[dict, dict]:
   """The variables with new batch_stats, and what these were taken from."""
+  config = description['config']
   statistics = make_statistics_pass(
-    config, data_dir, population.dataset, population.split, population.seed
+    config,
+    len(description['class_names']),
+    description['num_channels'],
+    data_dir,
+    population.dataset,
+    population.split,
+    population.seed,
   )
   batch_stats = estimate_population_statistics(
     statistics.step,
@@ -449,26 +459,13 @@ def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   )
 
 
-def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
-  source = evaluator.source
-  names = tuple(description['class_names'])
-  remedy = (
-    'evaluate on the data set that the network was trained for, with --dataset'
+def _check_fit(path: str, description: dict, source: Source) -> None:
+  different = data_facts.first_difference(
+    description, data_facts.describe_network(source)
   )
-  for what, trained, given in (
-    ('classes', len(names), len(source.class_names)),
-    ('colour channels', description['num_channels'], source.num_channels),
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for {trained} {what} and {source.name} has '
-        f'{given}: {remedy}'
-      )
-  for i, (trained, given) in enumerate(
-    zip(names, source.class_names, strict=True)
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for other classes than {source.name} has: number '
-        f"{i} is '{trained}' and '{given}': {remedy}"
-      )
+  if different:
+    raise UserError(
+      f'checkpoint {path} is of a network for other data than {source.name} '
+      f'({different}): evaluate on the data set that it was trained for, with '
+      '--dataset and --data_dir'
+    )

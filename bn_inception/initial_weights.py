@@ -24,6 +24,7 @@ def start_from_checkpoint(
   path: str,
   config: dict,
   class_names: tuple[str, ...],
+  num_channels: int,
   sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
   """A run's initial state with the weights and statistics of a checkpoint.
@@ -37,7 +38,7 @@ def start_from_checkpoint(
     state: before the first update.
     path: of the checkpoint.
     config: of the run, as JSON gives it back: lists, not tuples.
-    class_names: of the run.
+    class_names, num_channels: of the run's data.
     sharding: of every array.
 
   Returns:
@@ -46,7 +47,7 @@ def start_from_checkpoint(
   Raises:
     UserError: if there is no such checkpoint, or it is of another network.
   """
-  check_same_network(path, config)
+  check_same_network(path, config, num_channels)
   description = checkpoint.read_description(path)
   names = tuple(description['class_names'])
   saved = checkpoint.restore(
@@ -78,8 +79,13 @@ def start_from_checkpoint(
   return started, f'{path} ({what})'
 
 
-def check_same_network(path: str, config: dict) -> None:
+def check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Compares what decides which function of the image the weights are of.
+
+  Args:
+    path: of the checkpoint.
+    config: of the run.
+    num_channels: of the run's images.
 
   Raises:
     UserError: if there is no such checkpoint, or it is of another network.
@@ -91,11 +97,18 @@ def check_same_network(path: str, config: dict) -> None:
       for key, value in config['model'].items()
       if key not in _FREE_TO_CHANGE
     }
-    scaling = config['input_scaling']
-    return flatten({'model': model, 'input_scaling': scaling})
+    return flatten(
+      {
+        'architecture': config['architecture'],
+        'model': model,
+        'input_scaling': config['input_scaling'],
+      }
+    )
 
-  saved = checkpoint.read_description(path)['config']
-  theirs, ours = function_options(saved), function_options(config)
+  saved = checkpoint.read_description(path)
+  theirs, ours = function_options(saved['config']), function_options(config)
+  theirs['colour channels'] = saved['num_channels']
+  ours['colour channels'] = num_channels
   different = [
     f'{key} is {theirs.get(key, "absent")} and not {ours.get(key, "absent")}'
     for key in sorted(theirs.keys() | ours.keys())
