@@ -61,7 +61,7 @@ class Numbers(NamedTuple):
   def problem(self, values) -> str | None:
     """What is wrong with the values, or None."""
     if not isinstance(values, (list, tuple)) or not values:
-      return f'must be numbers in brackets, got {values!r}'
+      return f'must be one number or more, in brackets, got {values!r}'
     if self.count not in (None, len(values)):
       return f'must be {self.count} numbers, got {values!r}'
     for value in values:
@@ -155,7 +155,7 @@ VALUES: dict[str, Number | Numbers | Kind] = {
   'model.hidden_sizes': Numbers(_COUNT),
   'model.initial_std': _FACTOR,
   'model.measured_unit': _COUNT_OR_0,
-  'optimizer.learning_rate': Number(0, 1e30),  # divergence is a result, too
+  'optimizer.learning_rate': Number(0, 1e6),
   'optimizer.learning_rate_per_32': _FLAG,
   'optimizer.momentum': _BELOW_1,
   'optimizer.nesterov': _FLAG,

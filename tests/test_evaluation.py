@@ -68,12 +68,12 @@ def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
   with open(output) as file:
     assert json.load(file) == values
 
-  with pytest.raises(UserError, match='for 10 classes and synthetic has 1000'):
+  with pytest.raises(UserError, match='number of classes: 10 -> 1000'):
     evaluate_checkpoint(path, dataset='synthetic')
   description = checkpoint.read_description(path)
   description['class_names'][3] = 'three'
   monkeypatch.setattr(checkpoint, 'read_description', lambda path: description)
-  with pytest.raises(UserError, match="number 3 is 'three' and '3': evaluate"):
+  with pytest.raises(UserError, match='class 3: three -> 3'):
     evaluate_checkpoint(path)
   monkeypatch.undo()
   with pytest.raises(UserError, match="digits has no split 'valid'"):
