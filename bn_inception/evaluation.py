@@ -54,11 +54,12 @@ class PopulationOptions:
   split: str | None = None
 
   def __post_init__(self):
-    if self.num_batches < 1:
-      raise UserError(
-        f'population statistics need at least 1 batch, got {self.num_batches}'
-      )
-    ranges.check_value('seed', self.seed)
+    if self.num_batches == 0:
+      raise UserError('population statistics need at least 1 batch, got 0')
+    ranges.check_value(
+      'training.population_batches', self.num_batches, 'statistics_batches'
+    )
+    ranges.check_value('seed', self.seed, 'statistics_seed')
 
 
 def evaluate(
@@ -244,8 +245,8 @@ class EvaluationOptions:
   is_named: bool = False
 
   def __post_init__(self):
-    if self.batch_size is not None and self.batch_size < 1:
-      raise UserError(f'batch_size must be positive, got {self.batch_size}')
+    if self.batch_size is not None:
+      ranges.check_value('eval_batch_size', self.batch_size, 'batch_size')
     if self.crops not in (None, *NUM_CROPS):
       raise UserError(
         f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"

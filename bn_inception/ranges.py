@@ -29,9 +29,9 @@ class Number(NamedTuple):
 
   def __str__(self) -> str:
     kind = 'a whole number' if self.is_whole else 'a number'
-    low = f'{"above" if self.excludes_low else "from"} {self.low:.10g}'
-    high = f'{"below" if self.excludes_high else "to"} {self.high:.10g}'
-    return f'{kind} {low} {high}'
+    low = 'above' if self.excludes_low else 'of at least'
+    high = 'below' if self.excludes_high else 'at most'
+    return f'{kind} {low} {self.low:.10g} and {high} {self.high:.10g}'
 
   def problem(self, value) -> str | None:
     """What is wrong with a value, or None."""
@@ -176,19 +176,20 @@ VALUES: dict[str, Number | Numbers | Kind] = {
 }
 
 
-def check_value(key: str, value) -> None:
+def check_value(key: str, value, name: str | None = None) -> None:
   """Refuses a value that its key cannot have.
 
   Args:
     key: of `VALUES`, such as 'optimizer.momentum'.
     value: of a config, or from JSON.
+    name: of the value in the message; None: the key.
 
   Raises:
-    UserError: with the key and what it may be.
+    UserError: with the name and what it may be.
   """
   problem = VALUES[key].problem(value)
   if problem:
-    raise UserError(f'{key} {problem}')
+    raise UserError(f'{name or key} {problem}')
 
 
 def check_section(section: str, values: Mapping[str, object]) -> None:
@@ -218,8 +219,11 @@ def check_config(config: dict) -> None:
       )
     check_value(key, value)
   # What an architecture does not have, or has a default for, may be absent.
-  required = {key for key in VALUES if not key.startswith('model.')}
-  missing = required.union(['model']) - set(given) - set(config)
+  missing = {'model'} - config.keys()
+  for key in VALUES.keys() - given.keys():
+    section = key.partition('.')[0]
+    if section != 'model':
+      missing.add(key if section in config else section)
   if missing:
     raise UserError(f'the config lacks {", ".join(sorted(missing))}')
 

@@ -107,7 +107,8 @@ def test_keys_that_are_unknown_or_missing_are_named():
   whole = compose.preset('bn_x5', 'digits').to_dict()
   for change, message in (
     (lambda c: c['data'].pop('prefetch'), 'lacks data.prefetch'),
-    (lambda c: c.pop('model'), 'lacks model'),
+    (lambda c: c.pop('model'), 'lacks model$'),
+    (lambda c: c.pop('optimizer'), 'lacks optimizer$'),
     (lambda c: c.pop('seed'), 'lacks seed'),
     (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum is'),
     (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm is unk'),
