@@ -1,10 +1,10 @@
 """From a config, a plain nested dict, to everything that a program needs.
 
-Each section of the config but `source` is the keyword arguments of one
-function: `data` -> `InputOptions`,
-`augment` -> `photometric_distortion`, `input_scaling` -> `scale_image`, `model`
--> `Inception` or `Perceptron` (`architecture` says which), `optimizer` ->
-`make_optimizer`, `training` -> `TrainingOptions`.
+Each section of the config but `source` is the keyword arguments of one function:
+`data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling`
+-> `scale_image`, `model` -> `Inception` or `Perceptron` (`architecture` says
+which), `optimizer` -> `make_optimizer`, `training` -> `TrainingOptions`. What
+their values may be is in `ranges`.
 """
 
 import dataclasses

@@ -186,7 +186,6 @@ def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   records = read_metrics(workdir)
   steps = [r['step'] for r in records if r['kind'] == 'eval']
   assert steps == list(range(3, 31, 3))  # once an epoch
-  print('TOP1', network, result['top1'])
   assert result['top1'] >= 80.0 and result['eval_examples'] == 40
 
 
