@@ -404,12 +404,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   steps_per_epoch = len(source) / batch_size
   options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
   input_options = InputOptions(**config['data'])
-  num_steps = max(1, round(options.num_epochs * steps_per_epoch))
-  if num_steps > _MAX_STEPS:
-    raise UserError(
-      f'training.num_epochs {options.num_epochs:g} are {num_steps:,} updates of '
-      f'{batch_size} examples; at most {_MAX_STEPS:,} can be counted'
-    )
+  num_steps = _count_steps(options.num_epochs, steps_per_epoch)
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
   statistics_pass = None
   if options.population_batches and config['model']['use_batch_norm']:
@@ -453,6 +448,16 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     evaluator=evaluator,
     statistics_pass=statistics_pass,
   )
+
+
+def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
+  num_steps = max(1, round(num_epochs * steps_per_epoch))
+  if num_steps > _MAX_STEPS:
+    raise UserError(
+      f'training.num_epochs {num_epochs:g} is {num_steps:,} updates: at most '
+      f'{_MAX_STEPS:,} can be counted'
+    )
+  return num_steps
 
 
 def examples_sharing_statistics(config: dict) -> int:
