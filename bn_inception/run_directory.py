@@ -12,6 +12,7 @@ describe the same ones, but a run may end by diverging before it has any.
 import contextlib
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -147,22 +148,28 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         f'another process is training in {workdir}: wait for it, or give '
         'another --workdir'
       ) from error
-    if has_begun(workdir):
-      saved, path = {}, os.path.join(workdir, DATA_FILE)
-      if os.path.exists(path):
-        saved = read_json(path)
-      path = os.path.join(workdir, CONFIG_FILE)
-      if os.path.exists(path):
-        saved['config'] = read_json(path)
-      check_same_run(workdir, saved, config, data)
+    check_same_run(workdir, _read_saved(workdir), config, data)
     yield
 
 
-def has_begun(workdir: str) -> bool:
-  """Whether a folder holds records or checkpoints, or only a config."""
-  checkpoints = os.path.join(workdir, CHECKPOINTS_FOLDER)
-  has_records = os.path.exists(os.path.join(workdir, METRICS_FILE))
-  return has_records or bool(checkpoint.list_steps(checkpoints))
+def _read_saved(workdir: str) -> dict:
+  """What a folder says of its run, for `check_same_run`.
+
+  Without a checkpoint or a result the run begins anew: its data may still be put
+  right, as when an image turned out to be damaged.
+  """
+  path_of = functools.partial(os.path.join, workdir)
+  has_checkpoints = checkpoint.list_steps(path_of(CHECKPOINTS_FOLDER))
+  saved = {}
+  if has_checkpoints or os.path.exists(path_of(RESULT_FILE)):
+    saved = _read_if_there(path_of(DATA_FILE))
+  if has_checkpoints or os.path.exists(path_of(METRICS_FILE)):
+    saved['config'] = _read_if_there(path_of(CONFIG_FILE))
+  return saved
+
+
+def _read_if_there(path: str) -> dict:
+  return read_json(path) if os.path.exists(path) else {}
 
 
 def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
@@ -176,7 +183,7 @@ def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
   Raises:
     UserError: for another config or other data; with what differs.
   """
-  changed = differences(saved['config'], config) if 'config' in saved else []
+  changed = differences(saved['config'], config) if saved.get('config') else []
   if changed:
     raise UserError(
       f'{place} belongs to a run with another config ({"; ".join(changed)}): give '

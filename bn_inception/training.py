@@ -400,7 +400,8 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     if shared
     else 'none',
     'order': (
-      f'{data["shuffle"]}{shards}: {100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
+      f'{data["shuffle"]}{shards}: '
+      f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
       'meet again in the next epoch'
     ),
     'learning rate': (

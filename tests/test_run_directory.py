@@ -70,7 +70,11 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
   ],
 )
 def test_other_data_are_refused_with_the_difference(tmp_path, facts, message):
+  # What has no checkpoint and no result begins anew.
+  begin(str(tmp_path), CONFIG, DATA | facts)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   begin(str(tmp_path), CONFIG, DATA)
+  (tmp_path / 'metrics.jsonl').unlink()
   # A run may have checkpoints and no records, as that of imported weights.
   (tmp_path / 'checkpoints' / '0').mkdir(parents=True)
   before = {p: p.read_bytes() for p in tmp_path.glob('*.json')}
