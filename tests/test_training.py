@@ -463,7 +463,7 @@ def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
   config['optimizer']['momentum'] = 0.5
   with pytest.raises(UserError, match='another config .*momentum'):
     training.train_and_evaluate(config, str(workdir))
-  (workdir / 'config.json').unlink()
+  assert not (workdir / 'config.json').exists()
   config['optimizer']['momentum'] = 0.9
 
   shutil.move(workdir / 'metrics.jsonl', tmp_path / 'log')
