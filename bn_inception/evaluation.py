@@ -14,9 +14,11 @@ from jax.experimental import multihost_utils
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   inception,
   mesh,
   metrics,
+  ranges,
   run_directory,
   scores,
 )
@@ -53,10 +55,12 @@ class PopulationOptions:
   split: str | None = None
 
   def __post_init__(self):
-    if self.num_batches < 1:
-      raise UserError(
-        f'population statistics need at least 1 batch, got {self.num_batches}'
-      )
+    if self.num_batches == 0:
+      raise UserError('population statistics need at least 1 batch, got 0')
+    ranges.check_value(
+      'training.population_batches', self.num_batches, 'statistics_batches'
+    )
+    ranges.check_value('seed', self.seed, 'statistics_seed')
 
 
 def evaluate(
@@ -244,8 +248,8 @@ class EvaluationOptions:
   is_named: bool = False
 
   def __post_init__(self):
-    if self.batch_size is not None and self.batch_size < 1:
-      raise UserError(f'batch_size must be positive, got {self.batch_size}')
+    if self.batch_size is not None:
+      ranges.check_value('eval_batch_size', self.batch_size, 'batch_size')
     if self.crops not in (None, *NUM_CROPS):
       raise UserError(
         f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"
@@ -410,8 +414,8 @@ def _prepare_member(
   evaluator = make_evaluator(
     config, source, mesh.make_evaluation_mesh(jax.devices())
   )
-  _check_fit(path, description, evaluator)
-  limit_workers(config, evaluator.source, evaluator.device_mesh)
+  _check_fit(path, description, source)
+  limit_workers(config, source, evaluator.device_mesh)
   population = dataclasses.replace(
     options.population,
     dataset=options.population.dataset or usual['dataset'],
@@ -421,6 +425,8 @@ def _prepare_member(
   if POPULATION in kinds:
     statistics_pass = make_statistics_pass(
       config,
+      len(description['class_names']),
+      description['num_channels'],
       options.data_dir,
       population.dataset,
       population.split,
@@ -562,26 +568,13 @@ def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   )
 
 
-def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
-  source = evaluator.source
-  names = tuple(description['class_names'])
-  remedy = (
-    'evaluate on the data set that the network was trained for, with --dataset'
+def _check_fit(path: str, description: dict, source: Source) -> None:
+  different = data_facts.first_difference(
+    description, data_facts.describe_network(source)
   )
-  for what, trained, given in (
-    ('classes', len(names), len(source.class_names)),
-    ('colour channels', description['num_channels'], source.num_channels),
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for {trained} {what} and {source.name} has '
-        f'{given}: {remedy}'
-      )
-  for i, (trained, given) in enumerate(
-    zip(names, source.class_names, strict=True)
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for other classes than {source.name} has: number '
-        f"{i} is '{trained}' and '{given}': {remedy}"
-      )
+  if different:
+    raise UserError(
+      f'checkpoint {path} is of a network for other data than {source.name} '
+      f'({different}): evaluate on the data set that it was trained for, with '
+      '--dataset and --data_dir'
+    )

@@ -1,10 +1,10 @@
 """From a config, a plain nested dict, to everything that a program needs.
 
-Each section of the config but `source` is the keyword arguments of one
-function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
-`augment` -> `photometric_distortion`, `input_scaling` -> `scale_image`, `model`
--> `Inception` or `Perceptron` (`architecture` says which), `optimizer` ->
-`make_optimizer`, `training` -> `TrainingOptions`.
+Each section of the config but `source` is the keyword arguments of one function:
+`data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling`
+-> `scale_image`, `model` -> `Inception` or `Perceptron` (`architecture` says
+which), `optimizer` -> `make_optimizer`, `training` -> `TrainingOptions`. What
+their values may be is in `ranges`.
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ import jax
 
 from bn_inception import (
   augment,
+  data_facts,
   distributed,
   inception,
   mesh,
   perceptron,
+  ranges,
   shared_memory,
   steps,
 )
@@ -41,6 +43,11 @@ from bn_inception.sources import Source, make_source
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
 
+# Of updates between two records where they follow the length of an epoch.
+MAX_LOG_STEPS = 100
+# On the devices a step is an int32.
+_MAX_STEPS = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
@@ -48,7 +55,8 @@ class TrainingOptions:
 
   Attributes:
     num_epochs: passes over the training split.
-    log_every_steps, eval_every_steps, checkpoint_every_steps: in updates.
+    log_every_steps, eval_every_steps, checkpoint_every_steps: in updates; 0:
+      once an epoch, see `at_steps`.
     keep_last_checkpoints, keep_best_checkpoints: see `open_checkpoints`.
     target_accuracy: top-1 in percent, for the result "steps to target".
     population_batches: training mini-batches to take population statistics from
@@ -66,14 +74,24 @@ class TrainingOptions:
   population_batches: int
 
   def __post_init__(self):
-    may_be_zero = 'keep_best', 'target', 'population'
-    for field in dataclasses.fields(self):
-      lowest = 0 if field.name.startswith(may_be_zero) else 1e-9
-      if getattr(self, field.name) < lowest:
-        raise UserError(
-          f'training.{field.name} must be positive, got '
-          f'{getattr(self, field.name)}'
-        )
+    ranges.check_section('training', dataclasses.asdict(self))
+
+  def at_steps(self, steps_per_epoch: float) -> 'TrainingOptions':
+    """The same options with a number of updates for every 0.
+
+    Evaluations and checkpoints come once an epoch, as near as whole updates
+    allow; so do records, but never fewer than one in `MAX_LOG_STEPS`.
+
+    Args:
+      steps_per_epoch: training examples / global batch; need not be whole.
+    """
+    epoch = max(1, round(steps_per_epoch))
+    return dataclasses.replace(
+      self,
+      log_every_steps=self.log_every_steps or min(epoch, MAX_LOG_STEPS),
+      eval_every_steps=self.eval_every_steps or epoch,
+      checkpoint_every_steps=self.checkpoint_every_steps or epoch,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +139,7 @@ class Experiment:
   """A training run, assembled.
 
   Attributes:
-    options: see `TrainingOptions`.
+    options: see `TrainingOptions`; without zeros for "once an epoch".
     batch_size: global batch.
     num_steps: updates of the whole run.
     steps_per_epoch: training examples / global batch.
@@ -185,10 +203,10 @@ def make_update(
     num_classes, num_channels, num_examples: of the training split.
 
   Raises:
-    UserError: for numbers that make no sense, or a batch that cannot be
+    UserError: for values that make no sense, or a batch that cannot be
       divided.
   """
-  _check_numbers(config)
+  ranges.check_config(config)
   optimizer = _make_optimizer(config, num_examples)
   device_mesh = _make_training_mesh(config, devices)
   options = InputOptions(**config['data'])
@@ -385,32 +403,47 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
 
 
 def make_statistics_pass(
-  config: dict, data_dir: str | None, dataset: str, split: str, seed: int
+  config: dict,
+  num_classes: int,
+  num_channels: int,
+  data_dir: str | None,
+  dataset: str,
+  split: str,
+  seed: int,
 ) -> StatisticsPass:
   """Assembles the mini-batches, as large and as distorted as in training.
 
+  Labels have no influence, so that another data set may have other classes.
+
   Args:
     config: of the run.
+    num_classes, num_channels: that its network is for.
     data_dir: where TFDS data sets are; None: TFDS's default.
     dataset, split: usually those of training; others adapt the statistics to
       another domain (Section 5).
     seed: of order and distortions.
 
   Raises:
-    UserError: if the data are missing, or the batch cannot be divided.
+    UserError: if the data are missing or of other channels, or the batch cannot
+      be divided.
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
   device_mesh = _make_training_mesh(config, jax.devices())
   source = open_split(config, dataset, split, data_dir)
+  if source.num_channels != num_channels:
+    raise UserError(
+      f'{source.name} has images of {source.num_channels} channels and the '
+      f'network takes {num_channels}: take statistics from another data set'
+    )
   options = InputOptions(**config['data'])
   # Refuses what would otherwise fail at the first batch.
   epoch_order(len(source), options.num_shards, options.shuffle, seed, 0)
-  model = make_model(config, len(source.class_names))
+  model = make_model(config, num_classes)
   return StatisticsPass(
     step=steps.make_statistics_step(
       device_mesh,
       model=model.clone(train=True, axis_name=mesh.MEMBER),
-      prepare=_training_input(config, source.num_channels),
+      prepare=_training_input(config, num_channels),
     ),
     batches=lambda num_batches: DeviceBatches(
       training_batches(source, options, batch_size, seed, 0, num_batches),
@@ -429,8 +462,10 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     data_dir: where TFDS data sets are; None: TFDS's default.
 
   Raises:
-    UserError: for data that are missing, or a batch that cannot be divided.
+    UserError: for values that make no sense, data that are missing or whose
+      splits do not fit each other, or a batch that cannot be divided.
   """
+  ranges.check_config(config)  # before data are opened
   batch_size, seed = config['batch_size'], config['seed']
   names = config['source']
   source = open_split(config, names['dataset'], names['train_split'], data_dir)
@@ -445,17 +480,24 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   eval_source = open_split(
     config, names['dataset'], names['eval_split'], data_dir
   )
+  _check_splits(names, source, eval_source)
   evaluator = make_evaluator(config, eval_source, device_mesh)
-  options = TrainingOptions(**config['training'])
-  input_options = InputOptions(**config['data'])
   steps_per_epoch = len(source) / batch_size
-  num_steps = max(1, round(options.num_epochs * steps_per_epoch))
+  options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
+  input_options = InputOptions(**config['data'])
+  num_steps = _count_steps(options.num_epochs, steps_per_epoch)
   _check_shared_memory(config, source, evaluator, num_steps)
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
   statistics_pass = None
   if options.population_batches and config['model']['use_batch_norm']:
     statistics_pass = make_statistics_pass(
-      config, data_dir, names['dataset'], names['train_split'], seed
+      config,
+      len(source.class_names),
+      source.num_channels,
+      data_dir,
+      names['dataset'],
+      names['train_split'],
+      seed,
     )
   return Experiment(
     options=options,
@@ -490,6 +532,16 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   )
 
 
+def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
+  num_steps = max(1, round(num_epochs * steps_per_epoch))
+  if num_steps > _MAX_STEPS:
+    raise UserError(
+      f'training.num_epochs {num_epochs:g} is {num_steps:,} updates: at most '
+      f'{_MAX_STEPS:,} can be counted'
+    )
+  return num_steps
+
+
 def examples_sharing_statistics(config: dict) -> int:
   """How many examples share batch statistics in training; 0 without BN."""
   if not config['model']['use_batch_norm']:
@@ -511,22 +563,35 @@ def open_split(
   return source
 
 
-def _check_numbers(config: dict) -> None:
-  """Refuses what would otherwise fail only after the first steps."""
-  for name, lowest in (('seed', 0), ('batch_size', 1), ('eval_batch_size', 1)):
-    if config[name] < lowest:
-      raise UserError(f'{name} must be at least {lowest}, got {config[name]}')
+def _check_splits(names: dict, source: Source, eval_source: Source) -> None:
+  different = data_facts.first_difference(
+    data_facts.describe_network(source),
+    data_facts.describe_network(eval_source),
+  )
+  if different:
+    raise UserError(
+      f'the splits {names["train_split"]} and {names["eval_split"]} of '
+      f'{source.name} are of other classes or images ({different}): give splits '
+      'that fit each other'
+    )
 
 
 def _make_training_mesh(
   config: dict, devices: Sequence[jax.Device]
 ) -> jax.sharding.Mesh:
-  has_batch_norm = config['model']['use_batch_norm']
+  norm_batch_size, fewest = 0, 1
+  if config['model']['use_batch_norm']:
+    norm_batch_size = config['norm_batch_size']
+    # Section 3: a variance needs m > 1 values.
+    model = make_model(config, num_classes=1)
+    if model.fewest_values(config['data']['image_size']) == 1:
+      fewest = 2
   return mesh.make_training_mesh(
     devices,
     config['batch_size'],
-    config['norm_batch_size'] if has_batch_norm else 0,
+    norm_batch_size,
     config['optimizer']['accumulate_steps'],
+    fewest,
   )
 
 

@@ -25,6 +25,7 @@ def start_from_checkpoint(
   path: str,
   config: dict,
   class_names: tuple[str, ...],
+  num_channels: int,
   sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
   """A run's initial state with the weights and statistics of a checkpoint.
@@ -38,7 +39,7 @@ def start_from_checkpoint(
     state: before the first update.
     path: of the checkpoint.
     config: of the run, as JSON gives it back: lists, not tuples.
-    class_names: of the run.
+    class_names, num_channels: of the run's data.
     sharding: of every array.
 
   Returns:
@@ -48,7 +49,7 @@ def start_from_checkpoint(
     UserError: if there is no such checkpoint, if it is of another network, or
       if its numbers are no weights: see `import_weights.check_values`.
   """
-  _check_same_network(path, config)
+  _check_same_network(path, config, num_channels)
   saved, description = _read(path, sharding)
   names = tuple(description['class_names'])
   is_same_task = names == class_names
@@ -73,13 +74,16 @@ def start_from_checkpoint(
   return started, f'{path} ({what})'
 
 
-def check_first_weights(path: str, config: dict) -> None:
+def check_first_weights(path: str, config: dict, num_channels: int) -> None:
   """Refuses a checkpoint that `start_from_checkpoint` would, and reads it all.
+
+  Args:
+    path, config, num_channels: see `start_from_checkpoint`.
 
   Raises:
     UserError: as `start_from_checkpoint`.
   """
-  _check_same_network(path, config)
+  _check_same_network(path, config, num_channels)
   _read(path, mesh.replicated(mesh.make_evaluation_mesh(jax.devices())))
 
 
@@ -101,8 +105,13 @@ def _read(
   return saved, description
 
 
-def _check_same_network(path: str, config: dict) -> None:
+def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Compares what decides which function of the image the weights are of.
+
+  Args:
+    path: of the checkpoint.
+    config: of the run.
+    num_channels: of the run's images.
 
   Raises:
     UserError: if there is no such checkpoint, or it is of another network.
@@ -114,11 +123,18 @@ def _check_same_network(path: str, config: dict) -> None:
       for key, value in config['model'].items()
       if key not in _FREE_TO_CHANGE
     }
-    scaling = config['input_scaling']
-    return flatten({'model': model, 'input_scaling': scaling})
+    return flatten(
+      {
+        'architecture': config['architecture'],
+        'model': model,
+        'input_scaling': config['input_scaling'],
+      }
+    )
 
-  saved = checkpoint.read_description(path)['config']
-  theirs, ours = function_options(saved), function_options(config)
+  saved = checkpoint.read_description(path)
+  theirs, ours = function_options(saved['config']), function_options(config)
+  theirs['colour channels'] = saved['num_channels']
+  ours['colour channels'] = num_channels
   different = [
     f'{key} is {theirs.get(key, "absent")} and not {ours.get(key, "absent")}'
     for key in sorted(theirs.keys() | ours.keys())

@@ -28,7 +28,7 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import crops, images, resizing, shared_memory
+from bn_inception import crops, images, ranges, resizing, shared_memory
 from bn_inception.errors import UserError, check_choice, writing
 from bn_inception.order import SHUFFLES, epoch_order
 from bn_inception.sources import UNREADABLE, Source, check_machine
@@ -85,16 +85,7 @@ class InputOptions:
       ('on_bad_image', ON_BAD_IMAGE),
     ):
       check_choice(f'data.{name}', getattr(self, name), valid)
-    for name, lowest in (
-      ('image_size', 1),
-      ('num_shards', 1),
-      ('num_workers', 0),
-      ('prefetch', 1),
-    ):
-      if getattr(self, name) < lowest:
-        raise UserError(
-          f'data.{name} must be at least {lowest}, got {getattr(self, name)}'
-        )
+    ranges.check_section('data', dataclasses.asdict(self))
 
   @property
   def is_random(self) -> bool:

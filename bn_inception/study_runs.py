@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_inception import logbook, run_directory
+from bn_inception import logbook, ranges, run_directory
 from bn_inception.errors import UserError
 from configs import compose, paper, studies
 from configs.studies import Arm, Study
@@ -200,7 +200,7 @@ def make_run(
     code: hash of the code.
 
   Raises:
-    UserError: if there is no such task.
+    UserError: if there is no such task, or for a value that its key cannot have.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
   module = importlib.import_module(f'configs.{arm.config}')
@@ -215,6 +215,7 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
+  ranges.check_config(config)
   identity = f'{code}-{values_hash(config)}'
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]
   return Run(

@@ -10,6 +10,7 @@ import jax
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   distributed,
   logbook,
   mesh,
@@ -63,16 +64,26 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
+  source, split = experiment.source, config['source']['train_split']
+  data = data_facts.describe(source, split)
   if config['init_from'] and not _checkpoint_steps(workdir):
-    check_first_weights(config['init_from'], config)  # before a folder is made
+    # Before a folder is made.
+    check_first_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
-    run = run_directory.open_run(workdir, config, experiment.source.origin())
+    run = run_directory.open_run(workdir, config, data)
     distributed.from_first(lambda: stack.enter_context(run))
     finished = distributed.from_first(lambda: _diverged_result(workdir))
     if finished:
       _print_result(finished, workdir)
       return finished
-    state = _create_or_restore(config, experiment, workdir)
+    path = distributed.from_first(lambda: _choose_checkpoint(workdir))
+    if path is not None:
+      saved = checkpoint.read_description(path)
+      run_directory.check_same_run(path, saved, config, data)
+    distributed.from_first(
+      lambda: run_directory.record_start(workdir, config, data, source.origin())
+    )
+    state = _create_or_restore(config, experiment, path)
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
@@ -128,10 +139,9 @@ def _diverged_result(workdir: str) -> dict | None:
 
 
 def _create_or_restore(
-  config: dict, experiment: Experiment, workdir: str
+  config: dict, experiment: Experiment, path: str | None
 ) -> TrainState:
   replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  path = distributed.from_first(lambda: _choose_checkpoint(workdir))
   if path is None:
     state = experiment.create_state()
     if config['init_from']:
@@ -140,17 +150,11 @@ def _create_or_restore(
         config['init_from'],
         config,
         experiment.source.class_names,
+        experiment.source.num_channels,
         replicated,
       )
       print(f'first weights  {taken}')
     return state
-  saved = checkpoint.read_description(path)['config']
-  changed = run_directory.differences(saved, config)
-  if changed:
-    raise UserError(
-      f'{path} was made with another config ({"; ".join(changed)}): give another '
-      '--workdir'
-    )
   print(f'resuming from {path}')
   return checkpoint.restore(
     path, experiment.evaluator.abstract_state, replicated
@@ -363,10 +367,10 @@ class _Run:
 
 def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
+  split = config['source']['train_split']
   return {
     'config': config,
-    'class_names': list(experiment.evaluator.source.class_names),
-    'num_channels': experiment.evaluator.source.num_channels,
+    **data_facts.describe(experiment.source, split),
   }
 
 
@@ -381,6 +385,9 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   shared = examples_sharing_statistics(config)
   if accumulate_steps > 1:
     micro_batches = f' in {accumulate_steps} micro-batches'
+  shards = f', {data["num_shards"]} shards'
+  if data['shuffle'] == 'global':
+    shards = ''
   device = jax.devices()[0].device_kind
   processes = ''
   if jax.process_count() > 1:
@@ -395,7 +402,7 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     if shared
     else 'none',
     'order': (
-      f'{data["shuffle"]}, {data["num_shards"]} shards: '
+      f'{data["shuffle"]}{shards}: '
       f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
       'meet again in the next epoch'
     ),

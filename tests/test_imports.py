@@ -7,6 +7,7 @@ import pytest
 
 FLOORS = [
   {'errors'},
+  {'ranges'},
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
     'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
@@ -15,8 +16,8 @@ FLOORS = [
     'sources.source',
   },
   {
-    'claims_transform', 'convolution', 'images', 'import_weights.files',
-    'sources.built_in', 'sources.folders', 'sources.prepared',
+    'claims_transform', 'convolution', 'data_facts', 'images',
+    'import_weights.files', 'sources.built_in', 'sources.folders', 'sources.prepared',
   },
   {'layers', 'pooling', 'sources.in_memory'},
   {'inception', 'perceptron', 'sources'},
