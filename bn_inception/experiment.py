@@ -38,7 +38,7 @@ from bn_inception.input_pipeline import (
   training_load,
 )
 from bn_inception.optimizer import Optimizer, make_optimizer
-from bn_inception.order import epoch_order, met_again_fraction
+from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
@@ -436,8 +436,10 @@ def make_statistics_pass(
       f'network takes {num_channels}: take statistics from another data set'
     )
   options = InputOptions(**config['data'])
-  # Refuses what would otherwise fail at the first batch.
-  epoch_order(len(source), options.num_shards, options.shuffle, seed, 0)
+  if options.num_shards > len(
+    source
+  ):  # a smaller data set than that of training
+    options = dataclasses.replace(options, shuffle='global')
   model = make_model(config, num_classes)
   return StatisticsPass(
     step=steps.make_statistics_step(

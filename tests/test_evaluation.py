@@ -262,11 +262,6 @@ def test_what_needs_no_result_is_refused_before_anything_runs(described):
       {},
       'one split, and runs/1 has test and runs/5 has train: choose',
     ),
-    (
-      [described('runs/6', data__num_shards=2000)],
-      {'statistics': 'both'},
-      'data.num_shards 2000 must be between 1 and',
-    ),
   ):
     with pytest.raises(UserError, match=message):
       evaluation.prepare([first, *others], EvaluationOptions(**options))
@@ -389,6 +384,21 @@ def test_statistics_may_be_of_other_classes_but_not_of_other_channels(
     make_statistics_pass(
       digits_config, 10, 1, None, 'synthetic', 'train', seed=0
     )
+
+
+def test_statistics_of_fewer_examples_than_shards_are_shuffled_globally(
+  digits_config,
+):
+  arguments = 10, 1, None, 'digits', 'train', 0
+
+  def first_indices():
+    (batch,) = make_statistics_pass(digits_config, *arguments).batches(1)
+    return np.asarray(batch['index'])
+
+  digits_config['data'].update(num_shards=2000, shuffle='shards')
+  found = first_indices()
+  digits_config['data'].update(num_shards=4, shuffle='global')
+  np.testing.assert_array_equal(found, first_indices())
 
 
 def test_missing_runs_are_named(tmp_path):

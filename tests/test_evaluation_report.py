@@ -112,7 +112,9 @@ def described(monkeypatch):
   config = compose.preset('bn_x5', 'fashion_mnist').to_dict()
   description = {
     'config': json.loads(json.dumps(config)),
-    'class_names': make_source('fashion_mnist', 'test', TFDS_DIR).class_names,
+    'class_names': list(
+      make_source('fashion_mnist', 'test', TFDS_DIR).class_names
+    ),
     'num_channels': 1,
   }
   # Nothing is restored, and tracing the network for its shapes takes a second.
