@@ -21,7 +21,7 @@ from absl import flags
 
 from bn_inception import claims_networks, claims_transform, command_line
 from bn_inception.claims_transform import Claim
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_writable
 from bn_inception.run_directory import manifest, write_json
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
@@ -241,6 +241,9 @@ def check_and_report(
     output = DEFAULT_OUTPUT
     if only is not None:
       output = f'{os.path.splitext(output)[0]}_{only}.json'
+  for path, flag in ((output, '--output'), (markdown, '--markdown')):
+    if path is not None:
+      check_writable(path, f'give another {flag}')
   results = []
   for function in functions:
     results.append(run_one(function))

@@ -75,6 +75,7 @@ def run(
     arguments.insert(1, f'--config={default_config}')
 
   def guarded(remaining: list[str]) -> None:
+    host.allow_open_files()
     if len(remaining) > 1:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
@@ -139,16 +140,26 @@ def _leave_processes(error: Exception) -> None:
 
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
   """['--images', 'a', 'b'] -> ['--images=a', '--images=b']."""
-  repeated, current = [], None
-  for argument in arguments:
+  repeated, current, has_values = [], None, True
+  # A last flag, which is left out again, closes the one before it.
+  for argument in (*arguments, '--'):
     if not argument.startswith('-'):
       repeated.append(f'--{current}={argument}' if current else argument)
+      has_values = True
       continue
+    if not has_values:
+      _stop(f'--{current} needs a value or several: {_example(current)}')
     name, equals, _ = argument.lstrip('-').partition('=')
     current = name if name in names else None
-    if current is None or equals:
+    has_values = current is None or bool(equals)
+    if has_values:
       repeated.append(argument)
-  return repeated
+  return repeated[:-1]
+
+
+def _example(name: str) -> str:
+  """Of a flag: what its description ends with, before what absl adds."""
+  return flags.FLAGS[name].help.rpartition('Example: ')[2].partition(';')[0]
 
 
 def run_one_of(

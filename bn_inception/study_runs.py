@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_inception import logbook, run_directory
+from bn_inception import logbook, ranges, run_directory
 from bn_inception.errors import UserError
 from bn_inception.steps import RESULTS_VERSION
 from configs import compose, paper, studies
@@ -211,7 +211,7 @@ def make_run(
     values: replace those of the arm.
 
   Raises:
-    UserError: if there is no such task.
+    UserError: if there is no such task, or for a value that its key cannot have.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
   module = importlib.import_module(f'configs.{arm.config}')
@@ -226,6 +226,7 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
+  ranges.check_config(config)
   values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]
   return Run(

@@ -10,6 +10,7 @@ import jax
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   distributed,
   logbook,
   mesh,
@@ -30,7 +31,7 @@ from bn_inception.experiment import (
 )
 from bn_inception.host import release_memory
 from bn_inception.initial_weights import (
-  check_same_network,
+  check_first_weights,
   start_from_checkpoint,
 )
 from bn_inception.input_pipeline import DeviceBatches
@@ -68,16 +69,26 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
+  source, split = experiment.source, config['source']['train_split']
+  data = data_facts.describe(source, split)
   if config['init_from'] and not _checkpoint_steps(workdir):
-    check_same_network(config['init_from'], config)  # before a folder is made
+    # Before a folder is made.
+    check_first_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
-    run = run_directory.open_run(workdir, config, experiment.source.origin())
+    run = run_directory.open_run(workdir, config, data)
     distributed.from_first(lambda: stack.enter_context(run))
     finished = distributed.from_first(lambda: _diverged_result(workdir))
     if finished:
       _print_result(finished, workdir)
       return finished
-    state = _create_or_restore(config, experiment, workdir)
+    path = distributed.from_first(lambda: _choose_checkpoint(workdir))
+    if path is not None:
+      saved = checkpoint.read_description(path)
+      run_directory.check_same_run(path, saved, config, data)
+    distributed.from_first(
+      lambda: run_directory.record_start(workdir, config, data, source.origin())
+    )
+    state = _create_or_restore(config, experiment, path)
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
@@ -139,10 +150,9 @@ def _diverged_result(workdir: str) -> dict | None:
 
 
 def _create_or_restore(
-  config: dict, experiment: Experiment, workdir: str
+  config: dict, experiment: Experiment, path: str | None
 ) -> TrainState:
   replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  path = distributed.from_first(lambda: _choose_checkpoint(workdir))
   if path is None:
     state = experiment.create_state()
     if config['init_from']:
@@ -151,17 +161,11 @@ def _create_or_restore(
         config['init_from'],
         config,
         experiment.source.class_names,
+        experiment.source.num_channels,
         replicated,
       )
       print(f'first weights  {taken}')
     return state
-  saved = checkpoint.read_description(path)['config']
-  changed = run_directory.differences(saved, config)
-  if changed:
-    raise UserError(
-      f'{path} was made with another config ({"; ".join(changed)}): give another '
-      '--workdir'
-    )
   print(f'resuming from {path}')
   return checkpoint.restore(
     path, experiment.evaluator.abstract_state, replicated
@@ -294,7 +298,8 @@ class _Run:
       raise UserError(
         f'after step {step} devices that hold the same arrays differ in '
         f'{len(differing)} of them, such as {differing[0]}: a device or a link '
-        'computes wrongly; the run resumes from the checkpoint before'
+        'computes wrongly: give the same command again, which resumes from the '
+        'newest checkpoint, or starts over if there is none'
       )
 
   def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
@@ -388,10 +393,10 @@ class _Run:
 
 def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
+  split = config['source']['train_split']
   return {
     'config': config,
-    'class_names': list(experiment.evaluator.source.class_names),
-    'num_channels': experiment.evaluator.source.num_channels,
+    **data_facts.describe(experiment.source, split),
   }
 
 
@@ -406,12 +411,16 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   shared = examples_sharing_statistics(config)
   if accumulate_steps > 1:
     micro_batches = f' in {accumulate_steps} micro-batches'
+  shards = f', {data["num_shards"]} shards'
+  if data['shuffle'] == 'global':
+    shards = ''
   device = jax.devices()[0].device_kind
   processes = ''
   if jax.process_count() > 1:
     processes = f', in {jax.process_count()} processes'
   lines = {
     'run': config['name'],
+    'data': '\n'.join(_describe_data(config['source'], experiment)),
     'devices': f'{jax.device_count()} x {device}{processes}',
     'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
@@ -419,7 +428,7 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     if shared
     else 'none',
     'order': (
-      f'{data["shuffle"]}, {data["num_shards"]} shards: '
+      f'{data["shuffle"]}{shards}: '
       f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
       'meet again in the next epoch'
     ),
@@ -439,6 +448,21 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   }
   for name, value in lines.items():
     print(f'{name:14} {value}')
+
+
+def _describe_data(names: dict, experiment: Experiment) -> list[str]:
+  """What was found, and what was left out, one line each."""
+  train, evaluated = experiment.source, experiment.evaluator.source
+  sources = {names['train_split']: train, names['eval_split']: evaluated}
+  return [
+    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
+    f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
+    *(
+      f'{"":14} {split}: {remark}'
+      for split, source in sources.items()
+      for remark in source.remarks()
+    ),
+  ]
 
 
 def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:

@@ -92,7 +92,23 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert results[0]['top1'] == results[1]['top1'] > 80.0
   assert results[0]['loss'] == results[1]['loss']
 
-  # The second program, on the same run.
+  # The second program, on the same run: refused before it runs, and run.
+  refused = run([*EVAL, f'--workdir={whole}', '--output=eval.py/x.json'])
+  assert refused.returncode == 2 and 'top-1' not in refused.stdout
+  assert refused.stderr.startswith('error: eval.py/x.json cannot be written')
+  saved = tmp_path / 'new' / 'a.npz'
+  paths = [str(whole / 'checkpoints' / step) for step in ('135', '180')]
+  ensemble = run(
+    [
+      *EVAL, '--checkpoint', *paths, f'--output={tmp_path}/new/a.json',
+      f'--save_predictions={saved}',
+    ]
+  )  # fmt: skip
+  assert ensemble.returncode == 0, ensemble.stderr
+  written = sorted(path.name for path in saved.parent.iterdir())
+  assert written == ['a.csv', 'a.json', 'a.npz']
+  values = json.loads((tmp_path / 'new' / 'a.json').read_text())
+  assert [member['checkpoint'] for member in values['members']] == paths
   evaluated = run([*EVAL, f'--workdir={whole}'])
   assert evaluated.returncode == 0, evaluated.stderr
   values = json.loads((whole / 'evaluation_test_180.json').read_text())
@@ -210,6 +226,22 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     (
       [*EVAL, '--images', 'a.jpg', '--checkpoint=tests', '--real'],
       '--images has no use for --real: leave it out',
+    ),
+    (
+      [*EVAL, '--images', '--fold'],
+      '--images needs a value or several: --images a.jpg b.png',
+    ),
+    (
+      [*EVAL, '--predictions'],
+      '--predictions needs a value or several: --predictions a.npz b.npz',
+    ),
+    (
+      [*EVAL, '--predictions', 'a.npz', '--output=a.npz'],
+      'a.npz would be two files in one: give another --output',
+    ),
+    (
+      [*EVAL, '--predictions', 'a.npz', '--output=eval.py/x.json'],
+      'eval.py/x.json cannot be written (Not a directory): give another',
     ),
     (
       [*TRAIN, '--init_from=/no/9'],
