@@ -1,5 +1,10 @@
 """Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import os
 import sys
 from collections.abc import Sequence

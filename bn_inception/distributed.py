@@ -71,6 +71,9 @@ def initialize(
     )
   elif num_processes == 1:
     return
+  who = 'process' if process_id is None else f'process {process_id}'
+  at = f' at {coordinator_address}' if coordinator_address else ''
+  print(f'{who}: waiting for the others{at} ...', flush=True)
   try:
     jax.distributed.initialize(
       coordinator_address,

@@ -10,6 +10,11 @@ FLOPs, bytes, collectives. The speed is a roofline, what the peak FLOP/s and the
 memory of the chip allow: real programs reach neither. Needs no data.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import dataclasses
 import importlib.util
 import os

@@ -95,8 +95,14 @@ def write_json(path: str, value: dict, **remedy: str) -> None:
     os.replace(path + '.tmp', path)
 
 
-def read_json(path: str) -> dict:
+def read_json(
+  path: str, remedy: str = 'restore it, or give another --workdir'
+) -> dict:
   """The object in a JSON file.
+
+  Args:
+    path: of the file.
+    remedy: what to do about a damaged file.
 
   Raises:
     UserError: if it is absent or damaged.
@@ -107,13 +113,9 @@ def read_json(path: str) -> dict:
   except FileNotFoundError as error:
     raise UserError(f'{path} does not exist') from error
   except ValueError as error:  # no JSON, or not even text
-    raise UserError(
-      f'{path} is damaged ({error}): restore it, or give another --workdir'
-    ) from error
+    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
   if not isinstance(value, dict):
-    raise UserError(
-      f'{path} is damaged (no object): restore it, or give another --workdir'
-    )
+    raise UserError(f'{path} is damaged (no object): {remedy}')
   return value
 
 

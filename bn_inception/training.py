@@ -43,6 +43,11 @@ PAPER_BATCH_SIZE = 32
 # The host must not run further ahead: batches would pile up on the devices, and
 # waiting for them could not be told from waiting for input.
 MAX_STEPS_AHEAD = 2
+_SECONDS_BETWEEN_DRAWINGS = 30.0  # of the learning curve, at least
+_STOP_PROMISE = (
+  'stopping after the step or evaluation in progress, which is saved; Ctrl-C '
+  'again ends the run at once'
+)
 
 
 def train_and_evaluate(
@@ -87,7 +92,7 @@ def train_and_evaluate(
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
-      StopRequests() as stop_requests,
+      StopRequests(_STOP_PROMISE) as stop_requests,
       checkpoint.open_checkpoints(
         os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
         options.keep_last_checkpoints,
@@ -99,8 +104,8 @@ def train_and_evaluate(
       ) as display,
     ):
       run = _Run(
-        config, experiment, checkpoints, book, display, stop_requests,
-        entry_time,
+        config, workdir, experiment, checkpoints, book, display,
+        stop_requests, entry_time,
       )  # fmt: skip
       run.train(state)
     result = distributed.from_first(
@@ -117,10 +122,16 @@ def _write_result(
   run_directory.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
+  _draw_learning_curve(records, workdir, config)
+  return result
+
+
+def _draw_learning_curve(
+  records: list[dict], workdir: str, config: dict
+) -> None:
   logbook.draw_learning_curve(
     records, os.path.join(workdir, 'learning_curve.png'), config['name']
   )
-  return result
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
@@ -179,16 +190,17 @@ class _Run:
   """The loop and its clock. "Step" means updates done."""
 
   def __init__(
-    self, config, experiment, checkpoints, book, display, stop_requests,
-    entry_time,
+    self, config, workdir, experiment, checkpoints, book, display,
+    stop_requests, entry_time,
   ):  # fmt: skip
-    self.config, self.experiment = config, experiment
+    self.config, self.workdir, self.experiment = config, workdir, experiment
     evaluator = experiment.evaluator
     self.eval_step = evaluator.make_eval_step(evaluator.model)
     self.checkpoints, self.book, self.display = checkpoints, book, display
     self.stop_requests, self.entry_time = stop_requests, entry_time
     done = book.records[-1]['seconds'] if book.records else 0.0
     self.start_time = time.monotonic() - done
+    self.next_drawing = time.monotonic() + _SECONDS_BETWEEN_DRAWINGS
 
   @property
   def seconds(self) -> float:
@@ -210,6 +222,7 @@ class _Run:
   def _train_on(self, batches: DeviceBatches, state: TrainState, step: int):
     experiment, options = self.experiment, self.experiment.options
     pending, logged_step, first_step = [], step, step + 1
+    self.display.compiling()
     interval_start = None  # the first interval would measure compilation
     for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
@@ -219,6 +232,7 @@ class _Run:
       step += 1
       if step == first_step:
         self._log_first_step(step, step_metrics)
+        self.stop_requests.begin()
       stop_signal = self.stop_requests.reached(step)
       is_last = step == experiment.num_steps
       is_eval = step % options.eval_every_steps == 0 or is_last
@@ -346,7 +360,19 @@ class _Run:
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
       f'({values["examples"]} examples){note}'
     )
+    if distributed.is_first():
+      self._draw()
     return values['top1']
+
+  def _draw(self) -> None:
+    """The learning curve so far, in at most a hundredth of the time."""
+    start = time.monotonic()
+    if start < self.next_drawing:
+      return
+    _draw_learning_curve(self.book.records, self.workdir, self.config)
+    end = time.monotonic()
+    pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))
+    self.next_drawing = end + pause
 
   def _evaluate_with(self, variables: dict) -> dict[str, float]:
     evaluator = self.experiment.evaluator

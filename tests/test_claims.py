@@ -61,7 +61,7 @@ def test_one_claim_goes_to_a_file_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(claims, 'CLAIMS', (made_up,))
   monkeypatch.chdir(tmp_path)
   claims.check_and_report(only='made_up')
-  written = sorted(path.name for path in (tmp_path / 'results').iterdir())
+  written = sorted(path.name for path in (tmp_path / 'runs').iterdir())
   assert written == ['claims_made_up.json', 'claims_made_up.png']
 
 

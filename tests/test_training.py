@@ -529,6 +529,29 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
   assert result['loss'] is None and result['top1'] == 1.0
 
 
+def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 64
+  config['training'].update(
+    num_epochs=6 * 64 / 1442, eval_every_steps=3, checkpoint_every_steps=6
+  )
+  monkeypatch.setattr(training, '_SECONDS_BETWEEN_DRAWINGS', 0.0)
+  drawn = []
+
+  def draw(records, path, title):
+    drawn.append((records[-1]['kind'], records[-1]['step'], path, title))
+    clock[0] += 1000.0  # it takes long, so that the second one comes later
+
+  clock, now = [0.0], time.monotonic
+  monkeypatch.setattr(time, 'monotonic', lambda: now() + clock[0])
+  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  training.train_and_evaluate(config, str(tmp_path / 'run'))
+  path = str(tmp_path / 'run' / 'learning_curve.png')
+  name = config['name']
+  # Evaluations are at steps 3 and 6; the last one is at the end of the run.
+  assert drawn == [('eval', step, path, name) for step in (3, 6)]
+
+
 def test_what_was_left_out_is_said_at_the_start():
   class Remarkable(ListedImages):
     name = 'pets'

@@ -9,6 +9,11 @@ pytorchcv or TF-Slim, and writes DIR/checkpoints/0, which eval.py takes with
 names them.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import json
 import os
 from functools import partial

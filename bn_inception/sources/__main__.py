@@ -14,6 +14,11 @@ like the original with --data_dir=OUT.
 Each explains its flags with --help.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 from collections.abc import Callable
 
 from absl import flags
