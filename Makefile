@@ -1,7 +1,7 @@
 # make train: trains BN-x5 on digits into runs/digits.  make test: the tests.
 # make test-slow: the longest of them.
-# make test-peers: batch norm and networks against PyTorch and TensorFlow, in an
-#   environment of its own.
+# make test-peers: batch norm, networks and evaluation crops against PyTorch and
+#   TensorFlow, in an environment of its own.
 # make test-distributed: several processes, and the same numbers in every layout.
 # make test-pod: the dry run with the TPU compiler; no TPU is needed.
 # make test-browser: the page of the report in Chromium, Debian's, which it installs

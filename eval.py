@@ -1,7 +1,13 @@
 """Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import os
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -14,12 +20,15 @@ from bn_inception import (
   scores,
 )
 from bn_inception import evaluation_report as report
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.sources import imagenet
 
 CROPS = {
   '1': 'centre',
   '1_of_256': 'short_side',
+  'slim': 'slim',
+  'torchvision': 'torchvision',
+  'caffe': 'caffe',
   '10': 'ten',
   '144': 'googlenet',
 }
@@ -33,7 +42,7 @@ _CHECKPOINT = flags.DEFINE_multi_string(
   'checkpoint',
   [],
   'Folder of one checkpoint, instead of --workdir; several are an ensemble. '
-  'Example: --checkpoint=runs/a/checkpoints/450 --checkpoint=runs/b/checkpoints/450',
+  'Example: --checkpoint runs/a/checkpoints/450 runs/b/checkpoints/450',
 )
 _STEP = flags.DEFINE_integer(
   'step',
@@ -99,9 +108,10 @@ _CROPS = flags.DEFINE_enum(
   'crops',
   None,
   list(CROPS),
-  "Crops of an image to average over; default: the run's rule. 1: its centre, as "
-  'the middle 87.5 %; 1_of_256: as the middle of the short side resized to 256 '
-  "(of 224); 10: AlexNet's; 144: GoogLeNet's. Example: --crops=144",
+  "Crops of an image to average over; default: the run's rule. 1: its centre, a "
+  'square of 87.5 % of the short side; 1_of_256: the middle of the short side '
+  'resized to 256 (of 224); slim, torchvision, caffe: one crop as these take it; '
+  "10: AlexNet's; 144: GoogLeNet's. Example: --crops=144",
 )
 _DTYPE = flags.DEFINE_enum(
   'dtype',
@@ -150,6 +160,8 @@ _OUTPUT = flags.DEFINE_string(
 command_line.define_process_flags()
 flags.adopt_module_key_flags(command_line)
 
+REMEDY = 'give another --output or --save_predictions'
+
 # What each way of using this program has use for.
 _WITH_PREDICTIONS = {'predictions', 'output', 'real'}
 _WITH_IMAGES = {'images', 'checkpoint', 'workdir', 'step', 'crops'}
@@ -186,29 +198,58 @@ def main() -> None:
     ),
     fold=_FOLD.value,
     dtype=_DTYPE.value,
-    is_named=_SAVE_PREDICTIONS.value is not None or _REAL.value,
+    real=_REAL.value,
+    is_named=_SAVE_PREDICTIONS.value is not None,
   )
-  result, found = evaluation.evaluate_checkpoints(paths, options)
-  if _REAL.value:
-    for kind, mean in found.items():
-      result['results'][kind]['real'] = real_summary(mean)
-  report.print_table(result)
-  *_, last = found.values()  # of both statistics, those of the population
-  report.print_worst_classes(last)
+  members = evaluation.prepare(paths, options)
   folder = os.path.dirname(os.path.abspath(paths[0]))
   if not _CHECKPOINT.value:
     folder = _WORKDIR.value
-  output = _OUTPUT.value or report.default_output(result, folder)
-  distributed.from_first(lambda: write(result, last, output))
+  files = {
+    'output': _OUTPUT.value or report.default_output(members, options, folder),
+    'save_predictions': _SAVE_PREDICTIONS.value,
+  }
+  files['by class'] = os.path.splitext(files['output'])[0] + '.csv'
+  distributed.from_first(lambda: check_files(files))
+  result, found = evaluation.evaluate_members(members)
+  report.print_table(result)
+  *_, last = found.values()  # of both statistics, those of the population
+  report.print_worst_classes(last)
+  distributed.from_first(lambda: write(result, last, files))
 
 
-def write(result: dict, last: predictions.Predictions, output: str) -> None:
-  """The files that an evaluation leaves."""
-  report.write_result(result, output)
-  report.write_classes(last, os.path.splitext(output)[0] + '.csv')
-  if _SAVE_PREDICTIONS.value:
-    predictions.save(_SAVE_PREDICTIONS.value, last)
-    print(f'written to {_SAVE_PREDICTIONS.value}')
+def check_files(
+  files: dict[str, str | None], inputs: Sequence[str] = ()
+) -> None:
+  """Refuses files that could not all be written, before the work for them.
+
+  Makes their folders.
+
+  Args:
+    files: by what they are; None: not wanted.
+    inputs: files that are read.
+  """
+  wanted = [path for path in files.values() if path]
+  for path in wanted:
+    check_writable(path, REMEDY)
+  real_paths = [os.path.realpath(path) for path in (*wanted, *inputs)]
+  for path in wanted:
+    if real_paths.count(os.path.realpath(path)) > 1:
+      raise UserError(f'{path} would be two files in one: {REMEDY}')
+  for path in wanted:
+    with writing(path, REMEDY):
+      os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+
+
+def write(
+  result: dict, last: predictions.Predictions, files: dict[str, str | None]
+) -> None:
+  """The files that an evaluation leaves: see `check_files`."""
+  report.write_result(result, files['output'])
+  report.write_classes(last, files['by class'])
+  if files['save_predictions']:
+    predictions.save(files['save_predictions'], last)
+    print(f'written to {files["save_predictions"]}')
 
 
 def refuse_others(name: str, useful: set[str]) -> None:
@@ -216,13 +257,6 @@ def refuse_others(name: str, useful: set[str]) -> None:
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.present and flag.name not in useful:
       raise UserError(f'--{name} has no use for --{flag.name}: leave it out')
-
-
-def real_summary(mean: predictions.Predictions) -> dict:
-  """By ReaL labels: see `scores.label_set_summary`."""
-  return scores.label_set_summary(
-    mean.log_probabilities, imagenet.real_labels(mean.names)
-  )
 
 
 def classify(paths: list[str]) -> None:
@@ -240,6 +274,7 @@ def classify(paths: list[str]) -> None:
 
 def evaluate_predictions() -> None:
   """The mean of saved predictions, and each of them alone."""
+  check_files({'output': _OUTPUT.value}, inputs=_PREDICTIONS.value)
   members = [predictions.load(path) for path in _PREDICTIONS.value]
   for member in members:
     alone = scores.summary(member.log_probabilities, member.labels)
@@ -249,7 +284,10 @@ def evaluate_predictions() -> None:
   mean = predictions.average(members)
   result = scores.summary(mean.log_probabilities, mean.labels)
   if _REAL.value:
-    result['real'] = real_summary(mean)
+    result['real'] = scores.label_set_summary(
+      mean.log_probabilities,
+      imagenet.real_labels(mean.names, mean.class_names),
+    )
   print(f'mean of {len(members)}, {result["examples"]:,} examples')
   report.print_accuracies([result])
   report.print_worst_classes(mean)
@@ -260,4 +298,4 @@ def evaluate_predictions() -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main, of_several=('images', 'predictions'))
+  command_line.run(main, of_several=('images', 'predictions', 'checkpoint'))

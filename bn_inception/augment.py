@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bn_inception import ranges
 from bn_inception.errors import UserError
 
 Array = jax.Array
@@ -67,14 +68,16 @@ def scale_image(
         f'input_scaling.{name} has {len(values)} values: give one, or one for '
         f'each of {num_channels} channels'
       )
+  ranges.check_section(
+    'input_scaling',
+    {
+      'value_range': value_range,
+      'mean': mean,
+      'std': std,
+      'binary_threshold': binary_threshold,
+    },
+  )
   low, high = value_range
-  if low == high or 0.0 in std:
-    raise UserError('input_scaling must not divide by zero, nor make all equal')
-  if not 0.0 <= binary_threshold <= 255.0:
-    raise UserError(
-      'input_scaling.binary_threshold must be between 0 and 255, got '
-      f'{binary_threshold}'
-    )
   if binary_threshold:
     image = jnp.where(image >= binary_threshold, 255.0, 0.0)
   if channel_order == 'bgr':

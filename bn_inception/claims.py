@@ -6,6 +6,11 @@ Prints what the paper says, what was measured and whether it held; writes the
 numbers as JSON and figures beside it. Takes a minute on two cores.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import math
 import os
 import time
@@ -16,7 +21,7 @@ from absl import flags
 
 from bn_inception import claims_networks, claims_transform, command_line
 from bn_inception.claims_transform import Claim
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_writable
 from bn_inception.run_directory import manifest, write_json
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
@@ -33,7 +38,7 @@ CLAIMS: tuple[Callable[[], Claim], ...] = (
   claims_networks.jacobian_singular_values,
   claims_networks.batch_mates,
 )
-DEFAULT_OUTPUT = 'results/claims.json'
+DEFAULT_OUTPUT = 'runs/claims.json'
 
 
 class Result(NamedTuple):
@@ -179,8 +184,13 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
   lines = [
     '# The claims of Sections 1 to 3, measured',
     '',
-    'Written by `python -m bn_inception.claims --markdown=docs/claims.md`, which',
-    'runs one small experiment per statement: perceptrons on the digits of',
+    'Written by',
+    '',
+    '```',
+    'python -m bn_inception.claims --output=results/claims.json --markdown=docs/claims.md',
+    '```',
+    '',
+    'which runs one small experiment per statement: perceptrons on the digits of',
     'scikit-learn, or made-up data. The criterion decides; what does not hold is',
     'reported as such. Timings are of the machine that ran it.',
     '',
@@ -216,8 +226,8 @@ def check_and_report(
 
   Args:
     only: the name of one; None: all.
-    output: path of the JSON file; None: results/claims.json, or
-      results/claims_NAME.json for one.
+    output: path of the JSON file; None: `DEFAULT_OUTPUT`, or
+      runs/claims_NAME.json for one.
     markdown: path of a page to write; None: no page.
 
   Raises:
@@ -231,6 +241,9 @@ def check_and_report(
     output = DEFAULT_OUTPUT
     if only is not None:
       output = f'{os.path.splitext(output)[0]}_{only}.json'
+  for path, flag in ((output, '--output'), (markdown, '--markdown')):
+    if path is not None:
+      check_writable(path, f'give another {flag}')
   results = []
   for function in functions:
     results.append(run_one(function))
@@ -263,7 +276,7 @@ def define_flags() -> None:
     'output',
     None,
     f'JSON file to write, figures beside it; default: {DEFAULT_OUTPUT}, or '
-    'results/claims_NAME.json with --only. Example: --output=claims.json',
+    'runs/claims_NAME.json with --only. Example: --output=claims.json',
   )
   flags.DEFINE_string(
     'markdown',

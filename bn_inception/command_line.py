@@ -4,6 +4,7 @@ import glob
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed, host
+from bn_inception import distributed, host, interruption
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 
@@ -48,7 +49,7 @@ def run(
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
-  run that was asked to stop; 1 for a defect, which keeps its traceback.
+  program that was asked to stop; 1 for a defect, which keeps its traceback.
 
   Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
   where $JAX_COMPILATION_CACHE_DIR says.
@@ -59,6 +60,7 @@ def run(
       flag itself would be loaded, and fail, before this function is called.)
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
+  interruption.watch()
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -73,13 +75,15 @@ def run(
     arguments.insert(1, f'--config={default_config}')
 
   def guarded(remaining: list[str]) -> None:
+    host.allow_open_files()
     if len(remaining) > 1:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
       if 'process_id' in flags.FLAGS:
         _join_processes()
-      if not jax.distributed.is_initialized():  # those may wait in a step
-        host.keep_memory()
+      if not jax.distributed.is_initialized():
+        host.keep_memory()  # others may wait in a step
+        interruption.watch(can_unwind=True)  # others would wait for each other
       main()
     except UserError as error:
       _leave_processes(error)
@@ -87,6 +91,9 @@ def run(
     except Interrupted as interrupted:
       print(interrupted)
       raise SystemExit(128 + interrupted.signal_number) from interrupted
+    except KeyboardInterrupt as interrupt:
+      interruption.await_answer()
+      raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
       raise
@@ -133,16 +140,26 @@ def _leave_processes(error: Exception) -> None:
 
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
   """['--images', 'a', 'b'] -> ['--images=a', '--images=b']."""
-  repeated, current = [], None
-  for argument in arguments:
+  repeated, current, has_values = [], None, True
+  # A last flag, which is left out again, closes the one before it.
+  for argument in (*arguments, '--'):
     if not argument.startswith('-'):
       repeated.append(f'--{current}={argument}' if current else argument)
+      has_values = True
       continue
+    if not has_values:
+      _stop(f'--{current} needs a value or several: {_example(current)}')
     name, equals, _ = argument.lstrip('-').partition('=')
     current = name if name in names else None
-    if current is None or equals:
+    has_values = current is None or bool(equals)
+    if has_values:
       repeated.append(argument)
-  return repeated
+  return repeated[:-1]
+
+
+def _example(name: str) -> str:
+  """Of a flag: what its description ends with, before what absl adds."""
+  return flags.FLAGS[name].help.rpartition('Example: ')[2].partition(';')[0]
 
 
 def run_one_of(
@@ -174,10 +191,16 @@ def _parse(arguments: list[str]) -> list[str]:
     if 'config' in flags.FLAGS:
       flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
     return remaining
+  except SystemExit as shown:  # absl's --help ends with 1
+    raise SystemExit(0) from shown
   except flags.Error as error:
     _stop(f'{error}; see --help')
   except (AttributeError, KeyError) as error:  # an override of no such key
-    _stop(_explain_unknown_key(arguments) or str(error))
+    _stop(
+      _explain_file_without_config(arguments)
+      or _explain_unknown_key(arguments)
+      or str(error)
+    )
   except OSError:  # ml_collections found no such file
     _stop(_explain_missing_config(arguments))
   except SyntaxError as error:
@@ -212,12 +235,32 @@ def _explain_missing_config(arguments: list[str]) -> str:
   given = next(
     (a for a in arguments if re.match('--?config(=|$)', a)), '--config'
   )
-  tables = ('__init__', 'paper', 'compose')
-  names = sorted(
-    path for path in glob.glob('configs/*.py')
-    if os.path.splitext(os.path.basename(path))[0] not in tables
-  )  # fmt: skip
-  return f'{given}: no such config file; there are {", ".join(names)}'
+  return f'{given}: no such config file; {_describe_config_files()}'
+
+
+def _explain_file_without_config(arguments: list[str]) -> str | None:
+  """For '--config=configs/paper.py', which holds tables."""
+  for argument, following in itertools.pairwise([*arguments, '']):
+    name, equals, path = argument.lstrip('-').partition('=')
+    path = (path if equals else following).partition(':')[0]
+    if name != 'config' or not os.path.exists(path):
+      continue
+    if not _has_get_config(path):
+      return (
+        f'{path} has no function get_config, so that it is no config file; '
+        f'{_describe_config_files()}'
+      )
+  return None
+
+
+def _describe_config_files() -> str:
+  names = filter(_has_get_config, sorted(glob.glob('configs/*.py')))
+  return f'there are {", ".join(names)}'
+
+
+def _has_get_config(path: str) -> bool:
+  with open(path, errors='replace') as file:
+    return 'get_config' in file.read()
 
 
 def _stop(message: str):

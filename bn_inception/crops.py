@@ -71,8 +71,18 @@ NUM_CROPS = {
   'whole': 1,
   'centre': 1,
   'short_side': 1,
+  'slim': 1,
+  'torchvision': 1,
+  'caffe': 1,
   'ten': 10,
   'googlenet': 144,
+}
+# The rules of other projects come with how these resize, a method of
+# `resizing.resize`; the others resize as `data.interpolation` says.
+RESIZERS = {
+  'slim': 'tensorflow_1',
+  'torchvision': 'pillow',
+  'caffe': 'bilinear',
 }
 
 
@@ -81,7 +91,7 @@ def num_views(rule: str) -> int:
   return max(1, NUM_CROPS[rule] // 2)
 
 
-_TEN_SCALE = 256 / 224  # AlexNet, Section 4.1, and the rule short_side
+_SCALE = 256 / 224  # AlexNet, Section 4.1; later Caffe and PyTorch
 _GOOGLENET_SCALES = (256 / 224, 288 / 224, 320 / 224, 352 / 224)
 
 
@@ -90,11 +100,17 @@ def evaluation_views(
 ) -> list[View]:
   """The views of an image that evaluation averages over, without mirror images.
 
-  whole: the image; centre: the middle 87.5 % of its short side (TF-Slim);
-  short_side: its short side resized to 256/224 of the input, then the middle
-  (Caffe, PyTorch); ten: so resized, corners and middle of the centre square
-  (AlexNet); googlenet: 4 scales x 3 squares x (4 corners, middle, the square
-  itself) (GoogLeNet, Section 7).
+  whole: the image; centre: a square of 87.5 % of its short side; short_side:
+  its short side resized to 256/224 of the input, then the middle; ten: so
+  resized, corners and middle of the centre square (AlexNet); googlenet: 4
+  scales x 3 squares x (4 corners, middle, the square itself) (GoogLeNet,
+  Section 7).
+
+  slim: 87.5 % of both sides, whatever their ratio (tensorflow/models,
+  research/slim/preprocessing/inception_preprocessing.py, preprocess_for_eval);
+  torchvision: as short_side, with the rounding of its Resize and CenterCrop;
+  caffe: the image squeezed to a square of 256/224 of the input, then the middle
+  (examples/imagenet/create_imagenet.sh).
 
   Args:
     height, width: of the image.
@@ -105,7 +121,18 @@ def evaluation_views(
     return [View(None, (0, 0, height, width))]
   if rule == 'centre':
     return [View(None, centre_square(height, width, 0.875))]
-  scales = _GOOGLENET_SCALES if rule == 'googlenet' else (_TEN_SCALE,)
+  if rule == 'slim':
+    top, left = height // 16, width // 16  # as tf.image.central_crop rounds
+    return [View(None, (top, left, height - 2 * top, width - 2 * left))]
+  if rule == 'torchvision':
+    side, short = round(_SCALE * image_size), min(height, width)
+    size = side * height // short, side * width // short
+    top, left = (round((length - image_size) / 2) for length in size)
+    return [View(size, (top, left, image_size, image_size))]
+  if rule == 'caffe':
+    side = round(_SCALE * image_size)
+    return [View((side, side), _centre(side, side, image_size))]
+  scales = _GOOGLENET_SCALES if rule == 'googlenet' else (_SCALE,)
   found = []
   for scale in scales:
     size = _with_short_side(height, width, round(scale * image_size))

@@ -9,6 +9,8 @@ import importlib.util
 import json
 import os
 import re
+import socket
+import zlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -69,6 +71,9 @@ def initialize(
     )
   elif num_processes == 1:
     return
+  who = 'process' if process_id is None else f'process {process_id}'
+  at = f' at {coordinator_address}' if coordinator_address else ''
+  print(f'{who}: waiting for the others{at} ...', flush=True)
   try:
     jax.distributed.initialize(
       coordinator_address,
@@ -149,6 +154,12 @@ def gather(values: Sequence[int]) -> list[int]:
   return [
     int(value) for row, n in zip(rows, counts, strict=True) for value in row[:n]
   ]
+
+
+def processes_on_this_host() -> int:
+  """How many of this run's processes share the memory of this one's machine."""
+  name = zlib.crc32(socket.gethostname().encode()) >> 1  # an int32
+  return gather([name]).count(name)
 
 
 def is_loss_of_process(error: Exception) -> bool:

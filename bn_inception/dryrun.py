@@ -10,6 +10,11 @@ FLOPs, bytes, collectives. The speed is a roofline, what the peak FLOP/s and the
 memory of the chip allow: real programs reach neither. Needs no data.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import dataclasses
 import importlib.util
 import os
@@ -24,7 +29,7 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from bn_inception import command_line, hlo_text, mesh
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_writable
 from bn_inception.experiment import (
   Update,
   examples_sharing_statistics,
@@ -367,6 +372,8 @@ def dry_run(
   Raises:
     UserError: for whatever the caller can mend.
   """
+  if output is not None:
+    check_writable(output, 'give another --output')
   updates = {}
   for name in topology_names:  # what is wrong shows before minutes of work
     devices = open_topology(name)

@@ -1,6 +1,8 @@
 """The one exception that stands for bad input."""
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator, Sequence
 
 
@@ -46,3 +48,31 @@ def writing(path: str, remedy: str = _OF_A_RUN) -> Iterator[None]:
     raise UserError(
       f'{path} cannot be written ({error.strerror}): {remedy}'
     ) from error
+
+
+def check_writable(path: str, remedy: str) -> None:
+  """Refuses a file that cannot be written, before the work that is to fill it.
+
+  Changes nothing. Who writes the file makes the folders that are missing.
+
+  Args:
+    path: of the file.
+    remedy: what to do then.
+
+  Raises:
+    UserError: for a missing permission, something else than a file in its
+      place or on the way, or a name that is too long.
+  """
+  place = os.path.abspath(path)
+  folder = os.path.dirname(place)
+  with writing(path, remedy):
+    # Files are written under a longer name first, and replace what was there.
+    for name in (place, f'{place}.tmp'):
+      with contextlib.suppress(FileNotFoundError):
+        os.stat(name)
+    if os.path.exists(place) and not os.path.isfile(place):
+      raise OSError(errno.EEXIST, 'not a regular file')
+    while not os.path.exists(folder):
+      folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+      raise OSError(errno.EACCES, f'no permission to write in {folder}')

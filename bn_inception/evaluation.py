@@ -14,10 +14,11 @@ from jax.experimental import multihost_utils
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   inception,
   mesh,
   metrics,
-  perceptron,
+  ranges,
   run_directory,
   scores,
 )
@@ -25,12 +26,14 @@ from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Evaluator,
+  StatisticsPass,
+  limit_workers,
   make_evaluator,
   make_statistics_pass,
   open_split,
 )
 from bn_inception.predictions import Predictions, average
-from bn_inception.sources import Source
+from bn_inception.sources import Source, imagenet
 
 MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
 
@@ -52,10 +55,12 @@ class PopulationOptions:
   split: str | None = None
 
   def __post_init__(self):
-    if self.num_batches < 1:
-      raise UserError(
-        f'population statistics need at least 1 batch, got {self.num_batches}'
-      )
+    if self.num_batches == 0:
+      raise UserError('population statistics need at least 1 batch, got 0')
+    ranges.check_value(
+      'training.population_batches', self.num_batches, 'statistics_batches'
+    )
+    ranges.check_value('seed', self.seed, 'statistics_seed')
 
 
 def evaluate(
@@ -226,6 +231,7 @@ class EvaluationOptions:
     population: see `PopulationOptions`.
     fold: batch norm folded into the convolutions.
     dtype: of the computation; '': the run's.
+    real: also the accuracy by the ReaL labels of ImageNet's validation set.
     is_named: whether predictions name their images, which reads these again.
   """
 
@@ -238,50 +244,110 @@ class EvaluationOptions:
   population: PopulationOptions = PopulationOptions()
   fold: bool = False
   dtype: str = ''
+  real: bool = False
   is_named: bool = False
 
   def __post_init__(self):
-    if self.batch_size is not None and self.batch_size < 1:
-      raise UserError(f'batch_size must be positive, got {self.batch_size}')
+    if self.batch_size is not None:
+      ranges.check_value('eval_batch_size', self.batch_size, 'batch_size')
     if self.crops not in (None, *NUM_CROPS):
       raise UserError(
         f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """A checkpoint, and what its evaluation needs: all checked, nothing run.
+
+  Attributes:
+    path: of the checkpoint.
+    config: of its run, changed to the options.
+    usual: `dataset`, `crops` and `dtype` of its run.
+    evaluator: of the split to evaluate.
+    facts: what the result says of it: `dataset`, `split`, `examples`, `data`
+      (where they are), `crops`, `num_crops`, `folded` and `dtype`; the same for
+      all of an ensemble.
+    kinds: of statistics.
+    population: with no None in it.
+    statistics_pass: None if no population statistics are wanted.
+    names: str [N], of the images; '' if they are not wanted.
+    real_labels: of the images, if they are wanted.
+  """
+
+  path: str
+  config: dict
+  usual: dict
+  evaluator: Evaluator
+  facts: dict
+  kinds: tuple[str, ...]
+  population: PopulationOptions
+  statistics_pass: StatisticsPass | None
+  names: np.ndarray
+  real_labels: list[frozenset[int]] | None
+
+
 def evaluate_checkpoints(
   paths: Sequence[str], options: EvaluationOptions
+) -> tuple[dict, dict[str, Predictions]]:
+  """`prepare` and `evaluate_members` in one."""
+  return evaluate_members(prepare(paths, options))
+
+
+def prepare(paths: Sequence[str], options: EvaluationOptions) -> list[Member]:
+  """Opens checkpoints and data, and checks whatever needs no result.
+
+  Args:
+    paths: of the checkpoints; several are an ensemble.
+    options: see `EvaluationOptions`.
+
+  Raises:
+    UserError: if checkpoint or data are missing, or do not fit each other.
+  """
+  opened = {}
+  members = [_prepare_member(path, options, opened) for path in paths]
+  first = members[0]
+  for other in members[1:]:
+    if other.kinds != first.kinds:
+      raise UserError(
+        'networks with and without batch normalization have no statistics in '
+        'common: save their predictions, then average those'
+      )
+    for name in ('dataset', 'split', 'examples', 'crops', 'dtype'):
+      ours, theirs = first.facts[name], other.facts[name]
+      if ours != theirs:
+        raise UserError(
+          f'an ensemble has one {name}, and {first.path} has {ours} and '
+          f'{other.path} has {theirs}: choose with flags, or save the '
+          'predictions of each and average those'
+        )
+  return members
+
+
+def evaluate_members(
+  members: Sequence[Member],
 ) -> tuple[dict, dict[str, Predictions]]:
   """Evaluates checkpoints on all devices; several as an ensemble.
 
   An ensemble's class probabilities are the mean of its members' (Section 4.2.3).
 
   Args:
-    paths: of the checkpoints.
-    options: see `EvaluationOptions`.
+    members: of `prepare`.
 
   Returns:
-    `dataset`, `split`, `examples`, `crops`, `num_crops`, `folded`,
-    `images_per_second` (of one network), `results`: for each kind of statistics
-    what `scores.summary` returns, and `members`: for each checkpoint its path
-    as `checkpoint`, its `name`, `trained_on`, `step`, and its own `results`,
-    with what its statistics were taken from. And the predictions of all
-    together, by kind.
-
-  Raises:
-    UserError: if checkpoint or data are missing, or do not fit each other.
+    The `facts` of a `Member`, `images_per_second` (of one network), `results`:
+    for each kind of statistics what `scores.summary` returns, with what
+    `scores.label_set_summary` returns as `real` if wanted, and `members`: for
+    each checkpoint its path as `checkpoint`, its `name`, `trained_on`, `step`,
+    and its own `results`, with what its statistics were taken from. And the
+    predictions of all together, by kind.
   """
-  members = [_evaluate_member(path, options) for path in paths]
-  records = [member.record for member in members]
-  kinds = members[0].predictions.keys()
-  if any(member.predictions.keys() != kinds for member in members):
-    raise UserError(
-      'networks with and without batch normalization have no statistics in '
-      'common: save their predictions, then average those'
-    )
+  evaluated = [_evaluate_member(member) for member in members]
+  records = [one.record for one in evaluated]
+  first = members[0]
   predictions = {
-    kind: average([member.predictions[kind] for member in members])
-    for kind in kinds
+    kind: average([one.predictions[kind] for one in evaluated])
+    for kind in first.kinds
   }
   results = records[0]['results']
   if len(members) > 1:
@@ -289,98 +355,157 @@ def evaluate_checkpoints(
       kind: scores.summary(mean.log_probabilities, mean.labels)
       for kind, mean in predictions.items()
     }
-  speeds = [m.images_per_second for m in members if m.images_per_second]
+  if first.real_labels is not None:
+    results = {
+      kind: result
+      | {
+        'real': scores.label_set_summary(
+          predictions[kind].log_probabilities, first.real_labels
+        )
+      }
+      for kind, result in results.items()
+    }
+  speeds = [o.images_per_second for o in evaluated if o.images_per_second]
   return {
-    **members[0].facts,
+    **first.facts,
     'images_per_second': min(speeds, default=None),
     'results': results,
     'members': records,
   }, predictions
 
 
-class _Member(NamedTuple):
-  """A checkpoint, evaluated.
+class _Evaluated(NamedTuple):
+  """What came of a member.
 
   Attributes:
-    facts: what all members have in common, such as the split.
-    record: what is reported of this one: see `evaluate_checkpoints`.
+    record: what is reported of it: see `evaluate_members`.
     predictions: for each kind of statistics.
     images_per_second: None if it was not measured.
   """
 
-  facts: dict
   record: dict
   predictions: dict[str, Predictions]
   images_per_second: float | None
 
 
-def _evaluate_member(path: str, options: EvaluationOptions) -> _Member:
+def _prepare_member(
+  path: str, options: EvaluationOptions, opened: dict
+) -> Member:
+  """One of `prepare`; `opened` holds the splits that others opened."""
   description = checkpoint.read_description(path)
   config = description['config']
-  trained_on, split = _apply(options, config)
+  usual = {
+    'dataset': config['source']['dataset'],
+    'crops': config['data']['eval_crop'],
+    'dtype': config['model']['dtype'],
+  }
+  split = _apply(options, config)
+  kinds = _statistics_kinds(config, options.statistics)
+  if options.fold and config['architecture'] == 'perceptron':
+    raise UserError('--fold is for convolutional networks: leave it out')
+  names = config['source']
+  key = names['dataset'], split, names['num_holdout'], names['keep_in_memory']
+  if key not in opened:
+    source = open_split(config, names['dataset'], split, options.data_dir)
+    opened[key] = source, *_name_images(source, options)
+    for remark in source.remarks():
+      print(f'{split}: {remark}')
+  source, image_names, real_labels = opened[key]
+  evaluator = make_evaluator(
+    config, source, mesh.make_evaluation_mesh(jax.devices())
+  )
+  _check_fit(path, description, source)
+  limit_workers(config, source, evaluator.device_mesh)
   population = dataclasses.replace(
     options.population,
-    dataset=options.population.dataset or trained_on,
-    split=options.population.split or config['source']['train_split'],
+    dataset=options.population.dataset or usual['dataset'],
+    split=options.population.split or names['train_split'],
   )
-  evaluator = make_evaluator(
-    config,
-    open_split(config, config['source']['dataset'], split, options.data_dir),
-    mesh.make_evaluation_mesh(jax.devices()),
-  )
-  _check_fit(path, description, evaluator)
-  state = checkpoint.restore(
-    path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
-  )
-  source, results, predictions = evaluator.source, {}, {}
-  names = np.array(
-    [source.file_name(i) for i in range(len(source))] if options.is_named
-    else [''] * len(source)
-  )  # fmt: skip
-  for kind in _statistics_kinds(config, options.statistics):
-    variables, origin = state.evaluation_variables, {}
-    if kind == POPULATION:
-      variables, origin = _with_population_statistics(
-        variables, config, options.data_dir, population
-      )
-    values, labels, speed = _predict(evaluator, variables, options.fold)
-    predictions[kind] = Predictions(
-      values,
-      labels,
-      names,
-      np.array(source.class_names),
-      f'{config["name"]} at step {int(state.step)} ({kind})',
+  statistics_pass = None
+  if POPULATION in kinds:
+    statistics_pass = make_statistics_pass(
+      config,
+      len(description['class_names']),
+      description['num_channels'],
+      options.data_dir,
+      population.dataset,
+      population.split,
+      population.seed,
     )
-    results[kind] = scores.summary(values, labels) | origin
   crops = config['data']['eval_crop']
   facts = {
     'dataset': source.name,
     'split': split,
     'examples': len(source),
+    'data': source.origin(),
     'crops': crops,
     'num_crops': NUM_CROPS[crops],
     'folded': options.fold,
     'dtype': config['model']['dtype'],
   }
+  return Member(
+    path,
+    config,
+    usual,
+    evaluator,
+    facts,
+    kinds,
+    population,
+    statistics_pass,
+    image_names,
+    real_labels,
+  )
+
+
+def _name_images(
+  source: Source, options: EvaluationOptions
+) -> tuple[np.ndarray, list[frozenset[int]] | None]:
+  """The `names` and `real_labels` of a `Member`."""
+  if not (options.is_named or options.real):
+    return np.array([''] * len(source)), None
+  names = np.array([source.file_name(i) for i in range(len(source))])
+  if not options.real:
+    return names, None
+  return names, imagenet.real_labels(names, source.class_names)
+
+
+def _evaluate_member(member: Member) -> _Evaluated:
+  evaluator, config = member.evaluator, member.config
+  state = checkpoint.restore(
+    member.path,
+    evaluator.abstract_state,
+    mesh.replicated(evaluator.device_mesh),
+  )
+  results, predictions = {}, {}
+  for kind in member.kinds:
+    variables, origin = state.evaluation_variables, {}
+    if kind == POPULATION:
+      variables, origin = _with_population_statistics(variables, member)
+    values, labels, speed = _predict(
+      evaluator, variables, member.facts['folded']
+    )
+    predictions[kind] = Predictions(
+      values,
+      labels,
+      member.names,
+      np.array(evaluator.source.class_names),
+      f'{config["name"]} at step {int(state.step)} ({kind})',
+    )
+    results[kind] = scores.summary(values, labels) | origin
   record = {
-    'checkpoint': os.path.abspath(path),
+    'checkpoint': os.path.abspath(member.path),
     'name': config['name'],
-    'trained_on': trained_on,
+    'trained_on': member.usual['dataset'],
     'step': int(state.step),
     'results': results,
   }
-  return _Member(facts, record, predictions, speed)
+  return _Evaluated(record, predictions, speed)
 
 
-def _apply(options: EvaluationOptions, config: dict) -> tuple[str, str]:
-  """Changes a run's config to the options.
-
-  Returns:
-    The data set that the run was trained on, and the split to evaluate.
-  """
+def _apply(options: EvaluationOptions, config: dict) -> str:
+  """Changes a run's config to the options; returns the split to evaluate."""
   names = config['source']
-  trained_on = names['dataset']
-  if options.dataset not in (None, trained_on):
+  if options.dataset not in (None, names['dataset']):
     names.update(dataset=options.dataset, num_holdout=0)
   if options.batch_size is not None:
     config['eval_batch_size'] = options.batch_size
@@ -388,7 +513,7 @@ def _apply(options: EvaluationOptions, config: dict) -> tuple[str, str]:
     config['data']['eval_crop'] = options.crops
   if options.dtype:
     config['model']['dtype'] = options.dtype
-  return trained_on, options.split or names['eval_split']
+  return options.split or names['eval_split']
 
 
 def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
@@ -412,33 +537,27 @@ def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
 
 
 def _with_population_statistics(
-  variables: dict,
-  config: dict,
-  data_dir: str | None,
-  population: PopulationOptions,
+  variables: dict, member: Member
 ) -> tuple[dict, dict]:
   """The variables with new batch_stats, and what these were taken from."""
-  statistics = make_statistics_pass(
-    config, data_dir, population.dataset, population.split, population.seed
-  )
+  statistics, population = member.statistics_pass, member.population
   batch_stats = estimate_population_statistics(
     statistics.step,
     variables,
     statistics.batches(population.num_batches),
     statistics.rng,
   )
+  norm_batch_size = member.config['norm_batch_size']
   origin = {
     **{f'statistics_{k}': v for k, v in dataclasses.asdict(population).items()},
     'statistics_batch_size': statistics.batch_size,
-    'norm_batch_size': config['norm_batch_size'] or statistics.batch_size,
+    'norm_batch_size': norm_batch_size or statistics.batch_size,
   }
   return {**variables, 'batch_stats': batch_stats}, origin
 
 
 def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   model = evaluator.model
-  if fold and isinstance(model, perceptron.Perceptron):
-    raise UserError('--fold is for convolutional networks: leave it out')
   if fold:
     model, variables = inception.fold_batch_norm(model, variables)
   return predict(
@@ -449,26 +568,13 @@ def _predict(evaluator: Evaluator, variables: dict, fold: bool):
   )
 
 
-def _check_fit(path: str, description: dict, evaluator: Evaluator) -> None:
-  source = evaluator.source
-  names = tuple(description['class_names'])
-  remedy = (
-    'evaluate on the data set that the network was trained for, with --dataset'
+def _check_fit(path: str, description: dict, source: Source) -> None:
+  different = data_facts.first_difference(
+    description, data_facts.describe_network(source)
   )
-  for what, trained, given in (
-    ('classes', len(names), len(source.class_names)),
-    ('colour channels', description['num_channels'], source.num_channels),
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for {trained} {what} and {source.name} has '
-        f'{given}: {remedy}'
-      )
-  for i, (trained, given) in enumerate(
-    zip(names, source.class_names, strict=True)
-  ):
-    if trained != given:
-      raise UserError(
-        f'checkpoint {path} is for other classes than {source.name} has: number '
-        f"{i} is '{trained}' and '{given}': {remedy}"
-      )
+  if different:
+    raise UserError(
+      f'checkpoint {path} is of a network for other data than {source.name} '
+      f'({different}): evaluate on the data set that it was trained for, with '
+      '--dataset and --data_dir'
+    )

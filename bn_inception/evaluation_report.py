@@ -1,36 +1,97 @@
 """What an evaluation prints, and the files that it leaves."""
 
 import csv
+import hashlib
 import os
+from collections.abc import Sequence
 
 from bn_inception import run_directory, scores
-from bn_inception.errors import UserError
-from bn_inception.evaluation import POPULATION
+from bn_inception.errors import writing
+from bn_inception.evaluation import (
+  POPULATION,
+  EvaluationOptions,
+  Member,
+  PopulationOptions,
+)
 from bn_inception.predictions import Predictions
 from bn_inception.sources import imagenet
 
 NUM_WORST_CLASSES = 5
+_MOST_STEPS = 8  # of an ensemble, in the name of a file
+_REMEDY = 'give another --output'
 
 
-def default_output(result: dict, folder: str) -> str:
-  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between."""
-  members = result['members']
-  special, steps = [], [str(member['step']) for member in members]
+def default_output(
+  members: Sequence[Member], options: EvaluationOptions, folder: str
+) -> str:
+  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between.
+
+  The name has all that decides what is in the file.
+
+  Args:
+    members: of `evaluation.prepare`.
+    options: that they were prepared with.
+    folder: to put it in.
+  """
+  first = members[0]
+  facts, usual, special = first.facts, first.usual, []
   if len(members) > 1:
-    special.append('ensemble')
-  if POPULATION in result['results']:
-    origin = members[0]['results'][POPULATION]
-    special += [
-      POPULATION, origin['statistics_dataset'], origin['statistics_split'],
-    ]  # fmt: skip
-  if result['dataset'] != members[0]['trained_on']:
-    special.append(result['dataset'])
-  if result['num_crops'] > 1:
-    special.append(f'{result["num_crops"]}_crops')
-  if result['folded']:
+    paths = [os.path.realpath(member.path) for member in members]
+    special += ['ensemble', _digest('\n'.join(paths))]
+  if POPULATION in first.kinds:
+    special += _name_statistics(first, options.statistics)
+  if facts['dataset'] != usual['dataset']:
+    special.append(facts['dataset'])
+  special += _name_data(facts['data'])
+  if facts['crops'] != usual['crops']:
+    special.append(f'{facts["crops"]}_crops')
+  if facts['folded']:
     special.append('folded')
-  parts = ['evaluation', *special, result['split'], *steps]
+  if facts['dtype'] != usual['dtype']:
+    special.append(facts['dtype'])
+  if options.real:
+    special.append('real')
+  steps = [os.path.basename(os.path.abspath(m.path)) for m in members]
+  if len(steps) > _MOST_STEPS:
+    steps = [f'{len(steps)}_members']
+  parts = ['evaluation', *special, facts['split'], *steps]
   return os.path.join(folder, '_'.join(parts).replace('/', '-') + '.json')
+
+
+def _name_statistics(member: Member, statistics: str) -> list[str]:
+  """Which statistics a file is of: their number and seed if not the default."""
+  given, default = member.population, PopulationOptions()
+  # Of both, the file has the moving averages, too.
+  parts = ['both'] if statistics == 'both' else []
+  parts += [POPULATION, given.dataset, given.split]
+  if given.num_batches != default.num_batches:
+    parts.append(f'{given.num_batches}_batches')
+  if given.seed != default.seed:
+    parts.append(f'seed_{given.seed}')
+  return parts
+
+
+def _name_data(origin: dict) -> list[str]:
+  """What the name of a data set does not say of it.
+
+  Args:
+    origin: see `Source.origin`.
+  """
+  parts = []
+  if origin['dataset'] == 'image_folder':  # whose images may be any
+    folder = origin['folder']
+    if '://' not in folder:
+      folder = os.path.abspath(folder)
+    place = os.path.basename(os.path.dirname(folder))
+    parts.append(f'{place}-{_digest(folder)}')
+  if 'shrunk' in origin:
+    shrunk = origin['shrunk']
+    parts.append(f'shrunk_{shrunk["short_side"]}_{shrunk["quality"]}')
+  return parts
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def print_table(result: dict) -> None:
@@ -119,34 +180,27 @@ def write_classes(predictions: Predictions, path: str) -> None:
     'label', 'class', 'name', 'examples', 'top1', 'top5', 'confused_with',
     'confused',
   )  # fmt: skip
-  with _writing(path) as file:
-    writer = csv.writer(file)
-    writer.writerow(header)
-    for score in found:
-      confused = score.confused_with
-      name = class_names[score.label]
-      writer.writerow(
-        [
-          score.label,
-          name,
-          imagenet.readable(name),
-          score.num_examples,
-          f'{score.top1:.4f}',
-          f'{score.top5:.4f}',
-          class_names[confused] if confused >= 0 else '',
-          score.num_confused,
-        ]
-      )
+  with writing(path, _REMEDY):
+    with open(path + '.tmp', 'w', newline='') as file:
+      writer = csv.writer(file)
+      writer.writerow(header)
+      for score in found:
+        confused = score.confused_with
+        name = class_names[score.label]
+        writer.writerow(
+          [
+            score.label,
+            name,
+            imagenet.readable(name),
+            score.num_examples,
+            f'{score.top1:.4f}',
+            f'{score.top5:.4f}',
+            class_names[confused] if confused >= 0 else '',
+            score.num_confused,
+          ]
+        )
+    os.replace(path + '.tmp', path)
   print(f'written to {path}')
-
-
-def _writing(path: str):
-  try:
-    return open(path, 'w', newline='')
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): give another --output'
-    ) from error
 
 
 def write_result(result: dict, path: str) -> None:
@@ -155,5 +209,5 @@ def write_result(result: dict, path: str) -> None:
   Raises:
     UserError: if the file cannot be written.
   """
-  run_directory.write_json(path, result, remedy='give another --output')
+  run_directory.write_json(path, result, remedy=_REMEDY)
   print(f'written to {path}')

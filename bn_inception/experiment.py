@@ -1,20 +1,31 @@
 """From a config, a plain nested dict, to everything that a program needs.
 
-Each section of the config but `source` is the keyword arguments of one
-function, so that a misspelt key fails at start-up: `data` -> `InputOptions`,
-`augment` -> `photometric_distortion`, `input_scaling` -> `scale_image`, `model`
--> `Inception` or `Perceptron` (`architecture` says which), `optimizer` ->
-`make_optimizer`, `training` -> `TrainingOptions`.
+Each section of the config but `source` is the keyword arguments of one function:
+`data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling`
+-> `scale_image`, `model` -> `Inception` or `Perceptron` (`architecture` says
+which), `optimizer` -> `make_optimizer`, `training` -> `TrainingOptions`. What
+their values may be is in `ranges`.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 
-from bn_inception import augment, inception, mesh, perceptron, steps
+from bn_inception import (
+  augment,
+  data_facts,
+  distributed,
+  inception,
+  mesh,
+  perceptron,
+  ranges,
+  shared_memory,
+  steps,
+)
 from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice
 from bn_inception.input_pipeline import (
@@ -22,13 +33,20 @@ from bn_inception.input_pipeline import (
   InputOptions,
   abstract_training_batch,
   evaluation_batches,
+  evaluation_load,
   training_batches,
+  training_load,
 )
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.order import met_again_fraction
 from bn_inception.sources import Source, make_source
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
+
+# Of updates between two records where they follow the length of an epoch.
+MAX_LOG_STEPS = 100
+# On the devices a step is an int32.
+_MAX_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +55,8 @@ class TrainingOptions:
 
   Attributes:
     num_epochs: passes over the training split.
-    log_every_steps, eval_every_steps, checkpoint_every_steps: in updates.
+    log_every_steps, eval_every_steps, checkpoint_every_steps: in updates; 0:
+      once an epoch, see `at_steps`.
     keep_last_checkpoints, keep_best_checkpoints: see `open_checkpoints`.
     target_accuracy: top-1 in percent, for the result "steps to target".
     population_batches: training mini-batches to take population statistics from
@@ -55,14 +74,24 @@ class TrainingOptions:
   population_batches: int
 
   def __post_init__(self):
-    may_be_zero = 'keep_best', 'target', 'population'
-    for field in dataclasses.fields(self):
-      lowest = 0 if field.name.startswith(may_be_zero) else 1e-9
-      if getattr(self, field.name) < lowest:
-        raise UserError(
-          f'training.{field.name} must be positive, got '
-          f'{getattr(self, field.name)}'
-        )
+    ranges.check_section('training', dataclasses.asdict(self))
+
+  def at_steps(self, steps_per_epoch: float) -> 'TrainingOptions':
+    """The same options with a number of updates for every 0.
+
+    Evaluations and checkpoints come once an epoch, as near as whole updates
+    allow; so do records, but never fewer than one in `MAX_LOG_STEPS`.
+
+    Args:
+      steps_per_epoch: training examples / global batch; need not be whole.
+    """
+    epoch = max(1, round(steps_per_epoch))
+    return dataclasses.replace(
+      self,
+      log_every_steps=self.log_every_steps or min(epoch, MAX_LOG_STEPS),
+      eval_every_steps=self.eval_every_steps or epoch,
+      checkpoint_every_steps=self.checkpoint_every_steps or epoch,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +139,7 @@ class Experiment:
   """A training run, assembled.
 
   Attributes:
-    options: see `TrainingOptions`.
+    options: see `TrainingOptions`; without zeros for "once an epoch".
     batch_size: global batch.
     num_steps: updates of the whole run.
     steps_per_epoch: training examples / global batch.
@@ -174,10 +203,10 @@ def make_update(
     num_classes, num_channels, num_examples: of the training split.
 
   Raises:
-    UserError: for numbers that make no sense, or a batch that cannot be
+    UserError: for values that make no sense, or a batch that cannot be
       divided.
   """
-  _check_numbers(config)
+  ranges.check_config(config)
   optimizer = _make_optimizer(config, num_examples)
   device_mesh = _make_training_mesh(config, devices)
   options = InputOptions(**config['data'])
@@ -231,13 +260,87 @@ def make_evaluation_batches(
   The network sees `eval_batch_size` inputs at a time, whatever the crops.
   """
   options = InputOptions(**config['data'])
-  num_devices = device_mesh.devices.size
-  num_images = max(1, config['eval_batch_size'] // NUM_CROPS[options.eval_crop])
-  batch_size = -(-num_images // num_devices) * num_devices
+  batch_size = _evaluation_batch_size(config, device_mesh)
   return DeviceBatches(
     evaluation_batches(source, options, batch_size),
     mesh.split_batch(device_mesh),
   )
+
+
+def _evaluation_batch_size(config: dict, device_mesh: jax.sharding.Mesh) -> int:
+  """In images, a multiple of the devices."""
+  num_devices = device_mesh.devices.size
+  num_crops = NUM_CROPS[config['data']['eval_crop']]
+  num_images = max(1, config['eval_batch_size'] // num_crops)
+  return -(-num_images // num_devices) * num_devices
+
+
+def limit_workers(
+  config: dict, source: Source, device_mesh: jax.sharding.Mesh
+) -> None:
+  """Lowers `data.num_workers` to those whose batches shared memory holds.
+
+  For programs that have no flag for it; says so in one line.
+
+  Args:
+    config: of a run, to be changed.
+    source, device_mesh: to be evaluated, and where.
+  """
+  options = InputOptions(**config['data'])
+  batch_size = _evaluation_batch_size(config, device_mesh)
+  loads = (
+    evaluation_load(options, batch_size, source),
+    _statistics_load(config, source.num_channels),
+  )
+  wanted, prefetch = options.num_workers, options.prefetch
+  fitting = min(
+    shared_memory.fitting_workers(wanted, prefetch, [load]) for load in loads
+  )
+  if fitting < wanted:
+    needed = max(
+      shared_memory.needed_bytes(wanted, prefetch, [load]) for load in loads
+    )
+    print(
+      f'{shared_memory.PLACE} has room for {fitting} of {wanted} worker '
+      f'processes: all need `docker run --shm-size={-(-needed // 2**20)}m`'
+    )
+    config['data']['num_workers'] = fitting
+
+
+def _statistics_load(
+  config: dict, num_channels: int, num_batches: int = sys.maxsize
+) -> shared_memory.Load:
+  micro_batch = config['batch_size'] // config['optimizer']['accumulate_steps']
+  return training_load(
+    InputOptions(**config['data']), micro_batch, num_channels, num_batches
+  )
+
+
+def _check_shared_memory(
+  config: dict, source: Source, evaluator: Evaluator, num_steps: int
+) -> None:
+  """Training batches stay while evaluations come and go."""
+  options = InputOptions(**config['data'])
+  if options.num_workers == 0:
+    return
+  num_processes = distributed.processes_on_this_host()
+  num_channels, num_batches = (
+    source.num_channels, config['training']['population_batches'],
+  )  # fmt: skip
+  training = training_load(
+    options, config['batch_size'], num_channels, num_steps
+  )
+  batch_size = _evaluation_batch_size(config, evaluator.device_mesh)
+  for other in (
+    evaluation_load(options, batch_size, evaluator.source),
+    _statistics_load(config, num_channels, num_batches),
+  ):
+    shared_memory.check(
+      options.num_workers,
+      options.prefetch,
+      [training, other],
+      num_processes,
+    )
 
 
 def make_evaluator(
@@ -300,30 +403,49 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
 
 
 def make_statistics_pass(
-  config: dict, data_dir: str | None, dataset: str, split: str, seed: int
+  config: dict,
+  num_classes: int,
+  num_channels: int,
+  data_dir: str | None,
+  dataset: str,
+  split: str,
+  seed: int,
 ) -> StatisticsPass:
   """Assembles the mini-batches, as large and as distorted as in training.
 
+  Labels have no influence, so that another data set may have other classes.
+
   Args:
     config: of the run.
+    num_classes, num_channels: that its network is for.
     data_dir: where TFDS data sets are; None: TFDS's default.
     dataset, split: usually those of training; others adapt the statistics to
       another domain (Section 5).
     seed: of order and distortions.
 
   Raises:
-    UserError: if the data are missing, or the batch cannot be divided.
+    UserError: if the data are missing or of other channels, or the batch cannot
+      be divided.
   """
   batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
   device_mesh = _make_training_mesh(config, jax.devices())
   source = open_split(config, dataset, split, data_dir)
+  if source.num_channels != num_channels:
+    raise UserError(
+      f'{source.name} has images of {source.num_channels} channels and the '
+      f'network takes {num_channels}: take statistics from another data set'
+    )
   options = InputOptions(**config['data'])
-  model = make_model(config, len(source.class_names))
+  if options.num_shards > len(
+    source
+  ):  # a smaller data set than that of training
+    options = dataclasses.replace(options, shuffle='global')
+  model = make_model(config, num_classes)
   return StatisticsPass(
     step=steps.make_statistics_step(
       device_mesh,
       model=model.clone(train=True, axis_name=mesh.MEMBER),
-      prepare=_training_input(config, source.num_channels),
+      prepare=_training_input(config, num_channels),
     ),
     batches=lambda num_batches: DeviceBatches(
       training_batches(source, options, batch_size, seed, 0, num_batches),
@@ -342,8 +464,10 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     data_dir: where TFDS data sets are; None: TFDS's default.
 
   Raises:
-    UserError: for data that are missing, or a batch that cannot be divided.
+    UserError: for values that make no sense, data that are missing or whose
+      splits do not fit each other, or a batch that cannot be divided.
   """
+  ranges.check_config(config)  # before data are opened
   batch_size, seed = config['batch_size'], config['seed']
   names = config['source']
   source = open_split(config, names['dataset'], names['train_split'], data_dir)
@@ -358,16 +482,24 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   eval_source = open_split(
     config, names['dataset'], names['eval_split'], data_dir
   )
+  _check_splits(names, source, eval_source)
   evaluator = make_evaluator(config, eval_source, device_mesh)
-  options = TrainingOptions(**config['training'])
-  input_options = InputOptions(**config['data'])
   steps_per_epoch = len(source) / batch_size
-  num_steps = max(1, round(options.num_epochs * steps_per_epoch))
+  options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
+  input_options = InputOptions(**config['data'])
+  num_steps = _count_steps(options.num_epochs, steps_per_epoch)
+  _check_shared_memory(config, source, evaluator, num_steps)
   weights_key, steps_key = jax.random.split(jax.random.key(seed))
   statistics_pass = None
   if options.population_batches and config['model']['use_batch_norm']:
     statistics_pass = make_statistics_pass(
-      config, data_dir, names['dataset'], names['train_split'], seed
+      config,
+      len(source.class_names),
+      source.num_channels,
+      data_dir,
+      names['dataset'],
+      names['train_split'],
+      seed,
     )
   return Experiment(
     options=options,
@@ -402,6 +534,16 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
   )
 
 
+def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
+  num_steps = max(1, round(num_epochs * steps_per_epoch))
+  if num_steps > _MAX_STEPS:
+    raise UserError(
+      f'training.num_epochs {num_epochs:g} is {num_steps:,} updates: at most '
+      f'{_MAX_STEPS:,} can be counted'
+    )
+  return num_steps
+
+
 def examples_sharing_statistics(config: dict) -> int:
   """How many examples share batch statistics in training; 0 without BN."""
   if not config['model']['use_batch_norm']:
@@ -418,25 +560,40 @@ def open_split(
   names = config['source']
   num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
   source = make_source(dataset, split, data_dir, num_holdout)
-  return InMemory(source) if names['keep_in_memory'] else source
+  if names['keep_in_memory']:
+    return InMemory(source, max(1, config['data']['num_workers']))
+  return source
 
 
-def _check_numbers(config: dict) -> None:
-  """Refuses what would otherwise fail only after the first steps."""
-  for name, lowest in (('seed', 0), ('batch_size', 1), ('eval_batch_size', 1)):
-    if config[name] < lowest:
-      raise UserError(f'{name} must be at least {lowest}, got {config[name]}')
+def _check_splits(names: dict, source: Source, eval_source: Source) -> None:
+  different = data_facts.first_difference(
+    data_facts.describe_network(source),
+    data_facts.describe_network(eval_source),
+  )
+  if different:
+    raise UserError(
+      f'the splits {names["train_split"]} and {names["eval_split"]} of '
+      f'{source.name} are of other classes or images ({different}): give splits '
+      'that fit each other'
+    )
 
 
 def _make_training_mesh(
   config: dict, devices: Sequence[jax.Device]
 ) -> jax.sharding.Mesh:
-  has_batch_norm = config['model']['use_batch_norm']
+  norm_batch_size, fewest = 0, 1
+  if config['model']['use_batch_norm']:
+    norm_batch_size = config['norm_batch_size']
+    # Section 3: a variance needs m > 1 values.
+    model = make_model(config, num_classes=1)
+    if model.fewest_values(config['data']['image_size']) == 1:
+      fewest = 2
   return mesh.make_training_mesh(
     devices,
     config['batch_size'],
-    config['norm_batch_size'] if has_batch_norm else 0,
+    norm_batch_size,
     config['optimizer']['accumulate_steps'],
+    fewest,
   )
 
 

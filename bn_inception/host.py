@@ -1,6 +1,9 @@
 """How programs use the memory and the processors of the host."""
 
 import ctypes
+import os
+import pathlib
+import resource
 
 import jax
 from jax.sharding import Mesh
@@ -12,6 +15,11 @@ from jax.sharding import Mesh
 _ON_CPU = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 # Of mallopt, in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_MANY_FILES = 2**16
+_CONTAINER_LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 
 
 def compiler_options(device_mesh: Mesh) -> dict:
@@ -45,3 +53,33 @@ def release_memory() -> None:
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
   if trim is not None:
     trim(0)
+
+
+def allow_open_files() -> None:
+  """Raises this process's limit of open files, and its workers', to the hard one.
+
+  Many systems start programs with 1,024, which is what ImageNet's shards are.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  # Some systems have a hard limit of a billion, and libraries with loops over it.
+  wanted = (
+    _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+  )
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def max_open_files() -> int:
+  """How many files this process may have open."""
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return _MANY_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def memory_bytes() -> int:
+  """What this process may use at most: the machine's, or its container's."""
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  for path in _CONTAINER_LIMITS:
+    if os.path.exists(path):
+      text = pathlib.Path(path).read_text().strip()
+      total = min(total, int(text)) if text.isdecimal() else total  # or 'max'
+  return total

@@ -5,7 +5,10 @@ decodes, as a whole, whatever else there is: other formats, CMYK, grey networks,
 and all images where nvImageCodec is not installed. Both give the same pixels.
 
 A rotation that a camera noted in EXIF is ignored, as by TensorFlow and PyTorch:
-published accuracies are of the pixels as they are stored.
+published accuracies are of the pixels as they are stored. Transparency is
+ignored, as by Pillow's convert('RGB'). Of animations and files of several pages
+the first image counts. Images of 16 bits become 8 by v / 257, rounded; others,
+such as those of real numbers, have no scale of their own and are refused.
 """
 
 import contextlib
@@ -21,10 +24,14 @@ import cv2
 import numpy as np
 
 from bn_inception.crops import Box
+from bn_inception.errors import UserError
 
+# The depth as it is stored: OpenCV would cut 16 bits to the upper 8, and real
+# numbers to whole ones.
+_AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
 _FLAGS = {
-  1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
-  3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+  1: cv2.IMREAD_GRAYSCALE | _AS_STORED,
+  3: cv2.IMREAD_COLOR_RGB | _AS_STORED,
 }
 _JPEG = b'\xff\xd8\xff'
 
@@ -105,13 +112,31 @@ def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
   if not encoded:
     raise BadImageError('an image of 0 bytes')
   try:
-    array = np.frombuffer(encoded, np.uint8)
-    decoded = cv2.imdecode(array, _FLAGS[num_channels])
+    decoded = _decode(np.frombuffer(encoded, np.uint8), num_channels)
   except cv2.error as error:  # a header that promises too many pixels
+    if error.code == cv2.Error.StsNoMem:
+      raise UserError(
+        f'memory is too short to decode an image of {len(encoded)} bytes: free '
+        'some, or use fewer --config.data.num_workers'
+      ) from error
     raise BadImageError(f'{len(encoded)} bytes: {error.err}') from error
   if decoded is None:
     raise BadImageError(f'{len(encoded)} bytes do not decode to an image')
+  if decoded.dtype != np.uint8:
+    raise BadImageError(f'pixels of {decoded.dtype}, not of 8 or 16 bits')
   return decoded.reshape(*decoded.shape[:2], num_channels)
+
+
+def _decode(encoded: np.ndarray, num_channels: int) -> np.ndarray | None:
+  """Of 16 bits a channel, 65535 becomes 255."""
+  decoded = cv2.imdecode(encoded, _FLAGS[num_channels])
+  if decoded is None or decoded.dtype != np.uint16:
+    return decoded
+  if num_channels == 3:
+    # OpenCV 5.0.0 makes a TIFF of 16 bits grey if it is asked for RGB.
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_BGR | _AS_STORED)
+    decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+  return ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _decode_part(stream, box: Box) -> np.ndarray | None:

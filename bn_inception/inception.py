@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import batch_norm, layers
+from bn_inception import batch_norm, layers, ranges
 from bn_inception.arrays import as_real
 from bn_inception.convolution import convolve
 from bn_inception.errors import UserError, check_choice
@@ -213,17 +213,28 @@ class Inception(nn.Module):
           f"model.per_activation_modules: no module '{name}': use some of "
           f'{", ".join(names)}'
         )
-    if not 0.0 <= self.dropout_rate < 1.0:
-      raise UserError(
-        f'model.dropout_rate must be at least 0 and below 1, got '
-        f'{self.dropout_rate}'
-      )
-    for name in ('width', 'initial_scale'):
-      if getattr(self, name) <= 0.0:
-        raise UserError(
-          f'model.{name} must be positive, got {getattr(self, name)}'
-        )
+    for name in ('stem_stride', 'width', 'dropout_rate', 'initial_scale'):
+      ranges.check_value(f'model.{name}', getattr(self, name))
     super().__post_init__()
+
+  def fewest_values(self, image_size: int) -> int:
+    """How many values each example gives a batch-norm layer's statistics.
+
+    Args:
+      image_size: height and width of the images.
+
+    Returns:
+      Of the layer with the fewest: height x width of the last maps, or 1 if a
+      module's normalisation is per activation.
+    """
+    if self.per_activation_modules:
+      return 1
+    num_pools = 0 if self.stem == 'small' else 2
+    for stride in (
+      self.stem_stride, *[2] * num_pools, *[row.stride for row in self.rows]
+    ):  # fmt: skip
+      image_size = -(-image_size // stride)
+    return image_size**2
 
   @nn.compact
   def __call__(self, image: Array, example_index: Array) -> Array:

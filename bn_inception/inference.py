@@ -7,8 +7,10 @@ import numpy as np
 
 from bn_inception import checkpoint, inception, mesh
 from bn_inception.crops import NUM_CROPS
+from bn_inception.errors import UserError
 from bn_inception.evaluation import predict
 from bn_inception.experiment import make_evaluation_batches, make_evaluator
+from bn_inception.images import BadImageError, decode_image
 from bn_inception.sources import ListedImages
 
 Images = Sequence[str | bytes | np.ndarray]
@@ -84,10 +86,26 @@ def top_classes(
   Raises:
     UserError: as `load`.
   """
+  description = checkpoint.read_description(path)
+  class_names = description['class_names']
+  _check_images(
+    ListedImages(images, class_names, description['num_channels'])
+  )  # before minutes of compiling
   _, apply = load(path, crops)
-  class_names = checkpoint.read_description(path)['class_names']
   found = []
   for probabilities in apply(images):
     best = np.argsort(-probabilities, kind='stable')[:number]
     found.append([(class_names[i], float(probabilities[i])) for i in best])
   return found
+
+
+def _check_images(source: ListedImages) -> None:
+  for i in range(len(source)):
+    try:
+      image, _ = source[i]
+      decode_image(image, source.num_channels)
+    except (OSError, BadImageError) as error:
+      reason = getattr(error, 'strerror', None) or error
+      raise UserError(
+        f'{source.describe(i)}: {reason}: give another image'
+      ) from error

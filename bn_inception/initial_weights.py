@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bn_inception import checkpoint
+from bn_inception import checkpoint, mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
+from bn_inception.import_weights import check_values
 from bn_inception.run_directory import flatten
 from bn_inception.train_state import TrainState
 
@@ -24,38 +25,33 @@ def start_from_checkpoint(
   path: str,
   config: dict,
   class_names: tuple[str, ...],
+  num_channels: int,
   sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
   """A run's initial state with the weights and statistics of a checkpoint.
 
   The last layer stays as it is in `state` if the classes are others. Of a
   checkpoint with averaged parameters these are taken. The moving averages start
-  from those of the checkpoint, but warm up again, since they are to be of this
-  run.
+  from those of the checkpoint, but warm up again whatever its count of updates,
+  since they are to be of this run.
 
   Args:
     state: before the first update.
     path: of the checkpoint.
     config: of the run, as JSON gives it back: lists, not tuples.
-    class_names: of the run.
+    class_names, num_channels: of the run's data.
     sharding: of every array.
 
   Returns:
     The state, and a line that says what was taken.
 
   Raises:
-    UserError: if there is no such checkpoint, or it is of another network.
+    UserError: if there is no such checkpoint, if it is of another network, or
+      if its numbers are no weights: see `import_weights.check_values`.
   """
-  check_same_network(path, config)
-  description = checkpoint.read_description(path)
+  _check_same_network(path, config, num_channels)
+  saved, description = _read(path, sharding)
   names = tuple(description['class_names'])
-  saved = checkpoint.restore(
-    path,
-    make_abstract_state(
-      description['config'], len(names), description['num_channels']
-    ),
-    sharding,
-  )
   is_same_task = names == class_names
   variables = saved.evaluation_variables
   params = _take(path, state.params, variables['params'], is_same_task)
@@ -78,8 +74,44 @@ def start_from_checkpoint(
   return started, f'{path} ({what})'
 
 
-def check_same_network(path: str, config: dict) -> None:
+def check_first_weights(path: str, config: dict, num_channels: int) -> None:
+  """Refuses a checkpoint that `start_from_checkpoint` would, and reads it all.
+
+  Args:
+    path, config, num_channels: see `start_from_checkpoint`.
+
+  Raises:
+    UserError: as `start_from_checkpoint`.
+  """
+  _check_same_network(path, config, num_channels)
+  _read(path, mesh.replicated(mesh.make_evaluation_mesh(jax.devices())))
+
+
+def _read(
+  path: str, sharding: jax.sharding.Sharding
+) -> tuple[TrainState, dict]:
+  """The state of a checkpoint, with weights that are numbers; its description."""
+  description = checkpoint.read_description(path)
+  saved = checkpoint.restore(
+    path,
+    make_abstract_state(
+      description['config'],
+      len(description['class_names']),
+      description['num_channels'],
+    ),
+    sharding,
+  )
+  check_values(flatten_dict(saved.evaluation_variables, sep='/'), path)
+  return saved, description
+
+
+def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Compares what decides which function of the image the weights are of.
+
+  Args:
+    path: of the checkpoint.
+    config: of the run.
+    num_channels: of the run's images.
 
   Raises:
     UserError: if there is no such checkpoint, or it is of another network.
@@ -91,11 +123,18 @@ def check_same_network(path: str, config: dict) -> None:
       for key, value in config['model'].items()
       if key not in _FREE_TO_CHANGE
     }
-    scaling = config['input_scaling']
-    return flatten({'model': model, 'input_scaling': scaling})
+    return flatten(
+      {
+        'architecture': config['architecture'],
+        'model': model,
+        'input_scaling': config['input_scaling'],
+      }
+    )
 
-  saved = checkpoint.read_description(path)['config']
-  theirs, ours = function_options(saved), function_options(config)
+  saved = checkpoint.read_description(path)
+  theirs, ours = function_options(saved['config']), function_options(config)
+  theirs['colour channels'] = saved['num_channels']
+  ours['colour channels'] = num_channels
   different = [
     f'{key} is {theirs.get(key, "absent")} and not {ours.get(key, "absent")}'
     for key in sorted(theirs.keys() | ours.keys())

@@ -12,6 +12,7 @@ int64 [B]: the bad example that another one stands in for, or -1.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pickle
 import re
@@ -27,20 +28,14 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import crops, images
-from bn_inception.errors import UserError, check_choice
+from bn_inception import crops, images, ranges, resizing, shared_memory
+from bn_inception.errors import UserError, check_choice, writing
 from bn_inception.order import SHUFFLES, epoch_order
-from bn_inception.sources import UNREADABLE, Source
+from bn_inception.sources import UNREADABLE, Source, check_machine
 
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = tuple(crops.NUM_CROPS)
 ON_BAD_IMAGE = ('raise', 'skip')
-_INTERPOLATIONS = {
-  'bilinear': cv2.INTER_LINEAR,
-  'area': cv2.INTER_AREA,
-  'nearest': cv2.INTER_NEAREST,
-  'bicubic': cv2.INTER_CUBIC,
-}
 RANDOM = 'random'
 # So many bad images in a row are no exception: the data are not what they seem.
 _MAX_BAD_IN_A_ROW = 100
@@ -59,12 +54,11 @@ class InputOptions:
       a new permutation of everything.
     num_shards: logical shards, cut from a fixed permutation of the source.
     train_crop: 'whole' image, or 'area': 8-100 % of it, any position.
-    eval_crop: 'whole' image, 'centre': the middle 87.5 %, or another rule of
-      `crops.evaluation_views`.
+    eval_crop: a rule of `crops.evaluation_views`.
     mirror: flip training images left to right at random.
     interpolation: to resize with: 'bilinear', 'area', 'nearest', 'bicubic', or
       'random': each training image one of the four (GoogLeNet, Section 6), and
-      bilinear in evaluation.
+      bilinear in evaluation. Rules of `crops.RESIZERS` have their own.
     on_bad_image: in training, an image that cannot be decoded ends the run
       ('raise') or is replaced by the next one of the order ('skip').
     num_workers: worker processes; 0 = threads of this process.
@@ -87,20 +81,11 @@ class InputOptions:
       ('shuffle', SHUFFLES),
       ('train_crop', TRAIN_CROPS),
       ('eval_crop', EVAL_CROPS),
-      ('interpolation', (*_INTERPOLATIONS, RANDOM)),
+      ('interpolation', (*resizing.OPENCV, RANDOM)),
       ('on_bad_image', ON_BAD_IMAGE),
     ):
       check_choice(f'data.{name}', getattr(self, name), valid)
-    for name, lowest in (
-      ('image_size', 1),
-      ('num_shards', 1),
-      ('num_workers', 0),
-      ('prefetch', 1),
-    ):
-      if getattr(self, name) < lowest:
-        raise UserError(
-          f'data.{name} must be at least {lowest}, got {getattr(self, name)}'
-        )
+    ranges.check_section('data', dataclasses.asdict(self))
 
   @property
   def is_random(self) -> bool:
@@ -111,22 +96,16 @@ class InputOptions:
 
 
 def _resize(
-  part: np.ndarray, interpolation: str, is_mirrored: bool, out: np.ndarray
+  part: np.ndarray, method: str, is_mirrored: bool, out: np.ndarray
 ) -> None:
   """Writes `part`, resized to a square, into uint8 [size, size, C]."""
-  size = len(out)
-  target = out[..., 0] if out.shape[-1] == 1 else out  # as OpenCV has it
-  if part.shape[:2] == (size, size):
-    resized = part.reshape(target.shape)
-  else:
-    resized = cv2.resize(
-      part, (size, size), dst=None if is_mirrored else target,
-      interpolation=_INTERPOLATIONS[interpolation],
-    )  # fmt: skip
+  size = out.shape[:2]
+  if part.shape[:2] != size:
+    part = resizing.resize(part, size, method, None if is_mirrored else out)
   if is_mirrored:
-    cv2.flip(resized, 1, dst=target)
-  elif resized is not target:
-    target[...] = resized
+    cv2.flip(part, 1, dst=out)
+  elif part is not out:
+    out[...] = part
 
 
 def prepare_training_image(
@@ -149,7 +128,7 @@ def prepare_training_image(
   is_mirrored = options.mirror and rng.random() < 0.5
   interpolation = options.interpolation
   if interpolation == RANDOM:
-    interpolation = tuple(_INTERPOLATIONS)[rng.integers(len(_INTERPOLATIONS))]
+    interpolation = tuple(resizing.OPENCV)[rng.integers(len(resizing.OPENCV))]
   _resize(part, interpolation, is_mirrored, out)
 
 
@@ -161,9 +140,9 @@ def prepare_evaluation_image(
   Raises:
     BadImageError: if it cannot be decoded.
   """
-  interpolation = options.interpolation
-  if interpolation == RANDOM:
-    interpolation = 'bilinear'
+  method = crops.RESIZERS.get(options.eval_crop, options.interpolation)
+  if method == RANDOM:
+    method = 'bilinear'
   resized = {None: image}  # each size once: nine views of an image share it
   views = crops.evaluation_views(
     image.height, image.width, options.eval_crop, options.image_size
@@ -171,13 +150,9 @@ def prepare_evaluation_image(
   for view, target in zip(views, out, strict=True):
     if view.size not in resized:
       whole = image.cut((0, 0, image.height, image.width))
-      pixels = cv2.resize(
-        whole, view.size[::-1], interpolation=_INTERPOLATIONS[interpolation]
-      )
-      resized[view.size] = images.Image(
-        pixels.reshape(*view.size, whole.shape[-1])
-      )
-    _resize(resized[view.size].cut(view.box), interpolation, False, target)
+      pixels = resizing.resize(whole, view.size, method)
+      resized[view.size] = images.Image(pixels)
+    _resize(resized[view.size].cut(view.box), method, False, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +326,7 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
   try:
     image, label = source[index]
   except UNREADABLE as error:
+    check_machine(error, source.describe(index))
     raise images.BadImageError(f'it cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise images.BadImageError(
@@ -392,11 +368,14 @@ class _PickledToFile:
 
   def __init__(self, batches):
     self._batches = batches
-    # It has no name that could outlive this process, whatever ends it.
-    self._file = tempfile.TemporaryFile()
-    weakref.finalize(self, self._file.close)
-    pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
-    self._file.flush()
+    with writing(
+      tempfile.gettempdir(), 'make room, or set TMPDIR to another folder'
+    ):
+      # It has no name that could outlive this process, whatever ends it.
+      self._file = tempfile.TemporaryFile()
+      weakref.finalize(self, self._file.close)
+      pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
+      self._file.flush()
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -416,7 +395,33 @@ def _num_cores() -> int:
   return os.cpu_count()
 
 
-def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
+def training_load(
+  options: InputOptions, batch_size: int, num_channels: int, num_batches: int
+) -> shared_memory.Load:
+  """Of `training_batches`, with its arguments."""
+  shape, _ = _batch_shapes(options, batch_size, num_channels)['image']
+  return shared_memory.Load(
+    math.prod(shape) // jax.process_count(), num_batches
+  )
+
+
+def evaluation_load(
+  options: InputOptions, batch_size: int, source: Source
+) -> shared_memory.Load:
+  """Of `evaluation_batches`, with its arguments."""
+  num_views = crops.num_views(options.eval_crop)
+  return training_load(
+    options,
+    batch_size * num_views,
+    source.num_channels,
+    -(-len(source) // batch_size),
+  )
+
+
+def _batches(
+  batches, options: InputOptions, load: shared_memory.Load, stack: int = 1
+) -> Iterator[dict]:
+  shared_memory.check(options.num_workers, options.prefetch, [load])
   # As many threads as cores, in all processes together: more of them were
   # slower, twice as many by a tenth.
   num_threads = _num_cores() // max(1, options.num_workers)
@@ -434,6 +439,10 @@ def _batches(batches, options: InputOptions, stack: int = 1) -> Iterator[dict]:
     )
   )
   if options.num_workers:
+    dataset = grain.experimental.WithOptionsIterDataset(
+      dataset,
+      grain.experimental.DatasetOptions(min_shm_size=shared_memory.MIN_BYTES),
+    )
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers, per_worker_buffer_size=options.prefetch
@@ -472,7 +481,10 @@ def training_batches(
   )
   num_micro_batches = (last_step - first_step) * accumulate_steps
   batches = _TrainingBatches(source, options, part, num_micro_batches, seed)
-  return _batches(batches, options, stack=accumulate_steps)
+  load = training_load(
+    options, batch_size, source.num_channels, last_step - first_step
+  )
+  return _batches(batches, options, load, stack=accumulate_steps)
 
 
 def evaluation_batches(
@@ -484,7 +496,11 @@ def evaluation_batches(
   False. Of several views each, image is [B, views, H, W, C].
   """
   part = _HostPart(batch_size, jax.process_index(), jax.process_count())
-  return _batches(_EvaluationBatches(source, options, part), options)
+  return _batches(
+    _EvaluationBatches(source, options, part),
+    options,
+    evaluation_load(options, batch_size, source),
+  )
 
 
 # What Grain says of a worker process that has not come to its end.
@@ -508,12 +524,16 @@ def _next_batch(batches: Iterator[dict]) -> dict | None:
     cause = f'ended with exit status {status}'
     if status < 0:
       cause = f'was killed by {signal.Signals(-status).name}'
+    remedy = ''
     if status == -signal.SIGKILL:
       cause += ', as Linux does when memory is short'
+    if status == -signal.SIGBUS:
+      cause += f', as Linux does when {shared_memory.PLACE} is full'
+      remedy = ', or give a container more with `docker run --shm-size=...`'
     raise UserError(
       f'a worker process of the input pipeline {cause}: give the same command '
-      'again to go on from the last checkpoint, with fewer '
-      '--config.data.num_workers if it happens again'
+      'again, with fewer --config.data.num_workers if it happens again'
+      f'{remedy}'
     ) from error
 
 

@@ -1,17 +1,28 @@
-"""Being asked to stop: the run saves a checkpoint and ends, losing no step."""
+"""Being asked to stop: the program says so at once, and a run saves first.
+
+Python runs handlers of signals in the main thread, when that comes back to Python:
+not while XLA compiles, nor while a process waits for others. So that Ctrl-C is
+answered all the same, `watch` starts a thread that learns of it without the main
+thread.
+"""
 
 import contextlib
+import os
+import select
 import signal
+import sys
 import threading
-
-import jax
-from jax.experimental import multihost_utils
+import time
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# How long the main thread may take to come back to Python after Ctrl-C.
+_PATIENCE_SECONDS = 1.0
+_DROPPED, _SECONDS_BEFORE_REPEAT = 0, 0.02  # of an interrupt that got nowhere
+_SHOW_CURSOR = b'\x1b[?25h'  # which a progress bar hides
 
 
 class Interrupted(Exception):
-  """A run has stopped as it was asked to, and can go on.
+  """A run has stopped as it was asked to, and can be resumed.
 
   Attributes:
     signal_number: of the signal that asked.
@@ -22,30 +33,167 @@ class Interrupted(Exception):
     self.signal_number = signal_number
 
 
-class StopRequests(contextlib.AbstractContextManager):
-  """Notes SIGTERM and SIGINT, the second of which has its usual effect.
+class _Watch:
+  """The thread that answers, and what it has to know.
 
-  Of several processes all stop at the same step when one gets SIGTERM, by
-  JAX's preemption service, which has its own handler.
+  Attributes:
+    can_unwind: Ctrl-C raises KeyboardInterrupt; otherwise it ends the process.
+    is_delivered: the first signal has come through to the main thread.
+    has_answered: set when the first signal was answered.
+    requests: the open `StopRequests`; None: there is none.
   """
 
   def __init__(self):
+    self.can_unwind = self.is_delivered = False
+    self.has_answered = threading.Event()
+    self.requests: StopRequests | None = None
+    # Only signals with a handler in Python are told to the thread; and asyncio
+    # puts its own in the place of signal.default_int_handler.
+    signal.signal(signal.SIGINT, self._raise)
+    self._read_end, self._write_end = os.pipe()
+    os.set_blocking(self._write_end, False)
+    signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+    self._num_repeats, self._hook = 0, sys.unraisablehook
+    sys.unraisablehook = self._note_dropped
+    threading.Thread(target=self._answer, daemon=True).start()
+
+  def _raise(self, number: int, frame) -> None:
+    del number, frame
+    if self.can_unwind and not self.is_delivered:
+      self.is_delivered = True
+      raise KeyboardInterrupt
+
+  def _note_dropped(self, unraisable) -> None:
+    """JAX has code in Python's garbage collector, which can raise nothing."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+      self.is_delivered = False
+      os.write(self._write_end, bytes([_DROPPED]))
+    else:
+      self._hook(unraisable)
+
+  def _answer(self) -> None:
+    number, requests = self._wait(), self.requests
+    is_taken = requests is not None and requests.has_begun
+    _say(requests.answer if requests is not None else 'interrupted')
+    self.has_answered.set()
+    again = None
+    if not is_taken:
+      if self.can_unwind:
+        again = self._wait(_PATIENCE_SECONDS)
+      if again is None and not self.is_delivered:
+        _end(number)
+    again = again or self._wait()
+    _say('interrupted again: ended at once')
+    _end(again)
+
+  def _wait(self, seconds: float | None = None) -> int | None:
+    """The next signal that asks to stop; None after so many seconds."""
+    while select.select([self._read_end], [], [], seconds)[0]:
+      number = os.read(self._read_end, 1)[0]
+      if number == _DROPPED:
+        time.sleep(_SECONDS_BEFORE_REPEAT)
+        self._num_repeats += 1
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+      elif self._num_repeats > 0:
+        self._num_repeats -= 1
+      elif number in _SIGNALS:
+        return number
+    return None
+
+
+_watch: _Watch | None = None  # signals belong to the process, and so does this
+
+
+def watch(can_unwind: bool = False) -> None:
+  """Has Ctrl-C answered with one line at once, as long as the process lives.
+
+  The first one raises KeyboardInterrupt in the main thread, and ends the process if
+  that does not come back to Python within a second; a second one always ends it.
+  `StopRequests` takes the first one, once it has begun.
+
+  Does nothing where SIGINT is ignored, as in a shell's background processes.
+
+  Args:
+    can_unwind: from now on; until then Ctrl-C ends the process at once, as long as
+      there is nothing to be left in order, such as while modules are imported.
+  """
+  global _watch
+  if _watch is None:
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+      return
+    _watch = _Watch()
+  _watch.can_unwind |= can_unwind
+
+
+def await_answer() -> None:
+  """For who has caught KeyboardInterrupt: until its line is printed."""
+  if _watch is not None:
+    _watch.has_answered.wait(_PATIENCE_SECONDS)
+
+
+class StopRequests(contextlib.AbstractContextManager):
+  """Notes SIGTERM and SIGINT, the second of which has its usual effect.
+
+  Before `begin` they have their usual effect too: there is nothing to save.
+
+  Of several processes all stop at the same step when one gets SIGTERM, by
+  JAX's preemption service, which has its own handler; SIGINT is passed on to it.
+
+  Args:
+    promise: what is said at once when a signal comes after `begin`.
+  """
+
+  def __init__(self, promise: str):
+    import jax
+
+    self._promise, self.has_begun = promise, False
+    self._is_one_of_several = jax.process_count() > 1
     self._received, self._previous = None, {}
 
+  @property
+  def answer(self) -> str:
+    """One line to whoever sends a signal now."""
+    return (
+      self._promise if self.has_begun else 'interrupted: nothing to save yet'
+    )
+
   def __enter__(self):
-    is_main = threading.current_thread() is threading.main_thread()
-    if jax.process_count() == 1 and is_main:  # others cannot have handlers
-      for number in _SIGNALS:
-        self._previous[number] = signal.signal(number, self._note)
+    if _watch is not None:
+      _watch.requests = self
     return self
 
-  def __exit__(self, *exception):
+  def begin(self) -> None:
+    """From now on signals are noted, for `reached`."""
+    if threading.current_thread() is not threading.main_thread():
+      return  # others cannot have handlers
+    self.has_begun = True
+    if self._is_one_of_several:
+      self._handle(signal.SIGINT, self._pass_on)
+      return
+    for number in _SIGNALS:
+      self._handle(number, self._note)
+
+  def __exit__(self, exception_type, exception, traceback):
     self._restore()
+    if exception_type is KeyboardInterrupt or self._received is not None:
+      await_answer()  # which is this one's
+    if _watch is not None:
+      _watch.requests = None
+
+  def _handle(self, number: int, handler) -> None:
+    self._previous[number] = signal.signal(number, handler)
 
   def _note(self, number: int, frame) -> None:
     del frame
     self._received = number
     self._restore()
+    if _watch is not None:
+      _watch.is_delivered = True
+
+  def _pass_on(self, number: int, frame) -> None:
+    self._note(number, frame)
+    signal.raise_signal(signal.SIGTERM)
 
   def _restore(self) -> None:
     while self._previous:
@@ -57,8 +205,25 @@ class StopRequests(contextlib.AbstractContextManager):
     Args:
       step: to be called with each of them, in all processes.
     """
-    if jax.process_count() == 1:
+    if not self._is_one_of_several:
       return self._received
+    from jax.experimental import multihost_utils
+
     if multihost_utils.reached_preemption_sync_point(step):
       return signal.SIGTERM
     return None
+
+
+def _say(text: str) -> None:
+  """One line on stderr."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def _end(number: int) -> None:
+  """Ends the process from whatever thread, without leaving anything in order.
+
+  Stdout is not flushed: the main thread may hold it, in a write that waits.
+  """
+  if os.isatty(1):
+    os.write(1, _SHOW_CURSOR)
+  os._exit(128 + number)

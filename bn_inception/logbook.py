@@ -19,13 +19,22 @@ from tensorboardX.record_writer import RecordWriter
 
 from bn_inception.errors import UserError, writing
 
+_BAR_WIDTH, _TEXT = 20, TextColumn('{task.description}')
+# What a narrow terminal does without, in this order.
+_DISPENSABLE = ('wait', 'speed', 'epoch', 'loss', 'accuracy')
 METRICS_FILE, DROPPED_FILE = 'metrics.jsonl', 'metrics_dropped.jsonl'
 
 
-def read_metrics(workdir: str) -> list[dict]:
+def read_metrics(
+  workdir: str, remedy: str = 'restore it, or give another --workdir'
+) -> list[dict]:
   """The records of a run's metrics.jsonl; [] if there is none.
 
   A last line that a killed process left unfinished is passed over.
+
+  Args:
+    workdir: the run directory.
+    remedy: what to do about a damaged file.
 
   Raises:
     UserError: if another line is damaged.
@@ -38,13 +47,19 @@ def read_metrics(workdir: str) -> list[dict]:
       lines = file.read().split('\n')
     # What follows the last newline is empty, or was cut short.
     records = [json.loads(line) for line in lines[:-1]]
-    if not all(isinstance(r, dict) and 'step' in r for r in records):
-      raise ValueError('a record without a step')
+    if not all(map(_is_record, records)):
+      raise ValueError('a record without a kind and a step')
   except ValueError as error:  # no JSON, or not even text
-    raise UserError(
-      f'{path} is damaged ({error}): restore it, or give another --workdir'
-    ) from error
+    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
   return records
+
+
+def _is_record(value) -> bool:
+  return (
+    isinstance(value, dict)
+    and isinstance(value.get('kind'), str)
+    and isinstance(value.get('step'), int)
+  )
 
 
 class Logbook:
@@ -166,6 +181,7 @@ class ProgressDisplay:
     first_step, last_step: where the run starts and ends.
     steps_per_epoch: training examples / global batch.
     seconds_between_lines: of plain output.
+    console: to write to; None: stdout.
   """
 
   def __init__(
@@ -174,37 +190,56 @@ class ProgressDisplay:
     last_step: int,
     steps_per_epoch: float,
     seconds_between_lines: float = 5.0,
+    console: Console | None = None,
   ):
     self._last_step, self._steps_per_epoch = last_step, steps_per_epoch
     self._pause, self._last_line = seconds_between_lines, -math.inf
-    console = Console(file=sys.stdout)
+    console = console or Console(file=sys.stdout)
     self._live = None
     if console.is_terminal:
-      self._live = Progress(
-        BarColumn(20), TextColumn('{task.description}'), console=console
-      )
+      self._bar = BarColumn(_BAR_WIDTH)
+      self._live = Progress(self._bar, _TEXT, console=console)
       self._task = self._live.add_task(
-        'compiling', total=last_step, completed=first_step
+        'compiling the training step ...', total=last_step, completed=first_step
       )
+
+  def compiling(self) -> None:
+    """Says so, as it may take minutes; the live line does already."""
+    if not self._live:
+      print('compiling the training step ...', flush=True)
 
   def update(
     self, step: int, loss: float, top1: float, images_per_second: float,
     input_wait_fraction: float, seconds_left: float,
   ) -> None:  # fmt: skip
     """Shows where training is."""
-    text = (
-      f'step {step}/{self._last_step}  '
-      f'epoch {step / self._steps_per_epoch:.2f}  loss {loss:.4f}  '
-      f'accuracy {top1:.2f} %  {images_per_second:.0f} images/s  '
-      f'{100 * input_wait_fraction:.0f} % waiting for input  '
-      f'{format_seconds(seconds_left)} left'
-    )
+    fields = {
+      'step': f'step {step}/{self._last_step}',
+      'epoch': f'epoch {step / self._steps_per_epoch:.2f}',
+      'loss': f'loss {loss:.4f}',
+      'accuracy': f'accuracy {top1:.2f} %',
+      'speed': f'{images_per_second:.0f} images/s',
+      'wait': f'{100 * input_wait_fraction:.0f} % waiting for input',
+      'left': f'{format_seconds(seconds_left)} left',
+    }
     now = time.monotonic()
     if self._live:
-      self._live.update(self._task, completed=step, description=text)
+      self._show(step, fields)
     elif now - self._last_line >= self._pause or step == self._last_step:
       self._last_line = now
-      print(text, flush=True)
+      print('  '.join(fields.values()), flush=True)
+
+  def _show(self, step: int, fields: dict[str, str]) -> None:
+    """As many fields as the terminal has columns for, and the bar."""
+    columns = self._live.console.width
+    for name in _DISPENSABLE:
+      if len('  '.join(fields.values())) <= columns:
+        break
+      del fields[name]
+    text = '  '.join(fields.values())
+    has_bar = _BAR_WIDTH + 1 + len(text) <= columns
+    self._live.columns = (self._bar, _TEXT) if has_bar else (_TEXT,)
+    self._live.update(self._task, completed=step, description=text)
 
   def message(self, text: str) -> None:
     """A line that stays."""
@@ -262,5 +297,7 @@ def draw_learning_curve(records: list[dict], path: str, title: str) -> None:
   figure.suptitle(title)
   figure.tight_layout()
   with writing(path):
-    figure.savefig(path, dpi=120)
+    # Whoever looks at it meanwhile sees the old one or the new one.
+    figure.savefig(path + '.tmp', dpi=120, format='png')
+    os.replace(path + '.tmp', path)
   pyplot.close(figure)

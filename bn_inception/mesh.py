@@ -27,6 +27,7 @@ def make_training_mesh(
   batch_size: int,
   norm_batch_size: int,
   accumulate_steps: int = 1,
+  fewest: int = 1,
 ) -> Mesh:
   """A mesh whose groups hold `norm_batch_size` examples each, or divide evenly.
 
@@ -35,6 +36,8 @@ def make_training_mesh(
     batch_size: global batch.
     norm_batch_size: examples that share statistics; 0 = the global batch.
     accumulate_steps: micro-batches that the batch is cut into.
+    fewest: examples that must share statistics: 2 where each gives a single
+      value, which has no variance.
 
   Returns:
     Mesh with axes ('group', 'member'): 'member' has several devices exactly
@@ -42,7 +45,8 @@ def make_training_mesh(
 
   Raises:
     UserError: if the batch cannot be divided over the devices, or not into
-      normalisation batches; names the sizes that work.
+      normalisation batches, or if these are too small; names the sizes that
+      work.
   """
   num_devices = len(devices)
   num_parts = num_devices * accumulate_steps
@@ -54,16 +58,28 @@ def make_training_mesh(
       f': use a multiple of {num_parts}, such as '
       f'--config.batch_size={max(1, round(batch_size / num_parts)) * num_parts}'
     )
+  if local * num_devices < fewest:
+    raise UserError(
+      f'batch_size {batch_size}: batch normalization of this network needs at '
+      f'least {fewest} examples that share statistics, and there is {local}: use '
+      f'a larger one, such as --config.batch_size={32 * num_parts}'
+    )
   possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
+  possible = sorted({size for size in possible if size >= fewest})
   if norm_batch_size == 0:
     members = num_devices
   elif norm_batch_size in possible:
     members = max(1, norm_batch_size // local)
   else:
+    too_few = (
+      f'is below {fewest}, which batch normalization of this network needs'
+    )
+    misfit = f'does not fit {local} examples on each of {num_devices} devices'
     raise UserError(
-      f'norm_batch_size {norm_batch_size} does not fit {local} examples on each '
-      f'of {num_devices} devices: use --config.norm_batch_size=0 (the whole '
-      f'batch) or one of {sorted(set(possible))}'
+      f'norm_batch_size {norm_batch_size} '
+      f'{too_few if norm_batch_size < fewest else misfit}: use '
+      '--config.norm_batch_size=0 (the whole batch) or one of '
+      f'{possible}'
     )
   return _make_mesh(devices, members)
 

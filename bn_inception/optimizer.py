@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import optax
 
+from bn_inception import ranges
 from bn_inception.errors import UserError
 
 
@@ -89,7 +90,8 @@ def make_optimizer(
     momentum: of the velocity v.
     nesterov: evaluate v one step ahead.
     weight_decay: of the kernels.
-    decay_factor, decay_epochs: see `decay_schedule`.
+    decay_factor, decay_epochs: see `decay_schedule`; a factor of 1 keeps the
+      rate constant.
     average_decay: of the Polyak average of the parameters; 0 = none. Moving
       averages of batch norm belong to the parameters themselves: evaluate the
       average with population statistics.
@@ -101,17 +103,25 @@ def make_optimizer(
     An `Optimizer`.
 
   Raises:
-    UserError: if decay_epochs is not positive, or the batch cannot be cut.
+    UserError: for a number out of its range (`ranges.VALUES`), or if the batch
+      cannot be cut.
   """
-  if accumulate_steps < 1 or batch_size % accumulate_steps:
+  ranges.check_section(
+    'optimizer',
+    {
+      'learning_rate': learning_rate,
+      'momentum': momentum,
+      'weight_decay': weight_decay,
+      'decay_factor': decay_factor,
+      'decay_epochs': decay_epochs,
+      'average_decay': average_decay,
+      'accumulate_steps': accumulate_steps,
+    },
+  )
+  if batch_size % accumulate_steps:
     raise UserError(
       f'optimizer.accumulate_steps {accumulate_steps} does not divide '
       f'batch_size {batch_size}'
-    )
-  if decay_epochs <= 0:
-    raise UserError(
-      f'optimizer.decay_epochs must be positive, got {decay_epochs}: for a '
-      'constant rate set optimizer.decay_factor to 1'
     )
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32

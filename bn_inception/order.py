@@ -24,12 +24,12 @@ def epoch_order(
     A permutation of range(num_examples), int64, read-only.
 
   Raises:
-    UserError: for more shards than examples.
+    UserError: for more shards than examples, if the order has shards.
   """
-  if not 1 <= num_shards <= num_examples:
+  if shuffle != 'global' and num_shards > num_examples:
     raise UserError(
-      f'data.num_shards {num_shards} must be between 1 and the number of '
-      f'examples, {num_examples}'
+      f'data.num_shards {num_shards} is more than the {num_examples} examples: '
+      'use --config.data.shuffle=global, which has no shards'
     )
   rng = np.random.default_rng([seed, epoch])
   if shuffle == 'global':

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception import batch_norm
+from bn_inception import batch_norm, ranges
 from bn_inception.arrays import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.layers import NONLINEARITIES
@@ -59,20 +59,19 @@ class Perceptron(nn.Module):
       ('dtype', ('float32', 'bfloat16')),
     ):
       check_choice(f'model.{name}', getattr(self, name), valid)
-    if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-      raise UserError(
-        f'model.hidden_sizes must be positive, got {self.hidden_sizes}'
-      )
-    if not 0 <= self.measured_unit < self.hidden_sizes[-1]:
+    for name in ('hidden_sizes', 'measured_unit', 'initial_std'):
+      ranges.check_value(f'model.{name}', getattr(self, name))
+    if self.measured_unit >= self.hidden_sizes[-1]:
       raise UserError(
         f'model.measured_unit must be below {self.hidden_sizes[-1]}, the size '
         f'of the last hidden layer, got {self.measured_unit}'
       )
-    if self.initial_std <= 0.0:
-      raise UserError(
-        f'model.initial_std must be positive, got {self.initial_std}'
-      )
     super().__post_init__()
+
+  def fewest_values(self, image_size: int) -> int:
+    """How many values each example gives a batch-norm layer's statistics."""
+    del image_size
+    return 1
 
   @nn.compact
   def __call__(self, image: Array, example_index: Array) -> Array:

@@ -1,11 +1,23 @@
 """Class probabilities of every image of a split: averaged, saved, loaded."""
 
 import dataclasses
+import os
 import zipfile
+import zlib
 
 import numpy as np
 
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, writing
+
+# What numpy raises for other files: a TypeError for a single array.
+_UNREADABLE = (
+  OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
+  zlib.error,
+)  # fmt: skip
+
+# How far from 1 the probabilities of an image may sum: those of half precision
+# do so.
+_SUM_TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,25 +81,22 @@ def average(members: list[Predictions]) -> Predictions:
 
 
 def save(path: str, predictions: Predictions) -> None:
-  """Writes an npz file: see `Predictions` for what is in it.
+  """Writes an npz file, or nothing: see `Predictions` for what is in it.
 
   Raises:
     UserError: if it cannot be written.
   """
-  try:
-    with open(path, 'wb') as file:
+  with writing(path, 'give another file'):
+    with open(path + '.tmp', 'wb') as file:
       np.savez_compressed(file, **dataclasses.asdict(predictions))
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): give another file'
-    ) from error
+    os.replace(path + '.tmp', path)
 
 
 def load(path: str) -> Predictions:
   """Reads what `save` wrote.
 
   Raises:
-    UserError: if it is no such file.
+    UserError: if it is no such file, or if what it holds are no predictions.
   """
   names = [field.name for field in dataclasses.fields(Predictions)]
   try:
@@ -95,9 +104,55 @@ def load(path: str) -> Predictions:
       values = {name: file[name] for name in names}
   except FileNotFoundError as error:
     raise UserError(f'{path} does not exist') from error
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+  except _UNREADABLE as error:
     raise UserError(
       f'{path} has no predictions ({type(error).__name__}): give a file that '
       '--save_predictions wrote'
     ) from error
+  wrong = _find_wrong(**{name: values[name] for name in names[:-1]})
+  if wrong is not None:
+    raise UserError(
+      f'{path} has no predictions that can be used: {wrong}: leave it out, or '
+      'save them again'
+    )
   return Predictions(**{**values, 'origin': str(values['origin'])})
+
+
+def _find_wrong(
+  log_probabilities: np.ndarray,
+  labels: np.ndarray,
+  names: np.ndarray,
+  class_names: np.ndarray,
+) -> str | None:
+  """The first thing that keeps arrays from being predictions; None: nothing.
+
+  A probability may be 0, and its logarithm -inf.
+  """
+  shape = labels.shape + class_names.shape
+  for name, value, kind, expected in (
+    ('log_probabilities', log_probabilities, np.floating, shape),
+    ('labels', labels, np.integer, (labels.size,)),
+    ('names', names, np.str_, (labels.size,)),
+    ('class_names', class_names, np.str_, (class_names.size,)),
+  ):
+    if not np.issubdtype(value.dtype, kind) or value.shape != expected:
+      return f'{name} is {value.dtype}{list(value.shape)}'
+  if not labels.size:
+    return 'it has no images'
+  unique, counts = np.unique(class_names, return_counts=True)
+  if counts.max(initial=1) > 1:
+    return f"there are {counts.max()} classes '{unique[counts.argmax()]}'"
+  is_label = (labels >= 0) & (labels < len(class_names))
+  if not is_label.all():
+    i = np.flatnonzero(~is_label)[0]
+    return (
+      f'image {i} ({names[i]}) has the label {labels[i]} of '
+      f'{len(class_names)} classes'
+    )
+  with np.errstate(over='ignore'):
+    total = np.exp(np.float64(log_probabilities)).sum(axis=1)
+  is_one = np.abs(total - 1) <= _SUM_TOLERANCE  # and so is no NaN
+  if not is_one.all():
+    i = np.flatnonzero(~is_one)[0]
+    return f'the probabilities of image {i} ({names[i]}) sum to {total[i]:.4g}, not 1'
+  return None

@@ -1,11 +1,16 @@
 r"""Figures, tables and a page of what the runs of the studies found.
 
-  python -m bn_inception.report --runs=runs/study --out=results/study
+  python -m bn_inception.report --study=figure2 --runs=runs/study --out=runs/report
 
 Writes report.html, report.md, figures/ and tables/, and copies what the runs
 wrote, but for their checkpoints, into runs/, from which the report can be made
-again: --runs=results/study/runs.
+again: --runs=runs/report/runs.
 """
+
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
 
 import csv
 import datetime
@@ -28,6 +33,7 @@ from bn_inception.evaluation import MOVING, POPULATION
 from bn_inception.logbook import METRICS_FILE
 from bn_inception.report_page import RUNS_FOLDER, Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
+from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study_results import Outcome
 
 _COMMIT_DIGITS = 10  # manifest.json has all of them
@@ -43,7 +49,6 @@ def make_report(
   names: Sequence[str],
   selection: study_runs.Selection,
   out: str,
-  code: str | None = None,
   cores_per_run: int = 1,
 ) -> None:
   """Writes the report of some studies.
@@ -52,21 +57,25 @@ def make_report(
     names: of configs/studies.py.
     selection: of their runs.
     out: folder to write to, made if absent.
-    code: hash of the code whose runs are meant; None: see `choose_code`.
     cores_per_run: that a run had, for the cost.
 
   Raises:
-    UserError: for names or code that are not there, damaged files, or a folder
-      that cannot be written.
+    UserError: for names that are not there, a folder without finished runs of
+      them, or one that cannot be written.
   """
-  code, of_code = choose_code(selection.root, code)
-  print(f'code           {of_code}')
   sections = [
-    make_section(n, study_runs.list_runs(n, selection, code)) for n in names
+    make_section(n, study_runs.list_runs(n, selection)) for n in names
   ]
   unique = list(
     {o.run.folder: o for s in sections for o in s.outcomes}.values()
   )
+  problems = list(dict.fromkeys(line for s in sections for line in s.problems))
+  starts, lacking = _read_starts(unique)
+  problems += lacking
+  for line in problems:
+    print(f'damaged: {line}')
+  if not unique and not problems:
+    raise UserError(_describe_absence(selection.root))
   for folder in (
     RUNS_FOLDER,
     report_page.FIGURES_FOLDER,
@@ -76,7 +85,7 @@ def make_report(
       os.makedirs(os.path.join(out, folder), exist_ok=True)
   files = {o.folder_name: _copy(o, selection.root, out) for o in unique}
   report = Report(
-    facts=_facts(of_code, unique),
+    facts=_facts(unique, starts) | _describe_problems(problems, selection.root),
     costs=_costs(sections, unique, cores_per_run),
     cost_rule=(
       'Core-hours: seconds that training and its evaluations took (wall_seconds '
@@ -94,38 +103,14 @@ def make_report(
   print(f'written to {os.path.join(out, "report.html")}')
 
 
-def choose_code(root: str, code: str | None) -> tuple[str, str]:
-  """The hash of the code whose runs are reported, and a sentence on it.
-
-  Without `code` it is that of this code, if there are finished runs of it, or
-  else that of all finished runs.
-
-  Raises:
-    UserError: if there are no such runs, or runs of several others.
-  """
-  own, found = study_runs.code_hash(), study_runs.codes(root)
-  if not found:
-    raise UserError(
-      f'{root} holds no finished runs: train them with python -m '
-      'bn_inception.study, or give another --runs'
-    )
-  if code is None:
-    if own not in found and len(found) > 1:
-      raise UserError(
-        f'{root} holds no runs of this code ({own}), but of several others: '
-        f'give one of them as --code: {", ".join(found)}'
-      )
-    code = own if own in found else found[0]
-  if code not in found:
-    raise UserError(
-      f'{root} holds no finished runs of --code={code}: there are '
-      f'{", ".join(found)}'
-    )
-  relation = (
-    'the code that made this report' if code == own
-    else f'not the code that made this report, {own}'
-  )  # fmt: skip
-  return code, f'{code}, {relation}'
+def _describe_absence(root: str) -> str:
+  others = len(study_runs.others([], root))
+  of_others = f' (there are {others} other runs)' if others else ''
+  return (
+    f'{root} holds no finished runs of these studies, with these values and '
+    f'version {RESULTS_VERSION} of the results{of_others}: train them with '
+    'python -m bn_inception.study, or give another --runs'
+  )
 
 
 def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
@@ -142,20 +127,57 @@ def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
   with writing(target, _REMEDY):
     os.makedirs(target, exist_ok=True)
     for name in names:
-      with open(os.path.join(source, name)) as file:
+      # A damaged file may hold anything.
+      with open(os.path.join(source, name), errors='surrogateescape') as file:
         text = file.read()
       text = text.replace(f'{os.path.abspath(root)}/', f'{RUNS_FOLDER}/')
-      with open(os.path.join(target, name), 'w') as file:
+      path = os.path.join(target, name)
+      with open(path, 'w', errors='surrogateescape') as file:
         file.write(text)
   return names
 
 
-def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
-  """Of the report, and of the manifests of its runs."""
-  starts = []
+def _read_starts(outcomes: Sequence[Outcome]) -> tuple[list[dict], list[str]]:
+  """What the manifests say of every start, and which cannot be read."""
+  starts, problems = [], []
   for outcome in outcomes:
-    path = os.path.join(outcome.run.folder, run_directory.MANIFEST_FILE)
-    starts += run_directory.read_json(path)['starts']
+    path = outcome.run.path(run_directory.MANIFEST_FILE)
+    try:
+      found = run_directory.read_json(path, 'restore it').get('starts')
+    except UserError as error:
+      problems.append(str(error))
+      continue
+    if isinstance(found, list) and all(map(_is_start, found)):
+      starts += found
+    else:
+      problems.append(f'{path} lacks what is known of its starts')
+  return starts, problems
+
+
+def _is_start(value) -> bool:
+  if not isinstance(value, dict):
+    return False
+  texts = value.get('time'), value.get('python'), value.get('platform')
+  devices = value.get('devices')
+  return (
+    all(isinstance(text, str) for text in texts)
+    and isinstance(value.get('commit'), str | None)
+    and isinstance(value.get('packages'), dict)
+    and isinstance(devices, list)
+    and len(devices) > 0
+  )
+
+
+def _describe_problems(problems: Sequence[str], root: str) -> dict[str, str]:
+  """A fact of the report, if there are any, without the machine's folders."""
+  text = '; '.join(problems).replace(os.path.join(root, ''), f'{RUNS_FOLDER}/')
+  return {'damaged': text} if problems else {}
+
+
+def _facts(
+  outcomes: Sequence[Outcome], starts: Sequence[dict]
+) -> dict[str, str]:
+  """Of the report, and of the manifests of its runs."""
   days = sorted(start['time'][:10] for start in starts) or ['none']
   python = [f'python {start["python"]}' for start in starts]
   packages = [
@@ -170,7 +192,7 @@ def _facts(of_code: str, outcomes: Sequence[Outcome]) -> dict[str, str]:
   return {
     'date': datetime.date.today().isoformat(),
     'runs': f'{len(outcomes)}, of {days[0]} to {days[-1]}',
-    'code': of_code,
+    'results version': str(RESULTS_VERSION),
     'commit': _distinct(
       (start['commit'] or 'unknown')[:_COMMIT_DIGITS] for start in starts
     ),
@@ -261,10 +283,12 @@ def _numbers(table: Table) -> list[dict]:
 def _each_run(section: Section) -> list[dict]:
   finished = {o.run.folder: o for o in section.outcomes}
   rows = []
-  for run in (run for group in section.groups for run in group.runs):
+  runs = ((run, group) for group in section.groups for run in group.runs)
+  for run, group in runs:
+    status = 'damaged' if run.seed in group.problems else run.status()
     row = {
       'study': section.name, 'task': run.task, 'arm': run.arm, 'seed': run.seed,
-      'status': run.status(), 'folder': os.path.basename(run.folder),
+      'status': status, 'folder': os.path.basename(run.folder),
     }  # fmt: skip
     if outcome := finished.get(run.folder):
       row['diverged_at'] = outcome.diverged_at
@@ -294,14 +318,9 @@ def _write_text(path: str, text: str) -> None:
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
+  flags.adopt_module_key_flags(study_flags)
   flags.DEFINE_string(
-    'out', 'results/study', 'Folder to write to. Example: --out=results/study'
-  )
-  flags.DEFINE_string(
-    'code',
-    None,
-    'Hash of the code whose runs are meant; default: this code, or that of all '
-    'runs. Example: --code=0123abcd',
+    'out', 'runs/report', 'Folder to write to. Example: --out=runs/figure2'
   )
   flags.DEFINE_integer(
     'cores_per_run',
@@ -318,7 +337,6 @@ def main() -> None:
     study_flags.names(),
     study_flags.selection(),
     values.out,
-    values.code,
     values.cores_per_run,
   )
 

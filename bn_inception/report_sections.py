@@ -1,8 +1,8 @@
 """What the report shows of each study: curves, bars and tables, as data.
 
-Every study is a function of the groups of its runs, in `STUDIES`; what it returns
-is drawn by report_figures.py and written by report_page.py. What is missing or
-diverged is said in place of the number.
+A study of the paper is a function of the groups of its runs, in `STUDIES`; any other
+one is shown by `_any_study`. What they return is drawn by report_figures.py and
+written by report_page.py. What is missing or diverged is said in place of the number.
 """
 
 import dataclasses
@@ -154,6 +154,12 @@ class Section:
   def outcomes(self) -> list[Outcome]:
     return [o for group in self.groups for o in group.outcomes]
 
+  @property
+  def problems(self) -> list[str]:
+    """What is missing or damaged in the files of its runs, a line each."""
+    found = [group.problems.values() for group in self.groups]
+    return [line for lines in sum(map(list, found), []) for line in lines]
+
 
 def make_section(name: str, runs: Iterable[Run]) -> Section:
   """What is shown of a study.
@@ -163,12 +169,13 @@ def make_section(name: str, runs: Iterable[Run]) -> Section:
     runs: of `study_runs.list_runs`.
 
   Raises:
-    UserError: for a name that is not there, or files that are damaged.
+    UserError: for a name that is not there.
   """
   title, groups_of = find_study(name).title, read_groups(runs)
   parts = []
   for task, groups in groups_of.items():
-    part = STUDIES[name](f'{name}_{task}', task, groups)
+    make_part = STUDIES.get(name, _any_study)
+    part = make_part(f'{name}_{task}', task, groups)
     part.notes.append(_origin(groups))
     parts.append(part)
   return Section(name, title, parts, sum(groups_of.values(), []))
@@ -188,7 +195,7 @@ def _origin(groups: Sequence[Group]) -> str:
     for size in sizes
   ]
   followed = sorted({o.result['eval_split'] for o in outcomes})
-  final = sorted({o.evaluation['split'] for o in outcomes if o.evaluation})
+  final = sorted({o.split for o in outcomes if o.split is not None})
   sentences.append(
     f'Accuracy was followed on {", ".join(followed)}; final accuracies are of '
     f'{", ".join(final) or "no split"}.'
@@ -223,19 +230,25 @@ def _network(group: Group) -> Cell:
 def _mean(measure: Measure, digits: int = 2) -> Callable[[Group], Cell]:
   """Of a column: the mean over seeds with its interval."""
   return lambda group: _values_cell(
-    group.values(measure), group.absence(), digits
+    group, group.values(measure), group.absence(), digits
   )
 
 
 def _values_cell(
-  values: Sequence[float], absence: str, digits: int = 2, sign: str = ''
+  group: Group,
+  values: Sequence[float],
+  absence: str,
+  digits: int = 2,
+  sign: str = '',
 ) -> Cell:
-  """'87.10 ± 0.30', or the one value."""
+  """'87.10 ± 0.30', or the one value; and of how many seeds, if some lack it."""
   if not values:
     return Cell(absence)
   found = mean_interval(values)
   margin = f'± {found.margin:.{digits}f}' if found.count > 1 else '(one seed)'
   text = f'{found.mean:{sign}.{digits}f} {margin}'
+  if found.count < group.num_measured:
+    text += f', {found.count} of {group.num_measured} seeds'
   return Cell(text, dataclasses.asdict(found))
 
 
@@ -254,7 +267,10 @@ def _steps(
     if target is None:
       return Cell('no target')
     steps = group.values(methodcaller('first_step', target, statistics))
-    total = len(group.outcomes)
+    total = sum(
+      bool(o.followed(statistics)) or o.diverged_at is not None
+      for o in group.outcomes
+    )
     if not steps:
       is_whole = total > 0 and not group.divergence()
       return Cell('not reached' if is_whole else group.absence())
@@ -300,18 +316,19 @@ def _rate_curves(
   """Means against the learning rate, in units of one; a curve for each network."""
   curves = []
   for name, members in _by_network(groups).items():
-    points, crosses, breaks, notes = [], [], [], []
+    points, crosses, breaks, notes = [], [], [], {}
     for group in sorted(members, key=lambda group: group.rate):
       x, values = group.rate / unit, group.values(measure)
       points += mean_points([{x: value} for value in values])
       crosses += [x] if group.divergence() else []
       breaks += [] if values else [x]
       if group.exception():
-        notes.append(f'at {x:g}: {group.exception()}')
+        notes.setdefault(group.exception(), []).append(f'{x:g}')
+    texts = [f'at {", ".join(at)}: {text}' for text, at in notes.items()]
     number = list(_NETWORKS.values()).index(name)
     curves.append(
       Curve(
-        name, number, number, tuple(points), '; '.join(notes),
+        name, number, number, tuple(points), '; '.join(texts),
         crosses=tuple(crosses), breaks=tuple(breaks),
       )
     )  # fmt: skip
@@ -412,9 +429,7 @@ def _rates(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
   base, variants, tables, targets = groups[0], {}, [], {}
-  records = [r for g in groups for o in g.outcomes for r in o.records]
-  has_population = any('population_top1' in r for r in records)
-  kinds = (POPULATION, MOVING) if has_population else (MOVING,)
+  kinds = _kinds(groups)
   for kind in kinds:
     found = base.values(methodcaller('best', kind))
     targets[kind] = float(np.mean(found)) if found else None
@@ -440,6 +455,13 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
     y_range=y_range, level=target,
   )  # fmt: skip
   return Part(task, [note], [plot], tables)
+
+
+def _kinds(groups: Sequence[Group]) -> tuple[str, ...]:
+  """Of the statistics with which some run was followed."""
+  records = [r for g in groups for o in g.outcomes for r in o.records]
+  has_population = any('population_top1' in r for r in records)
+  return (POPULATION, MOVING) if has_population else (MOVING,)
 
 
 def _mark(curve: Curve, target: float | None) -> Curve:
@@ -530,7 +552,7 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
     absence = group.absence()
     if group.values(final):  # then it is the other one that has no value
       absence = f'{base.name} {base.absence()}'
-    return _values_cell(found[group.name], absence, sign='+')
+    return _values_cell(group, found[group.name], absence, sign='+')
 
   def verdict(group: Group) -> Cell:
     if group is base:
@@ -574,9 +596,8 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
   def gain(outcome: Outcome) -> float | None:
-    if outcome.diverged_at is not None:
-      return None
-    return outcome.final(POPULATION) - outcome.final(MOVING)
+    finals = outcome.final(POPULATION), outcome.final(MOVING)
+    return None if None in finals else finals[0] - finals[1]
 
   curves = tuple(
     dataclasses.replace(
@@ -598,7 +619,7 @@ def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
     'final, moving averages (%)': _mean(methodcaller('final', MOVING)),
     'final, population (%)': _mean(methodcaller('final', POPULATION)),
     'population minus moving (points)': lambda group: _values_cell(
-      group.values(gain), group.absence(), sign='+'
+      group, group.values(gain), group.absence(), sign='+'
     ),
   }
   table = _table(name, f'{task}: final accuracies', groups, columns)
@@ -626,6 +647,29 @@ def _learning_rates(name: str, task: str, groups: Sequence[Group]) -> Part:
   notes = ['Crosses at the foot: rates at which a run diverged.']
   table = _table(name, f'{task}: final accuracies', groups, columns)
   return Part(task, notes, [plot], [table])
+
+
+def _any_study(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Curves, and accuracies of each arm: all that needs no knowledge of a study."""
+  variants = {
+    kind: tuple(_accuracy_curve(g, i, kind) for i, g in enumerate(groups))
+    for kind in _kinds(groups)
+  }
+  plot = Plot(
+    name, f'{task}: validation accuracy', 'steps', 'accuracy (%)', variants
+  )
+  columns = {'arm': _name}
+  for kind in variants:
+    columns |= {
+      f'validation at the end, {kind} (%)': _mean(methodcaller('last', kind)),
+      f'best validation, {kind} (%)': _mean(methodcaller('best', kind)),
+    }
+  columns |= {
+    f'final, {kind} (%)': _mean(methodcaller('final', kind))
+    for kind in (MOVING, POPULATION)
+  }
+  table = _table(name, f'{task}: accuracies', groups, columns)
+  return Part(task, [], [plot], [table])
 
 
 STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {

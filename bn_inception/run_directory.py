@@ -1,14 +1,18 @@
-"""The folder of a run: lock, config, manifest, result.
+"""The folder of a run: lock, config, data, manifest, result.
 
-A run directory holds config.json, manifest.json, metrics.jsonl, tb/,
+A run directory holds config.json, data.json, manifest.json, metrics.jsonl, tb/,
 checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
-there were any. Giving the same command again resumes the run; another config is
-refused with the keys that differ.
+there were any. Giving the same command again resumes the run; another config, or
+other data, are refused with what differs.
+
+data.json has the facts of the training data (see `data_facts`). Checkpoints
+describe the same ones, but a run may end by diverging before it has any.
 """
 
 import contextlib
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -18,11 +22,12 @@ from collections.abc import Iterator
 
 import jax
 
-from bn_inception import native
+from bn_inception import checkpoint, data_facts, native
 from bn_inception.errors import UserError, writing
 from bn_inception.logbook import METRICS_FILE
 
-CONFIG_FILE, MANIFEST_FILE = 'config.json', 'manifest.json'
+CONFIG_FILE, DATA_FILE = 'config.json', 'data.json'
+MANIFEST_FILE = 'manifest.json'
 RESULT_FILE, CHECKPOINTS_FOLDER = 'result.json', 'checkpoints'
 
 # Running longer, logging or saving at other times, or reading with other
@@ -90,8 +95,14 @@ def write_json(path: str, value: dict, **remedy: str) -> None:
     os.replace(path + '.tmp', path)
 
 
-def read_json(path: str) -> dict:
+def read_json(
+  path: str, remedy: str = 'restore it, or give another --workdir'
+) -> dict:
   """The object in a JSON file.
+
+  Args:
+    path: of the file.
+    remedy: what to do about a damaged file.
 
   Raises:
     UserError: if it is absent or damaged.
@@ -102,28 +113,26 @@ def read_json(path: str) -> dict:
   except FileNotFoundError as error:
     raise UserError(f'{path} does not exist') from error
   except ValueError as error:  # no JSON, or not even text
-    raise UserError(
-      f'{path} is damaged ({error}): restore it, or give another --workdir'
-    ) from error
+    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
   if not isinstance(value, dict):
-    raise UserError(
-      f'{path} is damaged (no object): restore it, or give another --workdir'
-    )
+    raise UserError(f'{path} is damaged (no object): {remedy}')
   return value
 
 
 @contextlib.contextmanager
 def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
-  """Locks a run directory for this config, making or checking it.
+  """Locks a run directory for a run with this config on these data.
+
+  Writes nothing there: see `record_start`.
 
   Args:
     workdir: made if absent.
     config: as JSON gives it back: lists, not tuples.
-    data: where the training data come from, for the manifest.
+    data: facts of the training data: see `data_facts.describe`.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with
-      another config, or if it cannot be written.
+      another config or on other data, or if it cannot be written.
   """
   try:
     os.makedirs(workdir, exist_ok=True)
@@ -141,20 +150,70 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         f'another process is training in {workdir}: wait for it, or give '
         'another --workdir'
       ) from error
-    path = os.path.join(workdir, CONFIG_FILE)
-    has_records = os.path.exists(os.path.join(workdir, METRICS_FILE))
-    if os.path.exists(path) and has_records:
-      changed = differences(read_json(path), config)
-      if changed:
-        raise UserError(
-          f'{workdir} holds a run with another config ({"; ".join(changed)}): '
-          'give another --workdir, or the config of that run'
-        )
-    write_json(path, config)
-    path = os.path.join(workdir, MANIFEST_FILE)
-    starts = read_json(path)['starts'] if os.path.exists(path) else []
-    write_json(path, {'starts': [*starts, manifest() | {'data': data}]})
+    check_same_run(workdir, _read_saved(workdir), config, data)
     yield
+
+
+def _read_saved(workdir: str) -> dict:
+  """What a folder says of its run, for `check_same_run`.
+
+  Without a checkpoint or a result the run begins anew: its data may still be put
+  right, as when an image turned out to be damaged.
+  """
+  path_of = functools.partial(os.path.join, workdir)
+  has_checkpoints = checkpoint.list_steps(path_of(CHECKPOINTS_FOLDER))
+  saved = {}
+  if has_checkpoints or os.path.exists(path_of(RESULT_FILE)):
+    saved = _read_if_there(path_of(DATA_FILE))
+  if has_checkpoints or os.path.exists(path_of(METRICS_FILE)):
+    saved['config'] = _read_if_there(path_of(CONFIG_FILE))
+  return saved
+
+
+def _read_if_there(path: str) -> dict:
+  return read_json(path) if os.path.exists(path) else {}
+
+
+def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
+  """Compares a run with what a folder or a checkpoint says of its own.
+
+  Args:
+    place: of the folder or checkpoint, for the message.
+    saved: `config` and facts of the data; what is absent is not compared.
+    config, data: of the run, as of `open_run`.
+
+  Raises:
+    UserError: for another config or other data; with what differs.
+  """
+  changed = differences(saved['config'], config) if saved.get('config') else []
+  if changed:
+    raise UserError(
+      f'{place} belongs to a run with another config ({"; ".join(changed)}): give '
+      'another --workdir, or the config of that run'
+    )
+  different = data_facts.first_difference(saved, data)
+  if different:
+    raise UserError(
+      f'{place} belongs to a run on other data ({different}): give another '
+      '--workdir, or the --data_dir with the data of that run'
+    )
+
+
+def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:
+  """Writes what a run consists of, and adds this start to the manifest.
+
+  Args:
+    workdir, config, data: as of `open_run`, whose lock is held.
+    origin: where the data come from: see `Source.origin`.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  write_json(os.path.join(workdir, CONFIG_FILE), config)
+  write_json(os.path.join(workdir, DATA_FILE), data)
+  path = os.path.join(workdir, MANIFEST_FILE)
+  starts = read_json(path)['starts'] if os.path.exists(path) else []
+  write_json(path, {'starts': [*starts, manifest() | {'data': origin}]})
 
 
 def manifest() -> dict:

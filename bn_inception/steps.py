@@ -17,6 +17,11 @@ from bn_inception.host import compiler_options
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 
+# Of the numbers that training and evaluation give. Raise it by one when a change
+# makes them others, beyond rounding: results of an older version are then never
+# taken for those of this code. tests/test_results_version.py says when that is.
+RESULTS_VERSION = 1
+
 REPLICATED = PartitionSpec()
 
 

@@ -3,9 +3,14 @@ r"""Trains what a study of configs/studies.py compares, each run a process.
   python -m bn_inception.study --study=figure2 --data_dir=/data/tfds
   python -m bn_inception.study --study=figure2 --task=imagenet --list
 
-Runs that are finished are skipped, and those that were broken off go on. `--list`
+Runs that are finished are skipped, and interrupted ones resume. `--list`
 prints one command a line instead, for any scheduler.
 """
+
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
 
 import contextlib
 import os
@@ -23,6 +28,7 @@ from bn_inception import command_line, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds
+from bn_inception.sources import make_source
 from bn_inception.study_runs import (
   BEGUN,
   FINISHED,
@@ -46,8 +52,7 @@ class Worker:
     environment: variables that it has where this process has none of the name.
 
   Raises:
-    UserError: if its folder cannot be written, or the code is not the run's any
-      more, as `poll` does.
+    UserError: if its folder cannot be written.
   """
 
   def __init__(
@@ -68,12 +73,6 @@ class Worker:
     self._process = self._start()
 
   def _start(self) -> subprocess.Popen:
-    if not self.run.identity.startswith(study_runs.code_hash()):
-      self._log.close()
-      raise UserError(
-        'the code that trains has been changed since this program began: the '
-        'same command takes what it trains now for other runs'
-      )
     command = [sys.executable, *self._commands.pop(0)]
     if self.cores is not None:
       cores = ','.join(map(str, self.cores))
@@ -164,7 +163,7 @@ def run_all(
     One line for each run that failed.
 
   Raises:
-    UserError: for more jobs than cores, or code that changes meanwhile.
+    UserError: for more jobs than cores.
     Interrupted: after a signal, when all have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
@@ -178,7 +177,9 @@ def run_all(
   failures, deadline = [], None
   if minutes is not None:
     deadline = time.monotonic() + 60.0 * minutes
-  with StopRequests() as requests, contextlib.ExitStack() as stack:
+  promise = 'stopping: the runs save first; Ctrl-C again does not wait for them'
+  with StopRequests(promise) as requests, contextlib.ExitStack() as stack:
+    requests.begin()
     stack.callback(lambda: _stop_all([w for w, _ in workers.values()]))
     while waiting or workers:
       stop_signal = requests.reached(0)
@@ -228,9 +229,24 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
   print(f'{name:20} {len(runs):3} runs: {", ".join(counts)}')
 
 
+def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
+  """Opens the training data of the runs that are not finished.
+
+  Raises:
+    UserError: if they are not there; each run would say so by itself.
+  """
+  names = {
+    (source['dataset'], source['train_split'])
+    for source in (r.config['source'] for r in runs if r.status() != FINISHED)
+  }
+  for dataset, split in sorted(names):
+    make_source(dataset, split, data_dir)
+
+
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
+  flags.adopt_module_key_flags(study_flags)
   flags.DEFINE_string(
     'data_dir',
     None,
@@ -280,10 +296,16 @@ def main() -> None:
   if left_alone:
     print(
       f'left alone: {len(left_alone)} runs in {values.runs} of other studies, '
-      'other values or other code'
+      'other values or another version of the results'
     )
   if values.status:
     return
+  if not values.study:
+    raise UserError(
+      'name the studies to train, such as --study=figure2; --study=all trains '
+      f'all of these, {len({run.folder for run in runs})} runs'
+    )
+  check_data(runs, values.data_dir)
   failures = run_all(
     runs,
     values.jobs,

@@ -14,7 +14,7 @@ def define() -> None:
   """The flags, in the program but not on import."""
   flags.DEFINE_list(
     'study',
-    ['all'],
+    [],
     f'Which: some of {", ".join(studies.STUDIES)}; or all. '
     'Example: --study=figure2,leave_one_out',
   )
@@ -39,9 +39,9 @@ def define() -> None:
 
 
 def names() -> list[str]:
-  """The studies of --study."""
+  """The studies of --study; all of them where it is not given."""
   given = flags.FLAGS.study
-  return list(studies.STUDIES) if given == ['all'] else given
+  return list(studies.STUDIES) if given in ([], ['all']) else given
 
 
 def selection() -> Selection:

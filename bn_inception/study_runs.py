@@ -1,11 +1,10 @@
 """Which runs a study of configs/studies.py consists of, and how far each is.
 
-A run is known by its identity, two hashes: of the code that trains and of every
-value of its config. Results of other code or other values are never taken for it,
-and runs that several studies have in common are trained once.
+A run is known by its identity: `RESULTS_VERSION`, and a hash of every value of its
+config. Results of another version or other values are never taken for it, and runs
+that several studies have in common are trained once.
 """
 
-import ast
 import dataclasses
 import hashlib
 import importlib
@@ -16,21 +15,28 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_inception import logbook, run_directory
+from bn_inception import logbook, ranges, run_directory
 from bn_inception.errors import UserError
+from bn_inception.steps import RESULTS_VERSION
 from configs import compose, paper, studies
 from configs.studies import Arm, Study
 
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
+_REMEDY = 'restore it, or remove the folder to train the run again'
 # How far a run is.
 NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
   'not begun', 'begun', 'trained', 'finished'
 )  # fmt: skip
-# What trains and evaluates; whatever these import is the code of a run.
-_PROGRAM_MODULES = 'training', 'evaluation'
+# The folders of the first runs name a hash of the code instead, which depended on
+# Python's version too.
+_NAMES_OF_VERSIONS = {1: ('v1', 'a10698ab', '79088d3f')}
 _STATISTICS_BATCHES = 100
 _DIGITS = 8  # of a hash
+# Keys that are newer than version 1, with the value that stands for what runs did
+# before there was the key: at that value a key does not count, so that those runs
+# are found.
+ADDED_SINCE_VERSION_1: dict[str, Any] = {}
 # Values that have no influence on what a run finds.
 _NOT_OF_IDENTITY = frozenset(
   {
@@ -54,7 +60,7 @@ class Run:
     config: the plain nested dict, resolved.
     arguments: of train.py, from which it follows.
     split: where it is evaluated at the end; None: where it was followed.
-    identity: 'CODE-VALUES', in hexadecimal digits.
+    identity: 'vVERSION-VALUES', such as 'v1-89a19a24'.
     folder: its run directory.
   """
 
@@ -71,26 +77,41 @@ class Run:
     """NOT_BEGUN, BEGUN, TRAINED (but not evaluated) or FINISHED."""
     result = self.result()
     if result is None:
-      return BEGUN if logbook.read_metrics(self.folder) else NOT_BEGUN
-    has_evaluation = os.path.exists(self._path(EVALUATION_FILE))
+      return BEGUN if self.records() else NOT_BEGUN
+    has_evaluation = os.path.exists(self.path(EVALUATION_FILE))
     return FINISHED if result['diverged'] or has_evaluation else TRAINED
 
   def result(self) -> dict | None:
-    """What result.json holds; None while there is none."""
-    path = self._path(run_directory.RESULT_FILE)
-    return run_directory.read_json(path) if os.path.exists(path) else None
+    """What result.json holds; None while there is none.
+
+    Raises:
+      UserError: if it is damaged, as `evaluation`, `records` and `status` do.
+    """
+    result = self._read_json(run_directory.RESULT_FILE)
+    if result is not None and not isinstance(result.get('diverged'), bool):
+      path = self.path(run_directory.RESULT_FILE)
+      raise UserError(
+        f"{path} is damaged (it lacks 'diverged', true or false): {_REMEDY}"
+      )
+    return result
 
   def evaluation(self) -> dict | None:
     """What evaluation.json holds; None while there is none, or after divergence."""
-    path = self._path(EVALUATION_FILE)
-    return run_directory.read_json(path) if os.path.exists(path) else None
+    return self._read_json(EVALUATION_FILE)
 
   def records(self) -> list[dict]:
     """See `logbook.read_metrics`."""
-    return logbook.read_metrics(self.folder)
+    return logbook.read_metrics(self.folder, _REMEDY)
 
-  def _path(self, name: str) -> str:
+  def path(self, name: str) -> str:
+    """Of a file in its folder."""
     return os.path.join(self.folder, name)
+
+  def _read_json(self, name: str) -> dict | None:
+    path = self.path(name)
+    if not os.path.exists(path):
+      return None
+    return run_directory.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
     command = ['train.py', *self.arguments, f'--workdir={self.folder}']
@@ -101,7 +122,7 @@ class Run:
     command = [
       'eval.py',
       f'--workdir={self.folder}',
-      f'--output={self._path(EVALUATION_FILE)}',
+      f'--output={self.path(EVALUATION_FILE)}',
     ]
     if has_batch_norm:
       command += [
@@ -157,15 +178,12 @@ class Selection:
   values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def list_runs(
-  name: str, selection: Selection, code: str | None = None
-) -> list[Run]:
+def list_runs(name: str, selection: Selection) -> list[Run]:
   """The runs of a study: of every task, seed by seed, all arms.
 
   Args:
     name: of the study.
     selection: of its runs.
-    code: hash of the code that trained; None: this code's.
 
   Raises:
     UserError: for a name that is not there.
@@ -175,9 +193,8 @@ def list_runs(
   if selection.is_quick:
     tasks, seeds = (studies.QUICK_TASK,), studies.QUICK_SEEDS
     values = {**studies.QUICK_VALUES, **values}
-  code = code or code_hash()
   return [
-    make_run(arm, task, seed, selection.root, values, code)
+    make_run(arm, task, seed, selection.root, values)
     for task in selection.tasks or tasks
     for seed in selection.seeds or seeds
     for arm in study.arms
@@ -185,22 +202,16 @@ def list_runs(
 
 
 def make_run(
-  arm: Arm,
-  task: str,
-  seed: int,
-  root: str,
-  values: Mapping[str, Any],
-  code: str,
+  arm: Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
 ) -> Run:
   """One run, found in `root` by its identity, or to be made there.
 
   Args:
     arm, task, seed, root: see `Run` and `list_runs`.
     values: replace those of the arm.
-    code: hash of the code.
 
   Raises:
-    UserError: if there is no such task.
+    UserError: if there is no such task, or for a value that its key cannot have.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
   module = importlib.import_module(f'configs.{arm.config}')
@@ -215,7 +226,8 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
-  identity = f'{code}-{values_hash(config)}'
+  ranges.check_config(config)
+  values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]
   return Run(
     arm=arm.name,
@@ -224,8 +236,8 @@ def make_run(
     config=json.loads(json.dumps(config)),
     arguments=(f'--config=configs/{arm.config}.py:{argument}', *flags),
     split=studies.FINAL_SPLITS.get(task),
-    identity=identity,
-    folder=_find_folder(root, config['name'], seed, identity),
+    identity=f'v{RESULTS_VERSION}-{values_digits}',
+    folder=_find_folder(root, f'{config["name"]}-seed{seed}', values_digits),
   )
 
 
@@ -238,16 +250,18 @@ def _replace(config: dict, key: str, value) -> None:
   config[leaf] = value
 
 
-def _find_folder(root: str, name: str, seed: int, identity: str) -> str:
+def _find_folder(root: str, name: str, values_digits: str) -> str:
   """The folder that ends in the identity, whatever it is called."""
-  found = sorted(pathlib.Path(root).glob(f'*-{identity}'))
-  return str(found[0] if found else os.path.join(
-    root, f'{name}-seed{seed}-{identity}'
-  ))  # fmt: skip
+  own = f'v{RESULTS_VERSION}'
+  for version in _NAMES_OF_VERSIONS.get(RESULTS_VERSION, (own,)):
+    found = sorted(pathlib.Path(root).glob(f'*-{version}-{values_digits}'))
+    if found:
+      return str(found[0])
+  return os.path.join(root, f'{name}-{own}-{values_digits}')
 
 
 def others(runs: Sequence[Run], root: str) -> list[str]:
-  """Run directories in `root` that are of no run: of other code or values."""
+  """Run directories in `root` that are of no run: of other values or versions."""
   own = {os.path.abspath(run.folder) for run in runs}
   return sorted(
     str(path.parent)
@@ -256,66 +270,14 @@ def others(runs: Sequence[Run], root: str) -> list[str]:
   )
 
 
-def codes(root: str) -> list[str]:
-  """The hashes of code of which `root` has finished runs."""
-  return sorted(
-    {
-      path.parent.name.split('-')[-2]
-      for path in pathlib.Path(root).glob(f'*-*-*/{run_directory.RESULT_FILE}')
-    }
-  )
-
-
 def values_hash(config: dict) -> str:
   """8 hexadecimal digits of all values of a config that a result depends on."""
   flat = run_directory.flatten(json.loads(json.dumps(config)))
-  values = {k: v for k, v in flat.items() if k not in _NOT_OF_IDENTITY}
+  values = {
+    key: value
+    for key, value in flat.items()
+    if key not in _NOT_OF_IDENTITY
+    and (key, value) not in ADDED_SINCE_VERSION_1.items()
+  }
   content = json.dumps(values, sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
-
-
-def code_hash() -> str:
-  """8 hexadecimal digits of the modules that train and evaluate.
-
-  Comments, docstrings and layout have no influence.
-  """
-  digest = hashlib.sha256()
-  for name, path in sorted(_code_of_runs().items()):
-    digest.update(f'{name}\n{_essence(path)}\n'.encode())
-  return digest.hexdigest()[:_DIGITS]
-
-
-def _code_of_runs() -> dict[str, pathlib.Path]:
-  """'sources.folders' -> its path, of all that training and evaluation import."""
-  package = pathlib.Path(__file__).parent
-  found, waiting = {}, list(_PROGRAM_MODULES)
-  while waiting:
-    name = waiting.pop()
-    path = package.joinpath(*name.split('.'))
-    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
-    if name in found or not path.exists():  # a function, not a module
-      continue
-    found[name] = path
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.ImportFrom):
-        top, _, inner = node.module.partition('.')
-        if top == package.name:
-          waiting += [inner] if inner else []
-          waiting += [f'{inner}.{a.name}'.removeprefix('.') for a in node.names]
-  kernels = package / 'native' / 'convolution.cc'
-  return found | {kernels.name: kernels}
-
-
-def _essence(path: pathlib.Path) -> str:
-  """Python without comments, docstrings and layout; other text as it is."""
-  text = path.read_text()
-  if path.suffix != '.py':
-    return text
-  tree = ast.parse(text)
-  for node in ast.walk(tree):
-    has_docstring = isinstance(
-      node, ast.Module | ast.ClassDef | ast.FunctionDef
-    ) and ast.get_docstring(node)
-    if has_docstring:
-      del node.body[0]
-  return ast.unparse(tree)

@@ -10,6 +10,7 @@ import jax
 
 from bn_inception import (
   checkpoint,
+  data_facts,
   distributed,
   logbook,
   mesh,
@@ -30,7 +31,7 @@ from bn_inception.experiment import (
 )
 from bn_inception.host import release_memory
 from bn_inception.initial_weights import (
-  check_same_network,
+  check_first_weights,
   start_from_checkpoint,
 )
 from bn_inception.input_pipeline import DeviceBatches
@@ -42,6 +43,11 @@ PAPER_BATCH_SIZE = 32
 # The host must not run further ahead: batches would pile up on the devices, and
 # waiting for them could not be told from waiting for input.
 MAX_STEPS_AHEAD = 2
+_SECONDS_BETWEEN_DRAWINGS = 30.0  # of the learning curve, at least
+_STOP_PROMISE = (
+  'stopping after the step or evaluation in progress, which is saved; Ctrl-C '
+  'again ends the run at once'
+)
 
 
 def train_and_evaluate(
@@ -63,20 +69,30 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
+  source, split = experiment.source, config['source']['train_split']
+  data = data_facts.describe(source, split)
   if config['init_from'] and not _checkpoint_steps(workdir):
-    check_same_network(config['init_from'], config)  # before a folder is made
+    # Before a folder is made.
+    check_first_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
-    run = run_directory.open_run(workdir, config, experiment.source.origin())
+    run = run_directory.open_run(workdir, config, data)
     distributed.from_first(lambda: stack.enter_context(run))
     finished = distributed.from_first(lambda: _diverged_result(workdir))
     if finished:
       _print_result(finished, workdir)
       return finished
-    state = _create_or_restore(config, experiment, workdir)
+    path = distributed.from_first(lambda: _choose_checkpoint(workdir))
+    if path is not None:
+      saved = checkpoint.read_description(path)
+      run_directory.check_same_run(path, saved, config, data)
+    distributed.from_first(
+      lambda: run_directory.record_start(workdir, config, data, source.origin())
+    )
+    state = _create_or_restore(config, experiment, path)
     _print_summary(config, experiment, state)
     options = experiment.options
     with (
-      StopRequests() as stop_requests,
+      StopRequests(_STOP_PROMISE) as stop_requests,
       checkpoint.open_checkpoints(
         os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
         options.keep_last_checkpoints,
@@ -88,8 +104,8 @@ def train_and_evaluate(
       ) as display,
     ):
       run = _Run(
-        config, experiment, checkpoints, book, display, stop_requests,
-        entry_time,
+        config, workdir, experiment, checkpoints, book, display,
+        stop_requests, entry_time,
       )  # fmt: skip
       run.train(state)
     result = distributed.from_first(
@@ -106,10 +122,16 @@ def _write_result(
   run_directory.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
+  _draw_learning_curve(records, workdir, config)
+  return result
+
+
+def _draw_learning_curve(
+  records: list[dict], workdir: str, config: dict
+) -> None:
   logbook.draw_learning_curve(
     records, os.path.join(workdir, 'learning_curve.png'), config['name']
   )
-  return result
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
@@ -128,10 +150,9 @@ def _diverged_result(workdir: str) -> dict | None:
 
 
 def _create_or_restore(
-  config: dict, experiment: Experiment, workdir: str
+  config: dict, experiment: Experiment, path: str | None
 ) -> TrainState:
   replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  path = distributed.from_first(lambda: _choose_checkpoint(workdir))
   if path is None:
     state = experiment.create_state()
     if config['init_from']:
@@ -140,17 +161,11 @@ def _create_or_restore(
         config['init_from'],
         config,
         experiment.source.class_names,
+        experiment.source.num_channels,
         replicated,
       )
       print(f'first weights  {taken}')
     return state
-  saved = checkpoint.read_description(path)['config']
-  changed = run_directory.differences(saved, config)
-  if changed:
-    raise UserError(
-      f'{path} was made with another config ({"; ".join(changed)}): give another '
-      '--workdir'
-    )
   print(f'resuming from {path}')
   return checkpoint.restore(
     path, experiment.evaluator.abstract_state, replicated
@@ -175,16 +190,17 @@ class _Run:
   """The loop and its clock. "Step" means updates done."""
 
   def __init__(
-    self, config, experiment, checkpoints, book, display, stop_requests,
-    entry_time,
+    self, config, workdir, experiment, checkpoints, book, display,
+    stop_requests, entry_time,
   ):  # fmt: skip
-    self.config, self.experiment = config, experiment
+    self.config, self.workdir, self.experiment = config, workdir, experiment
     evaluator = experiment.evaluator
     self.eval_step = evaluator.make_eval_step(evaluator.model)
     self.checkpoints, self.book, self.display = checkpoints, book, display
     self.stop_requests, self.entry_time = stop_requests, entry_time
     done = book.records[-1]['seconds'] if book.records else 0.0
     self.start_time = time.monotonic() - done
+    self.next_drawing = time.monotonic() + _SECONDS_BETWEEN_DRAWINGS
 
   @property
   def seconds(self) -> float:
@@ -206,6 +222,7 @@ class _Run:
   def _train_on(self, batches: DeviceBatches, state: TrainState, step: int):
     experiment, options = self.experiment, self.experiment.options
     pending, logged_step, first_step = [], step, step + 1
+    self.display.compiling()
     interval_start = None  # the first interval would measure compilation
     for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
@@ -215,6 +232,7 @@ class _Run:
       step += 1
       if step == first_step:
         self._log_first_step(step, step_metrics)
+        self.stop_requests.begin()
       stop_signal = self.stop_requests.reached(step)
       is_last = step == experiment.num_steps
       is_eval = step % options.eval_every_steps == 0 or is_last
@@ -280,7 +298,8 @@ class _Run:
       raise UserError(
         f'after step {step} devices that hold the same arrays differ in '
         f'{len(differing)} of them, such as {differing[0]}: a device or a link '
-        'computes wrongly; the run resumes from the checkpoint before'
+        'computes wrongly: give the same command again, which resumes from the '
+        'newest checkpoint, or starts over if there is none'
       )
 
   def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
@@ -341,7 +360,19 @@ class _Run:
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
       f'({values["examples"]} examples){note}'
     )
+    if distributed.is_first():
+      self._draw()
     return values['top1']
+
+  def _draw(self) -> None:
+    """The learning curve so far, in at most a hundredth of the time."""
+    start = time.monotonic()
+    if start < self.next_drawing:
+      return
+    _draw_learning_curve(self.book.records, self.workdir, self.config)
+    end = time.monotonic()
+    pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))
+    self.next_drawing = end + pause
 
   def _evaluate_with(self, variables: dict) -> dict[str, float]:
     evaluator = self.experiment.evaluator
@@ -362,10 +393,10 @@ class _Run:
 
 def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
+  split = config['source']['train_split']
   return {
     'config': config,
-    'class_names': list(experiment.evaluator.source.class_names),
-    'num_channels': experiment.evaluator.source.num_channels,
+    **data_facts.describe(experiment.source, split),
   }
 
 
@@ -380,12 +411,16 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   shared = examples_sharing_statistics(config)
   if accumulate_steps > 1:
     micro_batches = f' in {accumulate_steps} micro-batches'
+  shards = f', {data["num_shards"]} shards'
+  if data['shuffle'] == 'global':
+    shards = ''
   device = jax.devices()[0].device_kind
   processes = ''
   if jax.process_count() > 1:
     processes = f', in {jax.process_count()} processes'
   lines = {
     'run': config['name'],
+    'data': '\n'.join(_describe_data(config['source'], experiment)),
     'devices': f'{jax.device_count()} x {device}{processes}',
     'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
@@ -393,7 +428,7 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     if shared
     else 'none',
     'order': (
-      f'{data["shuffle"]}, {data["num_shards"]} shards: '
+      f'{data["shuffle"]}{shards}: '
       f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
       'meet again in the next epoch'
     ),
@@ -413,6 +448,21 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
   }
   for name, value in lines.items():
     print(f'{name:14} {value}')
+
+
+def _describe_data(names: dict, experiment: Experiment) -> list[str]:
+  """What was found, and what was left out, one line each."""
+  train, evaluated = experiment.source, experiment.evaluator.source
+  sources = {names['train_split']: train, names['eval_split']: evaluated}
+  return [
+    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
+    f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
+    *(
+      f'{"":14} {split}: {remark}'
+      for split, source in sources.items()
+      for remark in source.remarks()
+    ),
+  ]
 
 
 def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:

@@ -61,7 +61,7 @@ def perceptron(argument: str) -> ConfigDict:
 
 
 def of_run(workdir: str) -> ConfigDict:
-  """The config in the folder of a run, under another name."""
+  """The config in the folder of a run, to fine-tune it on data of any size."""
   path = pathlib.Path(workdir, 'config.json')
   try:
     values = json.loads(path.read_text())
@@ -73,6 +73,10 @@ def of_run(workdir: str) -> ConfigDict:
   config = ConfigDict(_with_tuples(values))
   config.name = f'like-{config.name}'
   config.init_from = ''
+  # What was chosen for the size of the run's own data follows that of the new.
+  config.data.shuffle = 'global'
+  for what in 'log', 'eval', 'checkpoint':
+    config.training[f'{what}_every_steps'] = 0  # once an epoch
   return config.lock()
 
 

@@ -79,7 +79,7 @@ BASE = {
   'optimizer.average_decay': 0.0,  # GoogLeNet averaged; the paper is silent
   'optimizer.accumulate_steps': 1,
   'training.num_epochs': 150.0,  # BN-x30's 6e6 steps of 32 images
-  'training.log_every_steps': 100,
+  'training.log_every_steps': 100,  # of these three, 0 = once an epoch
   'training.eval_every_steps': 20_000,
   'training.checkpoint_every_steps': 20_000,
   'training.keep_last_checkpoints': 2,
@@ -124,7 +124,7 @@ TASKS = {
     'source.eval_split': 'validation',
     'data.num_shards': 1024,  # as TFDS prepares it
     'data.train_crop': 'area',  # GoogLeNet: 8-100 % of the image
-    'data.eval_crop': 'centre',  # TF-Slim: the middle 87.5 %
+    'data.eval_crop': 'centre',  # a square of 87.5 % of the short side
     'data.mirror': True,
     'data.num_workers': 8,
   },

@@ -37,7 +37,7 @@ def write_run(
     top1: step -> accuracy of the evaluations, in percent.
     population: the same with population statistics; None: not taken.
     final: of evaluation.json; the network has batch norm if `population`.
-    final_population: of evaluation.json.
+    final_population: of evaluation.json; None: the same.
     diverged_at: step; then there is no evaluation.json.
     loss: of the evaluations.
     wall_seconds: of result.json.
@@ -72,6 +72,8 @@ def write_run(
   if diverged_at is None:
     kinds = {'none': final}
     if run.config['model']['use_batch_norm']:
+      if final_population is None:
+        final_population = final
       kinds = {'moving averages': final, 'population': final_population}
     results = {k: {'top1': v, 'loss': 1.0} for k, v in kinds.items()}
     evaluation = {'dataset': 'made up', 'split': 'test', 'results': results}
@@ -101,7 +103,7 @@ def study_runs(
 ) -> dict[tuple[str, int], Run]:
   """(arm, seed) -> run, of one task of a study."""
   selection = Selection(str(root), tasks=tuple(tasks), seeds=tuple(seeds))
-  runs = list_runs(name, selection, 'c0dec0de')
+  runs = list_runs(name, selection)
   return {(run.arm, run.seed): run for run in runs}
 
 

@@ -94,8 +94,8 @@ def test_scaling_is_that_of_public_networks(scaling, expected):
       'mean has 2 values: give one, or one',
     ),
     (((0, 1), (0.0,), (1.0,) * 4, 'rgb'), 'std has 4 values'),
-    (((0, 1), (0.0,), (0.0,), 'rgb'), 'must not divide by zero'),
-    (((1, 1), (0.0,), (1.0,), 'rgb'), 'nor make all equal'),
+    (((0, 1), (0.0,), (0.0,), 'rgb'), 'input_scaling.std .*got 0.0'),
+    (((1, 1), (0.0,), (1.0,), 'rgb'), r'input_scaling.value_range .*\(1, 1\)'),
   ],
 )
 def test_scaling_that_makes_no_sense_is_refused(scaling, message):
@@ -107,5 +107,5 @@ def test_binary_images_have_two_values():
   image = jnp.array([[0.0], [127.0], [128.0], [255.0]])
   scaled = augment.scale_image(image, (0.0, 1.0), (0.0,), (1.0,), 'rgb', 128.0)
   np.testing.assert_array_equal(scaled[:, 0], [0, 0, 1, 1])
-  with pytest.raises(UserError, match='binary_threshold must be between 0 and'):
+  with pytest.raises(UserError, match='binary_threshold .*got 256.0'):
     augment.scale_image(image, (0.0, 1.0), (0.0,), (1.0,), 'rgb', 256.0)

@@ -61,15 +61,21 @@ def test_one_claim_goes_to_a_file_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(claims, 'CLAIMS', (made_up,))
   monkeypatch.chdir(tmp_path)
   claims.check_and_report(only='made_up')
-  written = sorted(path.name for path in (tmp_path / 'results').iterdir())
+  written = sorted(path.name for path in (tmp_path / 'runs').iterdir())
   assert written == ['claims_made_up.json', 'claims_made_up.png']
 
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-  monkeypatch.setattr(claims, 'CLAIMS', (made_up,))
+  def never() -> Claim:
+    raise AssertionError('it is refused before anything runs')
+
+  monkeypatch.setattr(claims, 'CLAIMS', (never,))
   (tmp_path / 'file').touch()
+  bad, good = str(tmp_path / 'file' / 'out'), str(tmp_path / 'out')
   with pytest.raises(UserError, match='--output'):
-    claims.check_and_report(output=str(tmp_path / 'file' / 'out.json'))
+    claims.check_and_report(output=bad)
+  with pytest.raises(UserError, match='--markdown'):
+    claims.check_and_report(output=good, markdown=bad)
 
 
 def run_program(*arguments):

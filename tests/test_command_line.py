@@ -92,7 +92,23 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert results[0]['top1'] == results[1]['top1'] > 80.0
   assert results[0]['loss'] == results[1]['loss']
 
-  # The second program, on the same run.
+  # The second program, on the same run: refused before it runs, and run.
+  refused = run([*EVAL, f'--workdir={whole}', '--output=eval.py/x.json'])
+  assert refused.returncode == 2 and 'top-1' not in refused.stdout
+  assert refused.stderr.startswith('error: eval.py/x.json cannot be written')
+  saved = tmp_path / 'new' / 'a.npz'
+  paths = [str(whole / 'checkpoints' / step) for step in ('135', '180')]
+  ensemble = run(
+    [
+      *EVAL, '--checkpoint', *paths, f'--output={tmp_path}/new/a.json',
+      f'--save_predictions={saved}',
+    ]
+  )  # fmt: skip
+  assert ensemble.returncode == 0, ensemble.stderr
+  written = sorted(path.name for path in saved.parent.iterdir())
+  assert written == ['a.csv', 'a.json', 'a.npz']
+  values = json.loads((tmp_path / 'new' / 'a.json').read_text())
+  assert [member['checkpoint'] for member in values['members']] == paths
   evaluated = run([*EVAL, f'--workdir={whole}'])
   assert evaluated.returncode == 0, evaluated.stderr
   values = json.loads((whole / 'evaluation_test_180.json').read_text())
@@ -179,6 +195,14 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       [*TRAIN, '--config=configs/none.py'],
       '--config=configs/none.py: no such config file; there are configs/bn_bas',
     ),
+    (
+      [*TRAIN, '--config=configs/paper.py:digits'],
+      'configs/paper.py has no function get_config',
+    ),
+    (
+      [*TRAIN, '--config', 'configs/studies.py'],
+      'configs/studies.py has no function get_config',
+    ),
     ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
     ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
@@ -204,6 +228,22 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       '--images has no use for --real: leave it out',
     ),
     (
+      [*EVAL, '--images', '--fold'],
+      '--images needs a value or several: --images a.jpg b.png',
+    ),
+    (
+      [*EVAL, '--predictions'],
+      '--predictions needs a value or several: --predictions a.npz b.npz',
+    ),
+    (
+      [*EVAL, '--predictions', 'a.npz', '--output=a.npz'],
+      'a.npz would be two files in one: give another --output',
+    ),
+    (
+      [*EVAL, '--predictions', 'a.npz', '--output=eval.py/x.json'],
+      'eval.py/x.json cannot be written (Not a directory): give another',
+    ),
+    (
       [*TRAIN, '--init_from=/no/9'],
       'checkpoint /no/9 does not exist',
     ),
@@ -225,24 +265,40 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
   lines = done.stderr.splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: ')
   assert message in lines[0]
+  offered = lines[0].rpartition('there are ')[2]
+  assert 'configs/studies.py' not in offered
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('program', [TRAIN, EVAL])
-def test_help_explains_every_flag_with_an_example(environment, program):
+@pytest.mark.parametrize(
+  'program, count',
+  [
+    ('train.py', 7), ('eval.py', 23), ('study', 11),
+    *(
+      pytest.param(program, count, marks=pytest.mark.slow)
+      for program, count in (
+        ('report', 8), ('claims', 3), ('dryrun', 5), ('import_weights', 7),
+        ('sources', 0), ('native', 0),
+      )
+    ),
+  ],
+)  # fmt: skip
+def test_help_explains_every_flag_with_an_example(environment, program, count):
+  is_module = not program.endswith('.py')
+  command = ['-m', f'bn_inception.{program}'] if is_module else [program]
   done = subprocess.run(
-    [*program, '--help'],
+    [sys.executable, *command, '--help'],
     cwd=ROOT,
     env=environment,
     capture_output=True,
     text=True,
   )
-  text = ' '.join(done.stdout.split()).partition(f'{program[1]}:')[2]
+  assert done.returncode == 0 and done.stderr == ''
+  text = ' '.join(done.stdout.split()).partition(' flags: ')[2]
   text = text.partition('Try --helpfull')[0]
   descriptions = re.split(r' --(?:\[no\])?(?=[a-z_]+: )', ' ' + text)[1:]
   flags = {d.partition(':')[0]: d for d in descriptions}
-  assert {'workdir', 'data_dir'} < set(flags)
-  assert len(flags) == {'train.py': 7, 'eval.py': 23}[program[1]]
+  assert len(flags) == count
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
 
@@ -294,6 +350,80 @@ def test_a_bad_image_in_a_worker_process_gets_one_line(tmp_path, environment):
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert line.startswith(f'error: {bad}: an image of 0 bytes: mend it, or')
+
+
+# SIGINT is ignored by a shell's background processes, and by what they start.
+_LIKE_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, '-u', *sys.argv[1:]])
+"""
+
+
+def interrupt(command, environment, seconds=None, line=None):
+  """Sends SIGINT, by default as soon as something answers; what comes of it.
+
+  Args:
+    command, environment: of Python.
+    seconds: to wait for.
+    line: to wait for.
+
+  Returns:
+    Exit status and stderr.
+  """
+  process = subprocess.Popen(
+    [sys.executable, '-c', _LIKE_A_TERMINAL, *command],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  if seconds is not None:
+    time.sleep(seconds)
+  elif line is None:
+    while len(os.listdir(f'/proc/{process.pid}/task')) < 2:  # the thread
+      time.sleep(0.01)
+  else:
+    while line not in process.stdout.readline():
+      assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  return process.returncode, stderr
+
+
+@pytest.mark.parametrize('program', ['train.py', '-m bn_inception.study'])
+def test_ctrl_c_while_modules_are_imported_gets_one_line(environment, program):
+  found = interrupt([*program.split(), '--status'], environment)
+  assert found == (130, 'interrupted\n')
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_compiling_gets_one_line(tmp_path, environment):
+  command = ['train.py', f'--workdir={tmp_path}/run']
+  # Nothing of it is in the cache.
+  environment = environment | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'c')}
+  found = interrupt(command, environment, line='compiling the training step')
+  assert found == (130, 'interrupted: nothing to save yet\n')
+  assert list((tmp_path / 'run' / 'checkpoints').iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [3.0, 4.0, 5.0, 6.0])
+def test_ctrl_c_gets_one_line_at_any_time(tmp_path, environment, seconds):
+  command = ['-m', 'bn_inception.claims', f'--output={tmp_path}/a.json']
+  found = interrupt(command, environment, seconds=seconds)
+  assert found == (130, 'interrupted\n')
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_process_that_waits_for_others(tmp_path, environment):
+  command = [
+    'train.py', f'--workdir={tmp_path}/run', '--num_processes=2',
+    '--process_id=0', '--coordinator_address=127.0.0.1:0',
+  ]  # fmt: skip
+  found = interrupt(command, environment, line='process 0: waiting for the oth')
+  assert found == (130, 'interrupted\n')
 
 
 def test_flags_of_several_values_are_repeated():

@@ -94,6 +94,48 @@ def test_ten_crops_and_the_two_rules_for_one():
   ]
 
 
+@pytest.mark.parametrize(
+  'shape, box',
+  [
+    ((375, 500), (23, 31, 329, 438)),
+    ((500, 375), (31, 23, 438, 329)),
+    ((224, 224), (14, 14, 196, 196)),
+    ((15, 16), (0, 1, 15, 14)),
+    ((1, 9), (0, 0, 1, 9)),
+  ],
+)
+def test_slim_keeps_seven_eighths_of_both_sides(shape, box):
+  # As tf.image.central_crop: int((n - 0.875 n) / 2) off each end.
+  assert crops.evaluation_views(*shape, 'slim', 224) == [(None, box)]
+
+
+@pytest.mark.parametrize(
+  'shape, size, corner',
+  [
+    ((375, 500), (256, 341), (16, 58)),  # 341.33; 58.5 rounds to even
+    ((500, 375), (341, 256), (58, 16)),
+    ((299, 400), (256, 342), (16, 59)),  # 342.47
+    ((300, 403), (256, 343), (16, 60)),  # 343.89; 59.5 rounds to even
+    ((96, 97), (256, 258), (16, 17)),  # 258.67: it enlarges, too
+    ((1, 3), (256, 768), (16, 272)),
+  ],
+)
+def test_torchvision_truncates_the_long_side(shape, size, corner):
+  assert crops.evaluation_views(*shape, 'torchvision', 224) == [
+    (size, (*corner, 224, 224))
+  ]
+
+
+def test_caffe_squeezes_the_image_to_a_square():
+  for shape in ((375, 500), (500, 375), (1, 9)):
+    assert crops.evaluation_views(*shape, 'caffe', 224) == [
+      ((256, 256), (16, 16, 224, 224))
+    ]
+  assert crops.evaluation_views(375, 500, 'caffe', 112) == [
+    ((128, 128), (8, 8, 112, 112))
+  ]
+
+
 @pytest.mark.parametrize('rule', crops.NUM_CROPS)
 @pytest.mark.parametrize('shape', [(1, 9), (9, 1), (28, 28), (29, 200)])
 def test_views_are_inside_the_image(rule, shape):

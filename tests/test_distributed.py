@@ -102,6 +102,7 @@ def test_one_process_agrees_with_itself():
   assert distributed.is_first()
   assert distributed.from_first(lambda: {'a': [1]}) == {'a': [1]}
   assert distributed.gather([3, 1]) == [3, 1]
+  assert distributed.processes_on_this_host() == 1
   assert not distributed.is_loss_of_process(ValueError('Gloo failed'))
 
 

@@ -99,6 +99,12 @@ def test_micro_batches_are_all_counted(small_config, few_rows, cpu_pod):
   assert double.collectives == single.collectives
 
 
+def test_output_is_checked_before_anything_is_compiled(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='file/x.json cannot be written'):
+    dryrun.dry_run({}, ['no:1x1'], output=f'{tmp_path}/file/x.json')
+
+
 def test_table_and_file(small_config, few_rows, cpu_pod, tmp_path, capsys):
   output = tmp_path / 'new' / 'out.json'
   small_config['batch_size'] = 1

@@ -1,5 +1,6 @@
 """Evaluation counts every example once and refuses what does not fit."""
 
+import copy
 import json
 
 import jax
@@ -11,6 +12,7 @@ from bn_inception import (
   checkpoint,
   evaluation,
   evaluation_report,
+  experiment,
   mesh,
   predictions,
   scores,
@@ -24,10 +26,12 @@ from bn_inception.evaluation import (
   evaluate_checkpoints,
 )
 from bn_inception.experiment import (
+  make_abstract_state,
   make_evaluator,
   make_experiment,
   make_statistics_pass,
 )
+from bn_inception.predictions import Predictions
 from bn_inception.sources import make_source
 
 pytestmark = pytest.mark.usefixtures('few_rows')
@@ -68,12 +72,12 @@ def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
   with open(output) as file:
     assert json.load(file) == values
 
-  with pytest.raises(UserError, match='for 10 classes and synthetic has 1000'):
+  with pytest.raises(UserError, match='number of classes: 10 -> 1000'):
     evaluate_checkpoint(path, dataset='synthetic')
   description = checkpoint.read_description(path)
   description['class_names'][3] = 'three'
   monkeypatch.setattr(checkpoint, 'read_description', lambda path: description)
-  with pytest.raises(UserError, match="number 3 is 'three' and '3': evaluate"):
+  with pytest.raises(UserError, match='class 3: three -> 3'):
     evaluate_checkpoint(path)
   monkeypatch.undo()
   with pytest.raises(UserError, match="digits has no split 'valid'"):
@@ -190,8 +194,111 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
   )
   with pytest.raises(UserError, match="crops 'all' are unknown: use one of"):
     EvaluationOptions(crops='all')
-  with pytest.raises(UserError, match='batch_size must be positive, got 0'):
+  with pytest.raises(UserError, match='batch_size must be .*got 0'):
     EvaluationOptions(batch_size=0)
+
+
+@pytest.fixture
+def described(monkeypatch, digits_config):
+  """Descriptions of checkpoints by path, without their arrays."""
+  descriptions = {}
+
+  def describe(path, **changes):
+    config = json.loads(json.dumps(digits_config))
+    for name, value in changes.items():
+      section, _, key = name.partition('__')
+      config[section][key] = value
+    descriptions[path] = {
+      'config': config,
+      'class_names': [str(i) for i in range(10)],
+      'num_channels': 1,
+    }
+    return path
+
+  # Nothing is restored, and tracing the network for its shapes takes a second.
+  monkeypatch.setattr(experiment, 'make_abstract_state', lambda *args: None)
+  monkeypatch.setattr(
+    checkpoint,
+    'read_description',
+    lambda path: copy.deepcopy(descriptions[path]),
+  )
+  return describe
+
+
+def test_what_needs_no_result_is_refused_before_anything_runs(described):
+  first = described('runs/1')
+  for others, options, message in (
+    ([], {'real': True}, "ReaL labels are .*: '0' is none"),
+    (
+      [],
+      {
+        'statistics': 'both',
+        'population': PopulationOptions(dataset='image_folder'),
+      },
+      'image_folder needs --data_dir',
+    ),
+    (
+      [],
+      {'statistics': 'both', 'population': PopulationOptions(split='x')},
+      "digits has no split 'x'",
+    ),
+    (
+      [described('runs/2', model__use_batch_norm=False)],
+      {},
+      'networks with and without batch normalization',
+    ),
+    (
+      [described('runs/3', data__eval_crop='ten')],
+      {},
+      'one crops, and runs/1 has whole and runs/3 has ten: choose',
+    ),
+    (
+      [described('runs/4', model__dtype='bfloat16')],
+      {},
+      'one dtype, and runs/1 has float32 and runs/4 has bfloat16: choose',
+    ),
+    (
+      [described('runs/5', source__eval_split='train')],
+      {},
+      'one split, and runs/1 has test and runs/5 has train: choose',
+    ),
+  ):
+    with pytest.raises(UserError, match=message):
+      evaluation.prepare([first, *others], EvaluationOptions(**options))
+  one, two = evaluation.prepare(
+    [first, described('runs/3', data__eval_crop='ten')],
+    EvaluationOptions(crops='ten', statistics='both'),
+  )
+  assert one.facts == two.facts and one.usual['crops'] == 'whole'
+  assert one.evaluator.source is two.evaluator.source  # opened once
+
+
+def test_real_labels_come_with_every_result(described, monkeypatch):
+  labels = [{int(i) % 10} for i in range(355)]
+  monkeypatch.setattr(
+    evaluation.imagenet, 'real_labels', lambda names, classes: labels
+  )
+  (member,) = evaluation.prepare(
+    [described('runs/1')], EvaluationOptions(real=True)
+  )
+  assert list(member.names[:2]) == ['0', '1'] and member.real_labels == labels
+  scored = np.log(np.eye(10)[np.arange(355) % 10] * 0.9 + 0.01)
+  found = Predictions(
+    scored, np.zeros(355, int), member.names, np.arange(10), 'run'
+  )
+  monkeypatch.setattr(
+    evaluation,
+    '_evaluate_member',
+    lambda member: evaluation._Evaluated(
+      {'results': {'moving averages': {'top1': 1.0}}},
+      {'moving averages': found},
+      None,
+    ),
+  )
+  result, _ = evaluation.evaluate_members([member])
+  found = result['results']['moving averages']
+  assert found['top1'] == 1.0
+  assert (found['real']['top1'], found['real']['examples']) == (100.0, 355)
 
 
 def test_a_missing_prediction_is_an_error():
@@ -233,7 +340,7 @@ def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
   digits_config['augment']['photometric_strength'] = 0.0
   digits_config['norm_batch_size'] = 8
   statistics = make_statistics_pass(
-    digits_config, None, 'digits', 'train', seed=4
+    digits_config, 10, 1, None, 'digits', 'train', seed=4
   )
   experiment = make_experiment(digits_config, None)
   variables = experiment.create_state().evaluation_variables
@@ -259,6 +366,39 @@ def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
   np.testing.assert_allclose(
     estimated['var'], np.mean(variances, 0) * m / (m - 1), rtol=1e-5
   )
+
+
+def test_statistics_may_be_of_other_classes_but_not_of_other_channels(
+  digits_config,
+):
+  statistics = make_statistics_pass(
+    digits_config, 7, 1, None, 'digits', 'train', seed=0
+  )
+  state = make_abstract_state(digits_config, 7, 1)
+  (batch,) = statistics.batches(1)
+  stats = jax.eval_shape(
+    statistics.step, state.evaluation_variables, batch, statistics.rng
+  )
+  assert jax.tree.structure(stats) == jax.tree.structure(state.batch_stats)
+  with pytest.raises(UserError, match='synthetic has images of 3 channels'):
+    make_statistics_pass(
+      digits_config, 10, 1, None, 'synthetic', 'train', seed=0
+    )
+
+
+def test_statistics_of_fewer_examples_than_shards_are_shuffled_globally(
+  digits_config,
+):
+  arguments = 10, 1, None, 'digits', 'train', 0
+
+  def first_indices():
+    (batch,) = make_statistics_pass(digits_config, *arguments).batches(1)
+    return np.asarray(batch['index'])
+
+  digits_config['data'].update(num_shards=2000, shuffle='shards')
+  found = first_indices()
+  digits_config['data'].update(num_shards=4, shuffle='global')
+  np.testing.assert_array_equal(found, first_indices())
 
 
 def test_missing_runs_are_named(tmp_path):

@@ -1,15 +1,23 @@
 """What an evaluation prints and writes."""
 
+import copy
 import csv
+import dataclasses
 import json
+import pathlib
+import re
 
+import cv2
 import numpy as np
 import pytest
 
+from bn_inception import checkpoint, evaluation, experiment, scores
 from bn_inception import evaluation_report as report
-from bn_inception import scores
 from bn_inception.errors import UserError
+from bn_inception.evaluation import EvaluationOptions, PopulationOptions
 from bn_inception.predictions import Predictions
+from bn_inception.sources import make_source
+from configs import compose
 
 LOGARITHMS = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]))
 LABELS = np.array([0, 1, 1], np.int32)
@@ -93,30 +101,148 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
     report.write_classes(PREDICTIONS, str(tmp_path / 'no' / 'x.csv'))
 
 
-def test_outputs_of_different_evaluations_have_different_names():
-  origin = {'statistics_dataset': 'digits', 'statistics_split': 'train[:9]'}
-  both = {'moving averages': {}, 'population': origin}
-  (member,) = result()['members']
-  with_both = member | {'results': both}
-  names = [
-    report.default_output(result(**changes), 'runs')
-    for changes in (
-      {},
-      {'results': both, 'members': [with_both]},
-      {'folded': True},
-      {'dataset': 'x'},
-      {'num_crops': 144},
-      {'members': [member, member | {'step': 7}]},
+# ---- names of files ----
+
+TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
+
+
+@pytest.fixture
+def described(monkeypatch):
+  """The description of every checkpoint: of a run on Fashion-MNIST."""
+  config = compose.preset('bn_x5', 'fashion_mnist').to_dict()
+  description = {
+    'config': json.loads(json.dumps(config)),
+    'class_names': list(
+      make_source('fashion_mnist', 'test', TFDS_DIR).class_names
+    ),
+    'num_channels': 1,
+  }
+  # Nothing is restored, and tracing the network for its shapes takes a second.
+  monkeypatch.setattr(experiment, 'make_abstract_state', lambda *args: None)
+  monkeypatch.setattr(
+    checkpoint, 'read_description', lambda path: copy.deepcopy(description)
+  )
+  return description
+
+
+def name_output(paths=('runs/a/checkpoints/9',), **changes):
+  options = EvaluationOptions(**{'data_dir': TFDS_DIR, **changes})
+  members = evaluation.prepare(paths, options)
+  return report.default_output(members, options, 'runs')
+
+
+# What is written to the file, and how it changes the name. None: the result is
+# the same, or the option is not for one that is written by that name.
+BOTH = {'statistics': 'both'}
+SAID = '_population_fashion_mnist_train'
+IN_NAMES = {
+  'dataset': ({'dataset': 'fashion_mnist:3.0.1'}, '_fashion_mnist:3.0.1'),
+  'split': ({'split': 'train[:9]'}, None),
+  'data_dir': None,  # see below
+  'batch_size': None,
+  'crops': ({'crops': 'ten'}, '_ten_crops'),
+  'statistics': ({'statistics': 'population'}, SAID),
+  'population': (BOTH, f'_both{SAID}'),  # by its fields, below
+  'fold': ({'fold': True}, '_folded'),
+  'dtype': ({'dtype': 'bfloat16'}, '_bfloat16'),
+  'real': None,  # see below
+  'is_named': None,
+}
+IN_NAMES_OF_POPULATION = {
+  'num_batches': ({'num_batches': 7}, f'{SAID}_7_batches'),
+  'seed': ({'seed': 3}, f'{SAID}_seed_3'),
+  'dataset': (
+    {'dataset': 'fashion_mnist:3.0.1'},
+    '_population_fashion_mnist:3.0.1_train',
+  ),
+  'split': ({'split': 'test'}, '_population_fashion_mnist_test'),
+}
+
+
+def test_every_option_that_changes_an_evaluation_changes_its_name(described):
+  for options, decisions in (
+    (EvaluationOptions, IN_NAMES),
+    (PopulationOptions, IN_NAMES_OF_POPULATION),
+  ):
+    fields = {field.name for field in dataclasses.fields(options)}
+    assert fields == set(decisions), 'is a new option in the names of files?'
+  assert name_output() == 'runs/evaluation_test_9.json'
+  names = [name_output()]
+  changes = [d for d in IN_NAMES.values() if d is not None]
+  changes += [
+    (
+      {'statistics': 'population', 'population': PopulationOptions(**given)},
+      said,
     )
+    for given, said in IN_NAMES_OF_POPULATION.values()
   ]
-  assert names == [
-    'runs/evaluation_test_9.json',
-    'runs/evaluation_population_digits_train[:9]_test_9.json',
-    'runs/evaluation_folded_test_9.json',
-    'runs/evaluation_x_test_9.json',
-    'runs/evaluation_144_crops_test_9.json',
-    'runs/evaluation_ensemble_test_9_7.json',
+  for given, said in changes:
+    names.append(name_output(**given))
+    if said is not None:
+      assert names[-1] == f'runs/evaluation{said}_test_9.json'
+  assert names[2] == 'runs/evaluation_train[:9]_9.json'
+  assert len(set(names)) == len(names) == 12
+
+
+def test_what_the_run_does_by_itself_is_not_in_the_name(described):
+  described['config']['data']['eval_crop'] = 'ten'
+  described['config']['model']['dtype'] = 'bfloat16'
+  usual = {'dtype': 'bfloat16', 'crops': 'ten', 'dataset': 'fashion_mnist'}
+  for given in {}, usual:
+    assert name_output(**given) == 'runs/evaluation_test_9.json'
+  assert name_output(crops='whole', dtype='float32') == (
+    'runs/evaluation_whole_crops_float32_test_9.json'
+  )
+
+
+def test_ensembles_are_told_by_their_members(described):
+  def ensemble(*runs):
+    return name_output([f'runs/{run}/checkpoints/9' for run in runs])
+
+  names = {ensemble('a', 'b'), ensemble('a', 'c'), ensemble('b', 'c')}
+  assert len(names) == 3
+  for name in names:
+    assert re.fullmatch(
+      'runs/evaluation_ensemble_[0-9a-f]{8}_test_9_9.json', name
+    )
+  many = ensemble(*'abcdefghi')
+  assert many.endswith('_test_9_members.json') and many != ensemble(
+    *'bcdefghia'
+  )
+
+
+def test_images_of_other_folders_go_to_other_files(described, tmp_path):
+  image = np.zeros((32, 32, 3), np.uint8)
+  for folder in 'birds', 'more/birds':
+    for class_name in 'ab':
+      place = tmp_path / folder / 'test' / class_name
+      place.mkdir(parents=True)
+      cv2.imwrite(str(place / '0.png'), image)
+  described.update(class_names=['a', 'b'], num_channels=3)
+  described['config']['source']['dataset'] = 'image_folder'
+  names = [
+    name_output(data_dir=str(tmp_path / folder))
+    for folder in ('birds', 'more/birds')
   ]
+  assert names[0] != names[1]
+  for name in names:
+    assert re.fullmatch('runs/evaluation_birds-[0-9a-f]{8}_test_9.json', name)
+
+
+def test_copies_and_labels_are_named():
+  shrunk = {'dataset': 'x', 'shrunk': {'short_side': 256, 'quality': 95}}
+  assert report._name_data(shrunk) == ['shrunk_256_95']
+  facts = {
+    'dataset': 'x', 'data': {'dataset': 'x'}, 'crops': 'whole',
+    'folded': False, 'dtype': 'float32', 'split': 'test',
+  }  # fmt: skip
+  member = evaluation.Member(
+    'c/9', {}, facts, None, facts, (), None, None, None, None
+  )
+  options = EvaluationOptions(real=True)
+  assert report.default_output([member], options, 'runs') == (
+    'runs/evaluation_real_test_9.json'
+  )
 
 
 def test_real_labels_have_their_own_rows(capsys):

@@ -4,8 +4,17 @@ import jax
 import numpy as np
 import pytest
 
+from bn_inception import experiment, shared_memory
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_experiment, make_update
+from bn_inception.experiment import (
+  TrainingOptions,
+  limit_workers,
+  make_experiment,
+  make_update,
+)
+from bn_inception.mesh import make_evaluation_mesh
+from bn_inception.sources import make_source
+from bn_inception.sources.built_in import DigitsSource, SyntheticSource
 from bn_inception.train_state import count_parameters
 from configs import compose
 
@@ -16,14 +25,10 @@ from configs import compose
 )
 def test_a_misspelt_key_fails_at_start_up(digits_config, section):
   digits_config[section]['learning_rat'] = 1.0
-  with pytest.raises(TypeError, match='learning_rat'):
-    experiment = make_experiment(digits_config, None)
-    # Functions that run inside the step are checked when it is traced.
-    batch = next(iter(experiment.batches(0)))
-    jax.eval_shape(
-      experiment.train_step, experiment.evaluator.abstract_state, batch,
-      experiment.rng,
-    )  # fmt: skip
+  with pytest.raises(
+    UserError, match=rf'key {section}\.learning_rat is unknown'
+  ):
+    make_experiment(digits_config, None)
 
 
 def test_steps_follow_from_epochs(digits_config):
@@ -34,11 +39,79 @@ def test_steps_follow_from_epochs(digits_config):
 
 
 def test_numbers_that_make_no_sense_are_refused(digits_config):
-  digits_config['training']['log_every_steps'] = 0
-  with pytest.raises(
-    UserError, match='training.log_every_steps must be positi'
-  ):
+  # Before data are opened, or a folder made.
+  digits_config['source']['dataset'] = 'absent'
+  digits_config['training']['log_every_steps'] = -1
+  with pytest.raises(UserError, match='training.log_every_steps .*got -1'):
     make_experiment(digits_config, None)
+
+
+def test_more_steps_than_can_be_counted_are_refused(digits_config):
+  digits_config['training']['num_epochs'] = 1e6
+  digits_config['batch_size'] = digits_config['norm_batch_size'] = 8
+  experiment = make_experiment(digits_config, None)
+  assert experiment.num_steps == 1e6 * 1442 / 8
+  digits_config['source']['dataset'] = 'synthetic'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(SyntheticSource, '__len__', lambda self: 2**20)
+    with pytest.raises(UserError, match=r'131,072,000,000 updates'):
+      make_experiment(digits_config, None)
+
+
+@pytest.mark.parametrize(
+  'num_examples, every', [(48, (2, 2, 2)), (48_000, (100, 1500, 1500))]
+)
+def test_zero_steps_are_an_epoch(digits_config, num_examples, every):
+  names = 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'
+  digits_config['training'].update(dict.fromkeys(names, 0))
+  options = TrainingOptions(**digits_config['training'])
+  options = options.at_steps(num_examples / 32)
+  assert tuple(getattr(options, name) for name in names) == every
+  # Numbers stay as they are.
+  assert options.at_steps(7.0) == options
+
+
+def test_splits_of_other_classes_are_refused(digits_config, monkeypatch):
+  def open_split(config, dataset, split, data_dir):
+    source = DigitsSource(split)
+    if split == 'test':
+      source.class_names = (*source.class_names[:-1], 'nine')
+    return source
+
+  monkeypatch.setattr(experiment, 'open_split', open_split)
+  with pytest.raises(UserError, match='train and test .*class 9: 9 -> nine'):
+    make_experiment(digits_config, None)
+
+
+@pytest.mark.parametrize(
+  'name, image_size, modules, fewest',
+  [
+    ('batch_norm', 8, (), 2),
+    ('bn_x5', 8, (), 1),
+    ('bn_x5', 4, (), 2),  # maps of 1x1 in the last modules
+    ('bn_x5', 8, ('5b',), 2),
+  ],
+)
+def test_one_value_for_each_example_needs_two_examples(
+  name, image_size, modules, fewest
+):
+  if name == 'batch_norm':
+    config = compose.perceptron('batch_norm,digits').to_dict()
+  else:
+    config = compose.preset(name, 'digits').to_dict()
+    config['model']['per_activation_modules'] = modules
+  config['data']['image_size'] = image_size
+  config['batch_size'], config['norm_batch_size'] = 4, 1
+  facts = {'num_classes': 10, 'num_channels': 1, 'num_examples': 100}
+  devices = jax.devices()[:1]
+  if fewest == 1:
+    make_update(config, devices, **facts)
+    return
+  with pytest.raises(UserError, match=r'norm_batch_size 1 .*\[2, 4\]'):
+    make_update(config, devices, **facts)
+  config['batch_size'], config['norm_batch_size'] = 1, 0
+  with pytest.raises(UserError, match='batch_size 1: '):
+    make_update(config, devices, **facts)
 
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2])
@@ -96,3 +169,41 @@ def test_the_full_network_takes_a_step_at_224(capsys):
   assert 0.1 < metrics['gradient_norm'] < 100
   after = np.asarray(state.params['conv1']['depthwise']['kernel'])
   assert np.abs(after - before).max() > 0
+
+
+@pytest.fixture
+def docker(monkeypatch):
+  """64 MB of shared memory, all of it free."""
+  monkeypatch.setattr(shared_memory, '_free_bytes', lambda: 64 * 2**20)
+
+
+def large_config(num_workers):
+  """Of batches of 4.6 MB, for a network that is built soon."""
+  config = compose.preset('bn_x5', 'imagenet').to_dict()
+  config['source'].update(dataset='synthetic', eval_split='test')
+  config['data']['num_workers'] = num_workers
+  return config
+
+
+def test_workers_without_shared_memory_are_refused_at_the_start(docker):
+  with pytest.raises(UserError) as caught:
+    make_experiment(large_config(8), None)
+  # Of training 85 batches, and all 7 of the evaluation, of 200 images.
+  megabytes = -(-(85 * 32 + 7 * 200) * 224 * 224 * 3 // 2**20) + 2
+  assert f'--shm-size={megabytes}m' in str(caught.value)
+  assert '--config.data.num_workers=0' in str(caught.value)
+
+
+def test_programs_without_a_flag_for_it_use_fewer_workers(docker, capsys):
+  config, source = large_config(8), make_source('synthetic', 'test')
+  devices = make_evaluation_mesh(jax.devices()[:1])
+  config['eval_batch_size'] = 8
+  limit_workers(config, source, devices)
+  # The statistics' batches of 32 need 10 x 4.6 MB a worker, and 5 more.
+  assert config['data']['num_workers'] == 0
+  assert '/dev/shm has room for 0 of 8 worker' in capsys.readouterr().out
+  config = large_config(8)
+  config['batch_size'] = config['eval_batch_size'] = 4
+  limit_workers(config, source, devices)
+  assert config['data']['num_workers'] == 8
+  assert capsys.readouterr().out == ''

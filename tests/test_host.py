@@ -126,3 +126,17 @@ def test_steps_are_compiled_with_these_options(monkeypatch):
   monkeypatch.setattr(jax, 'jit', jit)
   steps.make_eval_step(devices, model=None, prepare=None)
   assert found == [compiler_options(devices)] != [{}]
+
+
+def test_the_limit_of_open_files_becomes_the_hard_one():
+  program = (
+    'import resource\n'
+    'from bn_inception import host\n'
+    'resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))\n'
+    'assert host.max_open_files() == 200\n'
+    'host.allow_open_files()\n'
+    'assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, 300)\n'
+    'host.allow_open_files()\n'
+    'assert host.max_open_files() == 300\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from bn_inception import images
+from bn_inception.errors import UserError
 from bn_inception.images import BadImageError, decode_image, open_image
 
 
@@ -160,3 +161,63 @@ def test_nothing_is_printed_where_cuda_is_absent(tmp_path):
     [sys.executable, '-c', program, str(path)], capture_output=True, text=True
   )
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.ppm'])
+def test_sixteen_bits_are_scaled_to_eight(suffix):
+  values = np.array([0, 128, 129, 255, 256, 385, 386, 511, 65406, 65407, 65535])
+  expected = np.array([0, 0, 1, 1, 1, 1, 2, 2, 254, 255, 255])
+  image = np.zeros((4, len(values), 3), np.uint16)
+  image[..., 0], image[..., 1] = values, 100 * 257
+  encoded = cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
+  decoded = decode_image(encoded, 3)
+  np.testing.assert_array_equal(decoded[..., 0], np.tile(expected, (4, 1)))
+  np.testing.assert_array_equal(decoded[..., 1], 100)
+  np.testing.assert_array_equal(decoded[..., 2], 0)
+  grey = np.uint16(np.tile(values, (4, 1)))
+  encoded = cv2.imencode('.png', grey)[1].tobytes()
+  for num_channels in (1, 3):
+    decoded = decode_image(encoded, num_channels)
+    np.testing.assert_array_equal(decoded[0, :, -1], expected)
+
+
+def test_real_numbers_are_no_pixels():
+  image = np.random.default_rng(0).random((4, 5, 3)).astype(np.float32)
+  for suffix in '.hdr', '.pfm':
+    encoded = cv2.imencode(suffix, image)[1].tobytes()
+    with pytest.raises(BadImageError, match='pixels of float32'):
+      decode_image(encoded, 3)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P', '1', 'L'])
+def test_modes_are_those_of_pillow(mode):
+  image = PIL.Image.fromarray(photograph(20, 30))
+  converted = image.convert(mode)
+  if mode in ('RGBA', 'LA'):  # which what is transparent keeps its colour
+    converted.putalpha(PIL.Image.fromarray(photograph(20, 30, 1)[..., 0]))
+  options = {'transparency': 0} if mode == 'P' else {}
+  file = io.BytesIO()
+  converted.save(file, 'PNG', **options)
+  expected = np.asarray(PIL.Image.open(file).convert('RGB'))
+  np.testing.assert_array_equal(decode_image(file.getvalue(), 3), expected)
+
+
+def test_the_first_image_of_an_animation_counts():
+  frames = [PIL.Image.new('RGB', (8, 6), c) for c in ('red', 'blue')]
+  for file_format in 'GIF', 'WEBP', 'PNG', 'TIFF':
+    file = io.BytesIO()
+    frames[0].save(file, file_format, save_all=True, append_images=frames[1:])
+    np.testing.assert_allclose(
+      decode_image(file.getvalue(), 3)[0, 0], (255, 0, 0), atol=6
+    )
+
+
+def test_a_lack_of_memory_is_not_a_bad_image(monkeypatch):
+  def decode(*arguments):
+    error = cv2.error()
+    error.code = cv2.Error.StsNoMem
+    raise error
+
+  monkeypatch.setattr(images.cv2, 'imdecode', decode)
+  with pytest.raises(UserError, match='memory'):
+    decode_image(b'a', 3)

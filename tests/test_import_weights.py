@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from bn_inception import checkpoint, import_weights, sources
+from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.errors import UserError
 from bn_inception.evaluation import EvaluationOptions, evaluate_checkpoints
 from bn_inception.import_weights import (
@@ -67,6 +68,7 @@ def test_export_and_import_are_exact(variables, layout):
   assert all(v.flags.c_contiguous for v in weights.values())
   imported = import_weights.import_weights(weights)
   assert imported.name == layout.name and imported.num_classes == 1000
+  assert imported.eval_crop == 'torchvision'
   assert_identical(imported.variables, variables)
 
 
@@ -80,14 +82,22 @@ def test_biases_go_into_the_moving_means(variables):
   np.testing.assert_array_equal(mean, before - bias)
 
 
+@pytest.mark.parametrize('has_counters', [False, True])
 def test_old_files_without_counters_and_with_vectors_of_two_dimensions(
-  variables,
+  variables, has_counters
 ):
+  counter = 'num_batches_tracked'
   weights = {
     name: value[None] if '_bn.' in name else value
     for name, value in export(variables).items()
-    if not name.endswith('num_batches_tracked')
+    if not name.endswith(counter)
   }
+  if has_counters:  # later versions of PyTorch add them as 0
+    weights |= {
+      name.replace('running_var', counter): np.int64(0)
+      for name in weights
+      if name.endswith('running_var')
+    }
   imported = from_pytorch(weights).variables
   assert_identical(imported['params'], variables['params'])
   counts = {
@@ -96,6 +106,47 @@ def test_old_files_without_counters_and_with_vectors_of_two_dimensions(
     if path[-1].key == 'num_updates'
   }
   assert counts == {100_000}
+  # Trained on, as its own run would be, it keeps its averages.
+  kept = [warmed_up_decay(0.9997, np.int32(100_000 + t)) for t in range(10)]
+  assert float(kept[0]) == pytest.approx(0.9997)
+  assert float(np.prod(kept)) == pytest.approx(0.997, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name, index, value, message',
+  [
+    ('inception_4a_3x3_bn.running_var', 3, np.nan, '[3] is nan'),
+    ('inception_4a_3x3_bn.running_var', 3, -1.0, '[3] is -1.0'),
+    ('inception_3a_1x1.weight', 0, np.inf, '[0, 0, 0, 0] is inf'),
+    ('inception_5b_1x1_bn.running_mean', 2, -np.inf, '[2] is -inf'),
+    ('last_linear.weight', (7, 8), 1e300, '[7, 8] is inf'),
+    ('conv1_7x7_s2_bn.num_batches_tracked', (), -1, ' is -1'),
+    ('conv1_7x7_s2_bn.num_batches_tracked', (), 2**31, ' is 2147483648'),
+  ],
+)
+def test_weights_that_are_no_numbers_are_named(
+  variables, name, index, value, message
+):
+  weights = export(variables)
+  array = weights[name]
+  weights[name] = np.array(array, np.float64 if array.ndim else np.int64)
+  weights[name][index] = value
+  with pytest.raises(UserError) as error:
+    import_weights.import_weights(weights)
+  assert f': {name}{message}: take' in str(error.value)
+
+
+def test_integers_are_no_weights(variables):
+  weights = export(variables)
+  weights['last_linear.bias'] = weights['last_linear.bias'].astype(np.int8)
+  with pytest.raises(UserError, match='last_linear.bias is of int8, not float'):
+    from_pytorch(weights)
+  # Counts may have been made floating with everything else.
+  weights = export(variables)
+  name = 'conv1_7x7_s2_bn.num_batches_tracked'
+  weights[name] = np.float32(8)
+  stats = from_pytorch(weights).variables['batch_stats']
+  assert stats['conv1']['norm']['num_updates'] == 8
 
 
 def test_all_missing_and_unknown_weights_are_named_in_one_line(variables):
@@ -341,6 +392,7 @@ def test_slim_background_is_dropped_of_1001_classes_alone():
   dropped = imported.variables['params']['logits']
   assert imported.num_classes == 1000
   assert imported.input_scaling['value_range'] == (-1.0, 1.0)
+  assert imported.eval_crop == 'slim'
   np.testing.assert_array_equal(dropped['kernel'], kept['kernel'][:, 1:])
   np.testing.assert_array_equal(dropped['bias'], kept['bias'][1:])
   assert from_slim(in_scope(make_slim_weights(6))).num_classes == 6
@@ -355,11 +407,19 @@ def test_classes_get_the_names_of_a_file_or_of_imagenet(tmp_path):
   assert program.name_classes(2, str(file)) == ['rose', 'marsh marigold']
   for number, path, message in (
     (102, None, 'for 102 classes and there are names for 1000: give the names'),
-    (3, str(file), 'for 3 classes and there are names for 2: give the names'),
+    (3, str(file), 'for 3 classes and .*names.txt has names for 2: give the'),
+    (1, str(file), 'for 1 classes and .*names.txt has names for 2: give the'),
     (3, '/no', '/no cannot be read'),
   ):
     with pytest.raises(UserError, match=message):
       program.name_classes(number, path)
+  for text, message in (
+    ('rose\n\ntulip\n', 'name 2 is empty'),
+    ('rose\ntulip\nrose \n', "names 1 and 3 are both 'rose'"),
+  ):
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+      program.name_classes(3, str(file))
 
 
 def test_slim_checkpoints_of_training_have_more_variables():
@@ -379,7 +439,58 @@ def test_slim_checkpoints_of_training_have_more_variables():
   )
 
 
+def test_slim_weights_that_are_no_numbers_are_named():
+  weights = in_scope(make_slim_weights(6))
+  weights['InceptionV2/Conv2d_2c_3x3/BatchNorm/moving_variance'][5] = -0.5
+  weights['InceptionV2/Logits/Conv2d_1c_1x1/biases'][1] = np.nan
+  with pytest.raises(UserError) as error:
+    from_slim(weights)
+  message = str(error.value)
+  assert 'Conv2d_2c_3x3/BatchNorm/moving_variance[5] is -0.5' in message
+  assert 'and 1 more arrays' in message
+
+
 # ---- the program ----
+
+
+def test_bad_files_leave_no_folder(variables, tmp_path):
+  source, workdir = str(tmp_path / 'a.safetensors'), tmp_path / 'run'
+  weights = export(variables)
+  scaling = dict(CADENE.input_scaling)
+  names = [f'class {i}' for i in range(1000)]
+  for change, notes, message in (
+    ({'last_linear.bias': np.full(1000, np.nan, np.float32)}, {}, 'is nan'),
+    ({}, {'class_names': names[:-1]}, '1000 classes and .* has names for 999'),
+    ({}, {'class_names': [*names[:-1], 'class 7']}, "1000 are both 'class 7'"),
+    ({}, {'class_names': 7}, 'note bn_inception.class_names is damaged'),
+    ({}, {'input_scaling': scaling | {'std': [0.0]}}, 'divide by zero'),
+    ({}, {'input_scaling': scaling | {'mean': [float('nan')]}}, 'not finite'),
+    ({}, {'input_scaling': {'mean': [0.0]}}, 'input_scaling is damaged'),
+    ({}, {'eval_crop': 'all'}, 'bn_inception.eval_crop \'"all"\' is unknown'),
+  ):
+    program.files.write_safetensors(
+      source,
+      weights | change,
+      {f'bn_inception.{key}': json.dumps(note) for key, note in notes.items()},
+    )
+    with pytest.raises(UserError, match=message):
+      program.import_file(source, str(workdir), 'synthetic')
+    assert not workdir.exists()
+
+
+def test_places_are_checked_before_files_are_read(tmp_path):
+  (tmp_path / 'checkpoints' / '0').mkdir(parents=True)
+  (tmp_path / 'file').touch()
+  for workdir, message in (
+    (tmp_path, 'holds checkpoints: give another --workdir'),
+    (tmp_path / 'file', 'cannot be written .Not a directory.'),
+  ):
+    with pytest.raises(UserError, match=message):
+      program.import_file('/no/weights.pth', str(workdir), 'synthetic')
+  with pytest.raises(
+    UserError, match='cannot be written .*: give another --to'
+  ):
+    program.export_checkpoint('/no/0', f'{tmp_path}/file/a.safetensors')
 
 
 @pytest.mark.slow
@@ -401,7 +512,7 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   result, predictions = evaluate_checkpoints(
     [path], EvaluationOptions(batch_size=8)
   )
-  assert result['examples'] == 3 and result['crops'] == 'short_side'
+  assert result['examples'] == 3 and result['crops'] == 'torchvision'
   (found,) = predictions.values()
   np.testing.assert_allclose(found.probabilities.sum(1), 1.0, rtol=1e-4)
 
@@ -414,12 +525,31 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   assert json.loads(notes[program.CLASSES_NOTE])[999] == 'class 999'
   # Input and classes of the exported file are those of the checkpoint.
   again = str(tmp_path / 'again')
+  assert notes[program.CROP_NOTE] == 'torchvision'
+  notes[program.CROP_NOTE] = 'centre'
+  files.write_safetensors(exported, weights, notes)
   program.import_file(exported, again, 'synthetic')
   description = checkpoint.read_description(f'{again}/checkpoints/0')
-  assert description == checkpoint.read_description(path)
+  assert description['config']['data'].pop('eval_crop') == 'centre'
+  expected = checkpoint.read_description(path)
+  assert expected['config']['data'].pop('eval_crop') == 'torchvision'
+  assert description == expected
   config = compose.of_run(again)
+  assert config.data.eval_crop == 'centre'
   assert config.source.dataset == 'synthetic' and config.model.stem == 'dense'
   with pytest.raises(UserError, match='run holds checkpoints: give another'):
     program.import_file(exported, workdir, 'synthetic')
   with pytest.raises(UserError, match='must end with .safetensors'):
     program.export_checkpoint(path, 'b.pth')
+  restored = checkpoint.restore
+
+  def diverged(*args):
+    state = restored(*args)
+    state.params['logits']['bias'] = jnp.full(1000, jnp.nan)
+    return state
+
+  monkeypatch.setattr(checkpoint, 'restore', diverged)
+  exported = str(tmp_path / 'c.safetensors')
+  with pytest.raises(UserError, match=r'0 cannot .*/logits/bias\[0\] is nan'):
+    program.export_checkpoint(path, exported)
+  assert not (tmp_path / 'c.safetensors').exists()

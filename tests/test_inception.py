@@ -31,6 +31,24 @@ def shapes_of(model, size, num_channels=3):
 
 
 @pytest.mark.parametrize(
+  'fields, size, num_values',
+  [
+    ({}, 224, 49),
+    ({'stem': 'small', 'stem_stride': 1}, 8, 4),
+    ({'stem': 'small', 'stem_stride': 2}, 28, 16),
+    ({'stem': 'small', 'stem_stride': 2}, 7, 1),
+    ({'per_activation_modules': ('5a',)}, 224, 1),
+  ],
+)
+def test_the_fewest_values_are_those_of_the_last_maps(fields, size, num_values):
+  model = Inception(10, width=0.125, **fields)
+  assert model.fewest_values(size) == num_values
+  height, width, _ = shapes_of(model, size)[0]['inception_5b']
+  if not model.per_activation_modules:
+    assert height * width == num_values
+
+
+@pytest.mark.parametrize(
   'stem, pool_projection_4cd, num_parameters',
   [
     ('separable', 96, 11_188_288),

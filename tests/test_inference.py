@@ -45,3 +45,20 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   ):
     with pytest.raises(UserError, match=message):
       apply([images[0], name])
+
+
+def test_files_are_read_before_the_network(tmp_path, monkeypatch):
+  description = {'class_names': ['a', 'b'], 'num_channels': 1}
+  monkeypatch.setattr(
+    inference.checkpoint, 'read_description', lambda path: description
+  )
+  good, text = tmp_path / 'digit.png', tmp_path / 'text.png'
+  cv2.imwrite(str(good), np.zeros((8, 8), np.uint8))
+  text.write_text('no image')
+  for name, message in (
+    (str(text), f'{text}: 8 bytes do not decode to an image'),
+    ('/no/such.png', '/no/such.png: No such file or directory'),
+    (str(tmp_path), f'{tmp_path}: Is a directory'),
+  ):
+    with pytest.raises(UserError, match=message):
+      inference.top_classes('/no/checkpoint', [str(good), name])

@@ -3,15 +3,19 @@
 import copy
 import json
 
+import cv2
 import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from bn_inception import checkpoint, evaluation, training
+from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
 from bn_inception.initial_weights import start_from_checkpoint
+from bn_inception.logbook import read_metrics
+from bn_inception.sources import make_source
 from configs import compose
 
 pytestmark = pytest.mark.usefixtures('few_rows')
@@ -27,13 +31,18 @@ def first(tmp_path, digits_config):
   return evaluation.find_checkpoint(workdir, None), digits_config
 
 
-def start(path, config, class_names=None):
+def start(path, config, class_names=None, num_channels=None):
   config = json.loads(json.dumps(config))
   experiment = make_experiment(config, None)
   initial = experiment.create_state()
   names = class_names or experiment.source.class_names
   state, taken = start_from_checkpoint(
-    initial, path, config, names, initial.step.sharding
+    initial,
+    path,
+    config,
+    names,
+    num_channels or experiment.source.num_channels,
+    initial.step.sharding,
   )
   return initial, state, taken
 
@@ -66,8 +75,43 @@ def test_weights_and_statistics_are_those_of_the_checkpoint(first):
   )
   np.testing.assert_array_equal(norm['mean'], saved_norm['mean'])
   assert saved_norm['num_updates'] == 2 and norm['num_updates'] == 0
+  # So much of the checkpoint's averages is left after 1 and 10 updates.
+  kept = [warmed_up_decay(0.9997, norm['num_updates'] + t) for t in range(10)]
+  assert float(kept[0]) == pytest.approx(0.1)
+  assert float(np.prod(kept)) == pytest.approx(1 / 92_378, rel=1e-5)
   assert int(state.step) == 0
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.parametrize(
+  'name, value, message',
+  [
+    ('params', np.nan, 'params/conv1/conv/kernel[0, 0, 0, 0] is nan'),
+    ('batch_stats', -1.0, 'batch_stats/conv1/norm/var[0] is -1.0'),
+  ],
+)
+def test_weights_that_are_no_numbers_are_refused_before_a_folder_is_made(
+  digits_config, tmp_path, monkeypatch, name, value, message
+):
+  state = make_experiment(digits_config, None).create_state()
+  arrays = getattr(state, name)['conv1']
+  if name == 'params':
+    arrays['conv']['kernel'] = arrays['conv']['kernel'].at[0, 0, 0].set(value)
+  else:
+    arrays['norm']['var'] = arrays['norm']['var'].at[0].set(value)
+  directory, workdir = str(tmp_path / 'checkpoints'), tmp_path / 'run'
+  description = {
+    'config': json.loads(json.dumps(digits_config)),
+    'class_names': [str(i) for i in range(10)],
+    'num_channels': 1,
+  }
+  with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
+    checkpoint.save(checkpoints, state, description, top1=None)
+  digits_config['init_from'] = f'{directory}/0'
+  with pytest.raises(UserError) as caught:
+    training.train_and_evaluate(digits_config, str(workdir))
+  assert f'{directory}/0 cannot be used: {message}: take' in str(caught.value)
+  assert not workdir.exists()
 
 
 def test_other_classes_get_a_new_last_layer(first):
@@ -100,6 +144,8 @@ def test_other_networks_are_refused(first):
     with pytest.raises(UserError) as caught:
       start(changed['init_from'] or path, changed)
     assert message in str(caught.value)
+  with pytest.raises(UserError, match='colour channels is 1 and not 3'):
+    start(path, config, num_channels=3)
 
 
 def test_other_shapes_are_named(first):
@@ -112,12 +158,71 @@ def test_other_shapes_are_named(first):
   with pytest.raises(UserError) as caught:
     start_from_checkpoint(
       initial.replace(params=params), path, config,
-      experiment.source.class_names, initial.step.sharding,
+      experiment.source.class_names, 1, initial.step.sharding,
     )  # fmt: skip
   assert (
     'conv1/conv/kernel is (3, 3, 1, 8) and not (3, 3, 3, 8)): give another'
     in str(caught.value)
   )
+
+
+def digit_folder(root, digits, num_train, num_validation):
+  """Folders of so many PNG files of each of these digits."""
+  for split, name, number in (
+    ('train', 'train', num_train), ('test', 'val', num_validation)
+  ):  # fmt: skip
+    source = make_source('digits', split)
+    labels = np.array([source[i][1] for i in range(len(source))])
+    for digit in digits:
+      folder = root / name / f'digit_{digit}'
+      folder.mkdir(parents=True)
+      for index in np.flatnonzero(labels == digit)[:number]:
+        image, _ = source[int(index)]
+        cv2.imwrite(str(folder / f'{index:04}.png'), image)
+  return str(root)
+
+
+@pytest.mark.parametrize(
+  'network', ['perceptron', pytest.param('bn_x5', marks=pytest.mark.slow)]
+)
+def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
+  # As ImageNet's config: more shards than the new data have images.
+  if network == 'perceptron':
+    config = compose.perceptron('batch_norm,digits').to_dict()
+    config['input_scaling']['binary_threshold'] = 0.0
+  else:
+    config = compose.preset(network, 'digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 16
+  config['source'].update(dataset='image_folder', eval_split='validation')
+  config['data'].update(num_shards=100, shuffle='within_shards')
+  config['training'].update(
+    num_epochs=3.0, log_every_steps=50, eval_every_steps=20_000,
+    checkpoint_every_steps=20_000,
+  )  # fmt: skip
+  first = digit_folder(tmp_path / 'first', range(8), 60, 10)
+  workdir = str(tmp_path / 'run')
+  training.train_and_evaluate(config, workdir, first)
+
+  data = digit_folder(tmp_path / 'own', (8, 9), 24, 20)
+  tuned = compose.of_run(workdir)
+  assert tuned.data.num_shards == 100
+  tuned.init_from = evaluation.find_checkpoint(workdir, None)
+  tuned.training.num_epochs = 10.0
+  tuned = tuned.to_dict()
+  experiment = make_experiment(tuned, data)
+  batches = [
+    frozenset(np.asarray(batch['index']).tolist())
+    for batch, _ in zip(experiment.batches(0), range(9), strict=False)
+  ]
+  epochs = [set(batches[i : i + 3]) for i in (0, 3, 6)]
+  assert all(frozenset().union(*epoch) == set(range(48)) for epoch in epochs)
+  assert len(set.union(*epochs)) == 9  # no mini-batch comes again
+  workdir = str(tmp_path / 'tuned')
+  result = training.train_and_evaluate(tuned, workdir, data)
+  records = read_metrics(workdir)
+  steps = [r['step'] for r in records if r['kind'] == 'eval']
+  assert steps == list(range(3, 31, 3))  # once an epoch
+  assert result['top1'] >= 80.0 and result['eval_examples'] == 40
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Order, batches, padding: what they promise, on real digits."""
 
 import dataclasses
+import errno
+import io
 import multiprocessing
 import os
 import pathlib
@@ -16,12 +18,13 @@ import time
 import cv2
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bn_inception import crops, images, input_pipeline, mesh
+from bn_inception import crops, images, input_pipeline, mesh, resizing
 from bn_inception.errors import UserError
 from bn_inception.input_pipeline import (
   InputOptions,
@@ -351,6 +354,51 @@ def test_views_are_cut_from_the_resized_image(rule):
     np.testing.assert_array_equal(pixels, cv2.resize(part, (14, 14)))
 
 
+@pytest.mark.parametrize('interpolation', ['bilinear', 'nearest', 'random'])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize(
+  'height, width', [(375, 500), (403, 300), (299, 299), (50, 67), (1, 30)]
+)
+def test_pixels_of_torchvision_are_pillows(height, width, mode, interpolation):
+  options = dataclasses.replace(
+    OPTIONS, image_size=224, eval_crop='torchvision',
+    interpolation=interpolation,
+  )  # fmt: skip
+  file = io.BytesIO()
+  picture = PIL.Image.fromarray(photograph(height, width)).convert(mode)
+  picture.save(file, 'JPEG', quality=90)
+  (found,) = prepare_views(file.getvalue(), options)
+  # From the bytes, as torchvision's Resize(256) and CenterCrop(224) do it.
+  short = min(height, width)
+  size = int(256 * width / short), int(256 * height / short)
+  theirs = PIL.Image.open(file).convert('RGB').resize(
+    size, PIL.Image.Resampling.BILINEAR
+  )  # fmt: skip
+  left, top = (int(round((length - 224) / 2.0)) for length in size)
+  theirs = theirs.crop((left, top, left + 224, top + 224))
+  np.testing.assert_array_equal(found, np.asarray(theirs))
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'area', 'random'])
+@pytest.mark.parametrize('rule', ['slim', 'caffe'])
+@pytest.mark.parametrize('height, width', [(30, 50), (50, 30), (1, 30), (3, 3)])
+def test_rules_of_others_have_their_own_way_to_resize(
+  height, width, rule, interpolation
+):
+  options = dataclasses.replace(
+    OPTIONS, image_size=14, eval_crop=rule, interpolation=interpolation
+  )
+  image = photograph(height, width)
+  (found,) = prepare_views(image, options)
+  if rule == 'slim':
+    part = image[height // 16 :, width // 16 :]
+    part = part[: height - 2 * (height // 16), : width - 2 * (width // 16)]
+    expected = resizing.resize(part, (14, 14), 'tensorflow_1')
+  else:
+    expected = cv2.resize(image, (16, 16))[1:15, 1:15]
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_batches_of_several_views_have_an_axis_for_them(digits):
   options = dataclasses.replace(OPTIONS, eval_crop='ten')
   batch = next(iter(evaluation_batches(digits, options, 40)))
@@ -389,10 +437,11 @@ def test_crops_are_those_of_the_documented_draws(interpolation):
   assert len(used) == (8 if interpolation == 'random' else 2)
 
 
+@pytest.mark.parametrize('rule', crops.NUM_CROPS)
 @pytest.mark.parametrize('height, width', [(1, 300), (300, 1), (1, 1)])
-def test_images_of_one_row_or_column_are_resized(height, width):
+def test_images_of_one_row_or_column_are_resized(height, width, rule):
   options = dataclasses.replace(
-    OPTIONS, image_size=12, train_crop='area', eval_crop='centre'
+    OPTIONS, image_size=12, train_crop='area', eval_crop=rule
   )
   image = np.full((height, width, 3), 77, np.uint8)
   for seed in range(5):
@@ -413,6 +462,7 @@ class Files(Source):
       self.files.append(cv2.imencode('.jpg', photograph(seed=i))[1].tobytes())
     self.labels = [i % 2 for i in range(num_examples)]
     self.unreadable = bad.get('unreadable', ())
+    self.error = bad.get('error', OSError('the disk is gone'))
     for index in bad.get('cut_short', ()):
       self.files[index] = self.files[index][:200]
     for index in bad.get('empty', ()):
@@ -425,7 +475,7 @@ class Files(Source):
 
   def __getitem__(self, index):
     if index in self.unreadable:
-      raise OSError('the disk is gone')
+      raise self.error
     return self.files[index], self.labels[index]
 
 
@@ -499,6 +549,33 @@ def test_nothing_but_bad_images_is_an_error():
     match=f'100 bad images in a row, the last one files, example {last}:',
   ):
     list(training_batches(Files(9, empty=range(9)), options, 1, 0, 0, 1))
+
+
+@pytest.mark.parametrize(
+  'error, remedy, num_workers',
+  [
+    (OSError(errno.EMFILE, 'Too many open files'), 'ulimit -n', 0),
+    (OSError(errno.EIO, 'Input/output error'), 'check the disk', 0),
+    (TimeoutError('of a bucket'), 'the network', 0),
+    (RuntimeError('read() failed: Cannot allocate memory'), 'num_workers', 0),
+    (RuntimeError('open() failed: Too many open files; a'), 'ulimit', 1),
+  ],
+  ids=str,
+)
+def test_an_error_of_the_machine_replaces_no_image(error, remedy, num_workers):
+  options = dataclasses.replace(
+    OPTIONS, num_shards=2, num_workers=num_workers, on_bad_image='skip'
+  )
+  source = Files(8, unreadable=[3], error=error)
+  for batches in (
+    training_batches(source, options, 4, 0, 0, 2),
+    evaluation_batches(source, options, 4),
+  ):
+    with pytest.raises(UserError) as caught:
+      list(batches)
+    assert str(caught.value).startswith('files, example 3 cannot be read')
+    assert 'the data are not at fault' in str(caught.value)
+    assert remedy in str(caught.value) and 'skip' not in str(caught.value)
 
 
 def damaged_tfds_copy(folder):

@@ -38,6 +38,20 @@ def test_impossible_normalisation_batch_names_those_that_work():
     mesh.make_training_mesh(jax.devices(), 64, 12)
 
 
+def test_sizes_without_a_variance_are_neither_taken_nor_offered():
+  one = jax.devices()[:1]
+  for size, message in (
+    (1, r'norm_batch_size 1 is below 2, .* one of \[2, 4\]'),
+    (3, r'norm_batch_size 3 does not fit .* one of \[2, 4\]'),
+  ):
+    with pytest.raises(UserError, match=message):
+      mesh.make_training_mesh(one, 4, size, fewest=2)
+  for size in 0, 1:
+    with pytest.raises(UserError, match='batch_size 1: .* at least 2 examples'):
+      mesh.make_training_mesh(one, 1, size, fewest=2)
+    mesh.make_training_mesh(one, 1, size)
+
+
 def test_copies_that_differ_are_named():
   device_mesh = mesh.make_evaluation_mesh(jax.devices())
   rng = np.random.default_rng(0)

@@ -65,11 +65,20 @@ def test_rate_follows_the_batch_only_when_asked(per_32, expected):
   np.testing.assert_allclose(made.learning_rate_fn(0), expected, rtol=1e-6)
 
 
-def test_a_decay_of_no_epochs_is_refused():
-  with pytest.raises(UserError, match='decay_epochs must be positive, got 0'):
-    optimizer.make_optimizer(
-      steps_per_epoch=2, batch_size=32, **RECIPE | {'decay_epochs': 0}
-    )
+@pytest.mark.parametrize(
+  'value',
+  [
+    {'decay_epochs': 0},
+    {'decay_factor': 0.0},  # optax would keep the rate constant
+    {'momentum': 1.5},
+    {'weight_decay': -1e-4},
+    {'learning_rate': float('nan')},
+  ],
+)
+def test_numbers_out_of_range_are_refused(value):
+  ((key, number),) = value.items()
+  with pytest.raises(UserError, match=f'optimizer.{key} .*got {number}'):
+    optimizer.make_optimizer(steps_per_epoch=2, batch_size=32, **RECIPE | value)
 
 
 def test_micro_batches_must_divide_the_batch():

@@ -54,9 +54,9 @@ def test_is_that_of_section_4_1(use_batch_norm, num_parameters):
   [
     ({'nonlinearity': 'tanh'}, "nonlinearity 'tanh' is unknown: use one of"),
     ({'dtype': 'float16'}, "dtype 'float16' is unknown"),
-    ({'hidden_sizes': ()}, 'hidden_sizes must be positive'),
+    ({'hidden_sizes': ()}, r'hidden_sizes .*got \(\)'),
     ({'measured_unit': 100}, 'measured_unit must be below 100'),
-    ({'initial_std': 0.0}, 'initial_std must be positive'),
+    ({'initial_std': 0.0}, 'initial_std .*above 0 .*got 0.0'),
   ],
 )
 def test_options_that_make_no_sense_are_refused(fields, message):

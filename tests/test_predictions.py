@@ -78,6 +78,56 @@ def test_files_give_back_what_was_saved(tmp_path):
   np.savez(
     objects, **{**dataclasses.asdict(member(5)), 'names': np.array([{}])}
   )
-  for path in (other, text, objects):
+  empty = tmp_path / 'empty.npz'
+  empty.touch()
+  single = tmp_path / 'single.npy'
+  np.save(single, np.zeros(3))
+  for path in (other, text, objects, empty, single):
     with pytest.raises(UserError, match='has no predictions'):
       predictions.load(str(path))
+
+
+def changed(index, value):
+  values = member(5).log_probabilities.copy()
+  values[index] = value
+  return {'log_probabilities': values}
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (changed((2, 1), np.nan), 'of image 2 .c.jpg. sum to nan'),
+    (changed((3, 0), np.inf), 'of image 3 .d.jpg. sum to inf'),
+    (changed(1, [0.0, 0.5, -9.0]), 'of image 1 .b.jpg. sum to 2.649'),
+    (changed(0, np.log(0.3)), 'of image 0 .a.jpg. sum to 0.9'),
+    (
+      {'labels': np.array([0, 1, 3, 0])},
+      'image 2 .c.jpg. has the label 3 of 3 classes',
+    ),
+    (
+      {'labels': np.array([0, -1, 2, 0])},
+      'image 1 .b.jpg. has the label -1 of 3 classes',
+    ),
+    ({'labels': np.zeros(4)}, 'labels is float64'),
+    ({'labels': np.zeros(3, int)}, r'log_probabilities is float32\[4, 3\]'),
+    ({'names': np.array(['a.jpg'])}, r'names is .*\[1\]'),
+    ({'class_names': np.array(['x', 'y'])}, 'log_probabilities is float32'),
+    (
+      {'class_names': np.array(['x', 'y', 'x'])},
+      "there are 2 classes 'x'",
+    ),
+  ],
+)
+def test_files_of_other_numbers_are_refused(tmp_path, changes, message):
+  path = str(tmp_path / 'a.npz')
+  predictions.save(path, member(5, **changes))
+  with pytest.raises(UserError, match=message) as error:
+    predictions.load(path)
+  assert str(error.value).startswith(f'{path} has no predictions that can be')
+
+
+def test_a_probability_may_be_0(tmp_path):
+  path = str(tmp_path / 'a.npz')
+  certain = member(5, **changed(1, [-np.inf, 0.0, -np.inf]))
+  predictions.save(path, certain)
+  assert_same(predictions.load(path), certain)

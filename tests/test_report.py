@@ -1,4 +1,4 @@
-"""The program: which code's runs, and what is written."""
+"""The program: which runs, and what is written."""
 
 import csv
 import json
@@ -10,16 +10,18 @@ import sys
 import pytest
 from study_files import write_run
 
-from bn_inception import report, run_directory, study_runs
+from bn_inception import claims, report, study_runs
 from bn_inception.errors import UserError
+from bn_inception.steps import RESULTS_VERSION
 from configs import studies
+from configs.studies import Arm, Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def quick_runs(name, root, code=None):
+def quick_runs(name, root):
   selection = study_runs.Selection(str(root), is_quick=True)
-  return study_runs.list_runs(name, selection, code)
+  return study_runs.list_runs(name, selection)
 
 
 def finish(runs):
@@ -145,39 +147,50 @@ def test_facts_are_of_the_manifests(runs, tmp_path):
   assert '- runs: 3, of 2026-01-02 to 2026-01-02' in text
   assert '- commit: c0ffee0000\n' in text and '- devices: 2 x cpu\n' in text
   assert '- versions: python 3.11.9, jax 0.10.2\n' in text
-  assert f'- code: {study_runs.code_hash()}, the code that' in text
+  assert f'- results version: {RESULTS_VERSION}\n' in text
 
 
-def test_code_is_the_only_one_if_not_this_one(tmp_path, capsys):
-  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
-  text = (make(tmp_path) / 'report.md').read_text()
-  assert '- code: aaaaaaaa, not the code that made this report' in text
-  assert 'aaaaaaaa, not the code' in capsys.readouterr().out
-  assert '<summary>1 run</summary><br>seed 0' in text
+def test_a_study_of_ones_own_is_shown(tmp_path, monkeypatch):
+  arms = (
+    Arm('three', 'bn_x5', values={'optimizer.learning_rate': 0.3}),
+    Arm('plain', 'inception'),
+  )
+  study = Study('Mine', arms, ('digits',), (0, 1))
+  monkeypatch.setitem(studies.STUDIES, 'mine', study)
+  runs = study_runs.list_runs('mine', study_runs.Selection(str(tmp_path)))
+  write_run(runs[0], {30: 50.0}, {30: 52.0}, 61.0, 63.0)
+  write_run(runs[2], {30: 50.0}, {30: 54.0}, 61.0, 65.0)
+  report.make_report(
+    ['mine'], study_runs.Selection(str(tmp_path)), str(tmp_path / 'out')
+  )
+  three, plain = read_csv(tmp_path / 'out' / 'tables' / 'mine_digits.csv')
+  assert three['arm'] == 'three' and plain['arm'] == 'plain'
+  assert float(three['final, population (%): mean']) == 64.0
+  assert float(three['best validation, moving averages (%): mean']) == 50.0
+  assert float(three['validation at the end, population (%): mean']) == 53.0
+  assert plain['final, moving averages (%)'] == plain['runs'] == 'not run'
+  text = (tmp_path / 'out' / 'report.md').read_text()
+  assert '## mine\n\nMine.\n' in text
 
 
-def test_code_is_this_one_if_there_are_several(runs, tmp_path):
-  finish(quick_runs('figure2', tmp_path / 'runs', '00000000')[:1])
-  finish(quick_runs('figure2', tmp_path / 'runs', 'aaaaaaaa')[:1])
-  code, _ = report.choose_code(str(tmp_path / 'runs'), None)
-  assert code == study_runs.code_hash()
-  code, text = report.choose_code(str(tmp_path / 'runs'), 'aaaaaaaa')
-  assert code == 'aaaaaaaa' and 'not the code' in text
-
-
-def test_several_other_codes_are_listed(tmp_path):
-  for code in ('aaaaaaaa', 'bbbbbbbb'):
-    finish(quick_runs('figure2', tmp_path / 'runs', code)[:1])
-  with pytest.raises(UserError, match='--code: aaaaaaaa, bbbbbbbb') as error:
-    make(tmp_path)
-  assert '\n' not in str(error.value)
-  with pytest.raises(UserError, match='--code=cccccccc: there are aaaaaaaa'):
-    make(tmp_path, code='cccccccc')
+def test_committed_results_are_no_default():
+  done = subprocess.run(
+    [sys.executable, '-m', 'bn_inception.report', '--helpfull'],
+    cwd=ROOT, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0 and "(default: 'results" not in done.stdout
+  assert claims.DEFAULT_OUTPUT.startswith('runs/')
 
 
 def test_folder_without_runs(tmp_path):
-  with pytest.raises(UserError, match='absent holds no finished runs: train'):
+  with pytest.raises(UserError, match='absent holds no finished runs of'):
     make(tmp_path, root='absent')
+
+
+def test_runs_of_another_version_are_not_taken(runs, tmp_path, monkeypatch):
+  monkeypatch.setattr(study_runs, 'RESULTS_VERSION', RESULTS_VERSION + 1)
+  with pytest.raises(UserError, match='there are 3 other runs'):
+    make(tmp_path)
 
 
 def test_unknown_study(runs, tmp_path):
@@ -187,11 +200,55 @@ def test_unknown_study(runs, tmp_path):
     make(tmp_path, names=['figure3'])
 
 
-def test_damaged_file_is_named(runs, tmp_path):
-  path = pathlib.Path(runs[0].folder) / run_directory.RESULT_FILE
-  path.write_text('{')
-  with pytest.raises(UserError, match=f'{path} is damaged'):
-    make(tmp_path)
+@pytest.mark.parametrize('content', ['{', '{}', '[]', '{"starts": [{}]}', None])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'config.json', 'manifest.json', 'metrics.jsonl', 'result.json',
+    'evaluation.json',
+  ],
+)  # fmt: skip
+def test_damage_is_named_and_the_report_is_made(
+  runs, tmp_path, capsys, name, content
+):
+  path = pathlib.Path(runs[0].folder) / name
+  path.unlink()
+  if content is not None:
+    path.write_text(content + '\n')
+  out = make(tmp_path)
+  is_counted = name in ('manifest.json', 'metrics.jsonl', 'evaluation.json')
+  is_absent = content is None and name in ('result.json', 'evaluation.json')
+  printed = capsys.readouterr().out
+  count = 3 if is_counted and not is_absent else 2
+  assert f'{count} of 7 runs' in printed
+  text = (out / 'report.md').read_text()
+  if is_absent:  # not finished, which the report says in its own way
+    assert 'damaged' not in text and 'damaged' not in printed
+    return
+  assert f'damaged: {path} ' in printed
+  assert f'- damaged: runs/{path.parent.name}/{name} ' in text
+  assert str(tmp_path) not in text
+
+
+def test_a_seed_that_lacks_a_number_is_not_counted_in_its_mean(tmp_path):
+  selection = study_runs.Selection(str(tmp_path / 'runs'), tasks=('digits',))
+  runs = study_runs.list_runs('leave_one_out', selection)
+  for run in runs:
+    population = {60: 60.0 + run.seed}
+    write_run(run, {60: 60.0}, population, 61.0, 70.0 + run.seed)
+  path = pathlib.Path(runs[0].folder) / 'evaluation.json'
+  results = {'moving averages': {'top1': 61.0}}
+  path.write_text(json.dumps({'split': 'test', 'results': results}))
+  report.make_report(['leave_one_out'], selection, str(tmp_path / 'out'))
+  tables = tmp_path / 'out' / 'tables'
+  row, other, *_ = read_csv(tables / 'leave_one_out_digits.csv')
+  assert row['final accuracy (%)'] == '71.50 ± 6.35, 2 of 3 seeds'
+  assert row['runs'] == '3 runs; 1 damaged'
+  assert other['minus BN-x5 (points)'] == '+0.00 ± 0.00, 2 of 3 seeds'
+  assert other['runs'] == '3 runs'
+  assert [row['status'] for row in read_csv(tables / 'runs.csv')][:2] == [
+    'damaged', 'finished',
+  ]  # fmt: skip
 
 
 def test_folder_that_cannot_be_written(runs, tmp_path):

@@ -17,6 +17,9 @@ CONFIG = {
 }
 
 
+DATA = {'dataset': 'pets', 'class_names': ['cat', 'dog'], 'num_examples': 48}
+
+
 def changed(**updates):
   config = json.loads(json.dumps(CONFIG))
   for key, value in updates.items():
@@ -25,30 +28,65 @@ def changed(**updates):
   return config
 
 
+def begin(workdir, config, data):
+  with run_directory.open_run(workdir, config, data):
+    run_directory.record_start(workdir, config, data, {})
+
+
 def test_the_same_config_may_resume_and_run_longer(tmp_path):
   workdir = str(tmp_path / 'run')
   for config in CONFIG, CONFIG, changed(training__num_epochs=5.0, name='b'):
-    with run_directory.open_run(workdir, config, {}):
-      pass
+    with run_directory.open_run(workdir, config, DATA):
+      run_directory.record_start(workdir, config, DATA, {'folder': '/a'})
   saved = run_directory.read_json(f'{workdir}/config.json')
   assert saved['training'] == {'num_epochs': 5.0}
   starts = run_directory.read_json(f'{workdir}/manifest.json')['starts']
-  assert len(starts) == 3
+  assert len(starts) == 3 and starts[0]['data'] == {'folder': '/a'}
+  assert run_directory.read_json(f'{workdir}/data.json') == DATA
   assert starts[0]['packages']['jax'] and len(starts[0]['devices']) == 8
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
   # Before anything was trained a config may be corrected.
-  with run_directory.open_run(str(tmp_path), changed(seed=7), {}):
-    pass
-  with run_directory.open_run(str(tmp_path), CONFIG, {'dataset': 'digits'}):
-    (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
+  workdir = str(tmp_path)
+  begin(workdir, changed(seed=7), DATA | {'num_examples': 9})
+  begin(workdir, CONFIG, DATA)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   other = changed(seed=1, model__width=0.5)
   message = r'another config \(model.width: 1.0 -> 0.5; seed: 0 -> 1\)'
   with pytest.raises(UserError, match=message):
-    with run_directory.open_run(str(tmp_path), other, {}):
-      pass
+    begin(workdir, other, DATA)
   assert run_directory.read_json(f'{tmp_path}/config.json')['seed'] == 0
+
+
+@pytest.mark.parametrize(
+  'facts, message',
+  [
+    ({'class_names': ['cat', 'cow']}, 'class 1: dog -> cow'),
+    ({'class_names': ['dog', 'cat']}, 'class 0: cat -> dog'),
+    ({'class_names': ['cat', 'dog', 'emu']}, 'number of classes: 2 -> 3'),
+    ({'num_examples': 47}, 'training examples: 48 -> 47'),
+    ({'dataset': 'birds'}, 'data set: pets -> birds'),
+  ],
+)
+def test_other_data_are_refused_with_the_difference(tmp_path, facts, message):
+  # What has no checkpoint and no result begins anew.
+  begin(str(tmp_path), CONFIG, DATA | facts)
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
+  begin(str(tmp_path), CONFIG, DATA)
+  (tmp_path / 'metrics.jsonl').unlink()
+  # A run may have checkpoints and no records, as that of imported weights.
+  (tmp_path / 'checkpoints' / '0').mkdir(parents=True)
+  before = {p: p.read_bytes() for p in tmp_path.glob('*.json')}
+  with pytest.raises(UserError, match=message):
+    begin(str(tmp_path), CONFIG, DATA | facts)
+  assert {p: p.read_bytes() for p in tmp_path.glob('*.json')} == before
+
+
+def test_facts_that_an_earlier_version_did_not_store_are_skipped(tmp_path):
+  run_directory.check_same_run('run', {'class_names': ['cat']}, CONFIG, {
+    'class_names': ['cat'], 'num_examples': 3,
+  })  # fmt: skip
 
 
 def test_a_second_process_is_refused(tmp_path):

@@ -281,3 +281,34 @@ def test_help_names_the_commands_and_explains_their_flags():
   text = ' '.join(run('shrink', '--help').stdout.split())
   for name in 'data_dir dataset output_dir short_side quality splits'.split():
     assert f' --{name}: ' in text and f'Example: --{name}=' in text
+
+
+def test_folders_of_ones_own_are_checked(tmp_path, capsys):
+  for name in 'ant', 'bee':
+    write_images(tmp_path / 'train' / name, ['1.jpg', '2.jpg'])
+  write_images(tmp_path / 'val' / 'bee', ['1.jpg'])
+  (tmp_path / 'train' / 'notes.txt').write_text('')
+  check.check('image_folder', str(tmp_path))
+  lines = capsys.readouterr().out.splitlines()
+  assert '  train                      4 images of 2 classes' in lines
+  assert '  train                      not read: 1 file (.txt 1)' in lines
+  assert '  validation                 1 images of 1 class' in lines
+  assert '  validation                 no images of 1 class (ant)' in lines
+  (tmp_path / 'train' / 'cat').mkdir()
+  write_images(tmp_path / 'train' / 'ant' / 'deep', ['1.jpg'])
+  write_images(tmp_path / 'val', ['2.jpg'])
+  (tmp_path / 'train' / 'bee' / '2.jpg').write_bytes(jpeg(0)[:60])
+  found = problems(capsys, tmp_path, dataset='image_folder')
+  for problem, pattern in zip(
+    found,
+    [
+      rf'{tmp_path}/train has no images of 1 class \(cat\): add',
+      f'{tmp_path}/train/ant/deep has images',
+      f'{tmp_path}/train/bee/2.jpg: .* extract it again',
+      f'{tmp_path}/val/2.jpg is in no folder',
+    ],
+    strict=True,
+  ):
+    assert re.match(pattern, problem), problem
+  with pytest.raises(UserError, match='needs train/CLASS/IMAGE.jpg or'):
+    check.check('image_folder', f'{tmp_path}/train')

@@ -195,3 +195,121 @@ def test_missing_and_surplus_things_are_named(tmp_path):
   assert 'is not prepared in' in complaint('imagenet2012', 'train', tmp_path)
   with pytest.raises(UserError, match='image_folder needs --data_dir'):
     make_source('image_folder', 'train')
+
+
+def write_own_folders(root):
+  """ant, bee and cat with two images each, and one of cat to validate."""
+  for name in 'ant', 'bee', 'cat':
+    write_images(root / 'train' / name, ['1.jpg', '2.jpg'])
+  write_images(root / 'val' / 'cat', ['1.jpg'])
+  return root
+
+
+def open_own(root, split='train'):
+  return make_source('image_folder', split, str(root))
+
+
+def test_all_that_decodes_is_read(tmp_path):
+  root, image = write_own_folders(tmp_path), np.full((9, 9, 3), 90, np.uint8)
+  suffixes = (
+    'jpe jp2 webp avif gif tif tiff ppm pgm pbm pnm bmp dib png'.split()
+  )
+  for suffix in suffixes:
+    is_grey = suffix in ('pgm', 'pbm')
+    path = root / 'train' / 'cat' / f'{suffix.upper()}.{suffix}'
+    pixels = image[..., 0] if is_grey else np.tile(image, (8, 8, 1))
+    assert cv2.imwrite(str(path), pixels)
+  (root / 'train' / 'cat' / 'a.JFIF').write_bytes(jpeg(0))
+  source = open_own(root)
+  assert len(source) == 6 + len(suffixes) + 1
+  assert source.remarks() == []
+  for i in range(len(source)):
+    assert decode_image(source[i][0], 3).shape[-1] == 3
+  assert {'.' + s for s in suffixes} < set(folders.IMAGE_SUFFIXES)
+
+
+def test_what_is_not_read_is_counted(tmp_path):
+  root = write_own_folders(tmp_path)
+  for name in 'train/notes.txt', 'train/ant/a.PDF', 'val/cat/b.txt', 'val/c':
+    (root / name).write_text('no image')
+  (root / 'train' / 'ant' / 'd.txt').write_text('no image')
+  (root / 'train' / 'bee' / 'empty').mkdir()
+  train, validation = open_own(root), open_own(root, 'validation')
+  assert train.remarks() == [
+    'not read: 3 files (.txt 2, .pdf 1), 1 folder (bee/empty)'
+  ]
+  assert validation.remarks()[0] == 'not read: 2 files (no suffix 1, .txt 1)'
+  assert validation.remarks()[1] == 'no images of 2 classes (ant, bee)'
+  held_out = make_source('image_folder', 'train_holdout', str(root), 2)
+  assert held_out.remarks() == train.remarks()
+
+
+def test_folders_that_systems_make_are_no_classes(tmp_path):
+  root = write_own_folders(tmp_path)
+  write_images(root / 'train' / '@eaDir' / '1.jpg', ['thumbnail.jpg'])
+  write_images(root / 'train' / 'ant' / '@eaDir', ['thumbnail.jpg'])
+  write_images(root / 'train' / '.ipynb_checkpoints', ['1.jpg'])
+  write_images(root / 'train' / 'ant' / '.thumbnails', ['1.jpg'])
+  for name in 'train/lost+found', 'train/__MACOSX', 'val/lost+found':
+    (root / name).mkdir()
+  train, validation = open_own(root), open_own(root, 'validation')
+  assert train.class_names == validation.class_names == ('ant', 'bee', 'cat')
+  assert [train[i][1] for i in range(len(train))] == [0, 0, 1, 1, 2, 2]
+  (remark,) = train.remarks()
+  assert '4 folders (@eaDir, __MACOSX, ant/@eaDir, lost+found)' in remark
+
+
+def test_images_in_a_wrong_place_are_refused(tmp_path):
+  def complaint(root, split='train'):
+    with pytest.raises(UserError) as caught:
+      open_own(root, split)
+    return str(caught.value)
+
+  deep = write_own_folders(tmp_path / 'deep')
+  write_images(deep / 'train' / 'ant' / 'red', ['3.jpg'])
+  write_images(deep / 'train' / 'bee' / 'a' / 'b', ['3.jpg'])
+  assert complaint(deep).startswith(f'{deep}/train/ant/red has images')
+  assert complaint(deep).endswith('(and 1 more)')
+  twice = tmp_path / 'twice'  # as archives are unpacked
+  write_images(twice / 'train' / 'train' / 'ant', ['1.jpg'])
+  assert complaint(twice).startswith(f'{twice}/train/train/ant has images')
+  half = write_own_folders(tmp_path / 'half')
+  write_images(half / 'val', ['2.jpg', '3.jpg'])
+  assert complaint(half, 'validation').startswith(f'{half}/val/2.jpg is in no')
+  open_own(half)
+  empty = write_own_folders(tmp_path / 'empty')
+  (empty / 'train' / 'dog').mkdir()
+  (empty / 'train' / 'dog' / '1.heic').write_bytes(b'')
+  assert 'has no images of 1 class (dog): add' in complaint(empty)
+  assert complaint(empty).endswith('(not read: 1 file (.heic 1))')
+  write_images(empty / 'train' / 'dog', ['1.jpg'])
+  (empty / 'val' / 'dog').mkdir()
+  assert len(open_own(empty, 'validation')) == 1
+
+
+def test_a_half_sorted_imagenet_is_refused(tmp_path):
+  label = imagenet_labels(VALIDATION)[0]
+  write_images(tmp_path / 'val' / imagenet.class_names()[label], VALIDATION[:1])
+  write_images(tmp_path / 'val', VALIDATION[1:])
+  with pytest.raises(UserError, match=r'val_00000002.JPEG .*\(and 2 more\)'):
+    make_source('imagenet2012', 'validation', str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+  root = write_own_folders(tmp_path)
+
+  def scandir(path):
+    raise PermissionError(13, 'Permission denied', path)
+
+  monkeypatch.setattr(folders.os, 'scandir', scandir)
+  with pytest.raises(UserError, match='train cannot be listed .Permission'):
+    open_own(root)
+
+
+def test_one_long_name_does_not_lengthen_the_others(tmp_path):
+  root = write_own_folders(tmp_path)
+  write_images(root / 'train' / 'cat', ['c' * 200 + '.jpg', 'd\u00e9.jpg'])
+  source = open_own(root)
+  assert len(pickle.dumps(source)) < 2000
+  assert source.file_name(6) == 'c' * 200 + '.jpg'
+  assert source.file_name(7) == 'd\u00e9.jpg' and source.file_name(0) == '1.jpg'

@@ -29,7 +29,8 @@ def test_ground_truth_has_fifty_images_of_each_class():
 
 def test_real_labels_are_the_published_ones():
   labels = imagenet.validation_labels()
-  sets = imagenet.real_labels(labels)
+  classes = imagenet.class_names()
+  sets = imagenet.real_labels(labels, classes)
   # Beyer et al. (2020): 46,837 images have labels; of these the original labels
   # are right for 90.02 %.
   rated = [(o, r) for o, r in zip(labels.values(), sets, strict=True) if r]
@@ -37,6 +38,12 @@ def test_real_labels_are_the_published_ones():
   right = sum(original in real for original, real in rated)
   assert round(100 * right / len(rated), 2) == 90.02
   names = ['ILSVRC2012_val_00000003.JPEG', 'ILSVRC2012_val_00000001.JPEG']
-  assert imagenet.real_labels(names) == [{230, 231}, set()]
-  with pytest.raises(UserError, match="00001.JPEG: 'a.JPEG' is none"):
-    imagenet.real_labels(['a.JPEG'])
+  assert imagenet.real_labels(names, classes) == [{230, 231}, set()]
+  for images, others, message in (
+    (['a.JPEG'], classes, "00001.JPEG: 'a.JPEG' is none"),
+    (names, ('background', *classes), 'these are others'),
+    (names, classes[:-1], 'these are others'),
+    (names[1:], classes, 'none of these images has a ReaL label'),
+  ):
+    with pytest.raises(UserError, match=message):
+      imagenet.real_labels(images, others)

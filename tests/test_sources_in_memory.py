@@ -1,11 +1,16 @@
 """Examples that are decoded once are the same, and read once."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 
+from bn_inception import host
+from bn_inception.errors import UserError
 from bn_inception.images import BadImageError
 from bn_inception.input_pipeline import InputOptions, training_batches
+from bn_inception.sources import in_memory
 from bn_inception.sources.in_memory import InMemory
 from bn_inception.sources.source import ListedImages
 
@@ -62,3 +67,23 @@ def test_batches_are_those_of_the_source(pixels, mirror):
   ):
     for name in ours:
       np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_more_than_the_memory_is_refused(monkeypatch):
+  # 1,000 images of 81 bytes, every second one of 324.
+  images = [
+    np.zeros((9 * (1 + i % 2),) * 2 + (1,), np.uint8) for i in range(1000)
+  ]
+  whole = Counting(images)
+  monkeypatch.setattr(in_memory.host, 'memory_bytes', lambda: 240_000)
+  kept = InMemory(whole)
+  assert len(kept) == 1000 and whole.num_reads < 20
+  with pytest.raises(UserError, match=r'1,000 images .* 3 worker .*=False$'):
+    InMemory(whole, num_copies=3)
+  bad = Counting([b'no image', *images[1:]])
+  assert len(InMemory(bad)) == 1000
+
+
+def test_the_memory_is_that_of_the_machine_or_less():
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  assert 2**28 < host.memory_bytes() <= total

@@ -1,15 +1,22 @@
 """Copies prepared by TFDS: read without TensorFlow; what is said of bad ones."""
 
+import os
 import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import make_source
+from bn_inception.sources import imagenet, make_source, prepared, shrink
 
 TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
 
@@ -68,3 +75,166 @@ def test_an_incomplete_copy_is_told(tmp_path):
     UserError, match='cannot be read .* incomplete or damaged'
   ):
     make_source('fashion_mnist', 'train', str(tmp_path))
+
+
+def test_few_files_stay_open_in_any_order(monkeypatch):
+  source = make_source('fashion_mnist', 'train', TFDS_DIR)
+  expected = [source[i] for i in range(200)]
+  readers = prepared._Readers()
+  monkeypatch.setattr(prepared, '_readers', readers)
+  monkeypatch.setattr(prepared.host, 'max_open_files', lambda: 4)
+  order = np.random.default_rng(0).permutation(200)
+
+  def open_files():
+    links = pathlib.Path('/proc/self/fd').iterdir()
+    return sum('fashion_mnist-train' in os.path.realpath(f) for f in links)
+
+  others = open_files()  # of the other tests
+  with ThreadPoolExecutor(4) as pool:
+    for index, example in zip(
+      order, pool.map(source.__getitem__, order), strict=True
+    ):
+      assert example == expected[index]
+      assert len(readers._readers) <= 2
+  assert open_files() - others == len(readers._readers) == 2
+  # The one used last stays; two sources of the same file share it.
+  paths = source._records._paths
+  source[0], source[199], source[1], source[100]
+  assert list(readers._readers) == [paths[0], paths[2]]
+  make_source('fashion_mnist', 'train[:10]', TFDS_DIR)[0]
+  assert list(readers._readers) == [paths[2], paths[0]]
+
+
+def test_parts_of_a_split_have_their_records():
+  whole = make_source('fashion_mnist', 'train', TFDS_DIR)
+  part = make_source('fashion_mnist', 'train[45:120]', TFDS_DIR)
+  assert len(part) == 75
+  assert [part[i] for i in range(75)] == [whole[i] for i in range(45, 120)]
+  for index in -1, 75:
+    with pytest.raises(IndexError):
+      part[index]
+
+
+WITH_FEW_FILES = """
+import os, resource, sys
+from bn_inception.sources import make_source, prepared, shrink
+source = make_source('fashion_mnist', 'train', sys.argv[1])
+prepared._readers._readers.clear()
+two = [open(os.devnull) for _ in range(2)]
+limit = two[1].fileno() + 1
+[file.close() for file in two]
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+for i in range(0, 200, 49):  # the limit allows two open shards, and not three
+  assert len(source[i][0]) > 100
+  print(len(prepared._readers._readers), end=' ')
+prepared._readers._readers.clear()
+files = [open(os.devnull), open(os.devnull)]
+try:
+  source[0]
+except Exception as error:
+  print(type(error).__name__, str(error).partition(';')[0])
+files.pop()
+print(source[0][1])
+"""
+
+
+def test_readers_make_room_where_there_is_none():
+  done = subprocess.run(
+    [sys.executable, '-c', WITH_FEW_FILES, TFDS_DIR],
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines() == [
+    '1 1 2 1 2 RuntimeError open() failed: Too many open files',
+    '2',  # a file that could not be opened is not kept
+  ]
+
+
+def test_an_error_of_the_machine_is_no_error_of_the_copy(monkeypatch):
+  def fail(self, path, position):
+    raise RuntimeError('open() failed: Too many open files; opening a')
+
+  monkeypatch.setattr(prepared._Readers, 'read', fail)
+  with pytest.raises(UserError) as caught:
+    make_source('fashion_mnist', 'train', TFDS_DIR)
+  assert 'Too many open files' in str(caught.value)
+  assert 'ulimit -n' in str(caught.value)
+  assert 'damaged' not in str(caught.value)
+
+
+def own_copy(tmp_path, *replacements):
+  """A data set of one's own, of which TFDS knows only what the files say."""
+  folder = tmp_path / 'my_pets' / '3.0.1'
+  folder.mkdir(parents=True)
+  for name in 'dataset_info.json', 'features.json', 'label.labels.txt':
+    text = pathlib.Path(f'{TFDS_DIR}/fashion_mnist/3.0.1/{name}').read_text()
+    for replacement in (('fashion_mnist', 'my_pets'), *replacements):
+      text = text.replace(*replacement)
+    (folder / name).write_text(text)
+  return folder
+
+
+def test_images_of_16_bits_are_read(tmp_path):
+  folder = own_copy(tmp_path, ('"uint8"', '"uint16"'))
+  image = np.full((28, 28, 1), 200 * 257, np.uint16)
+  encoded = cv2.imencode('.png', image)[1].tobytes()
+  record = tf_example_pb2.Example()
+  record.features.feature['image'].bytes_list.value.append(encoded)
+  record.features.feature['label'].int64_list.value.append(7)
+  for shard in range(4):
+    name = f'my_pets-train.array_record-{shard:05}-of-00004'
+    writer = ArrayRecordWriter(str(folder / name), 'group_size:1')
+    for _ in range(50):
+      writer.write(record.SerializeToString())
+    writer.close()
+  source = make_source('my_pets', 'train', str(tmp_path))
+  np.testing.assert_array_equal(decode_image(source[60][0], 1), 200)
+  with pytest.raises(UserError, match='images of uint16: .* uint8 are shrunk'):
+    shrink.shrink('my_pets', str(tmp_path), str(tmp_path / 'out'))
+
+
+IMAGE = 'tensorflow_datasets.core.features.image_feature.Image'
+TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
+
+
+@pytest.mark.parametrize(
+  'replacements, message',
+  [
+    ([('"uint8"', '"float32"')], 'images of float32: .* uint8 or uint16'),
+    (
+      [
+        (IMAGE, TENSOR),
+        ('                "image"', '                "tensor"'),
+      ],
+      'images as Tensor',
+    ),
+  ],
+)
+def test_images_of_other_types_are_refused(tmp_path, replacements, message):
+  own_copy(tmp_path, *replacements)
+  with pytest.raises(UserError, match=message):
+    make_source('my_pets', 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize('version', ['', ':3.0.1'])
+def test_classes_in_another_order_are_refused(tmp_path, monkeypatch, version):
+  shutil.copytree(TFDS_DIR, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'fashion_mnist' / '3.0.1' / 'label.labels.txt'
+  names = make_source('fashion_mnist', 'test', TFDS_DIR).class_names
+  if version:  # TFDS then takes the names of the copy; ImageNet's are known
+    monkeypatch.setattr(imagenet, 'class_names', lambda: names)
+  swapped = (names[1], names[0], *names[2:])
+  path.write_text('\n'.join(swapped) + '\n')
+  with pytest.raises(UserError) as error:
+    make_source(f'fashion_mnist{version}', 'test', str(tmp_path))
+  assert str(error.value).startswith(
+    f"{path} has the classes in another order: number 0 is '{names[1]}', not "
+    f"'{names[0]}': "
+  )
+  # Another spelling is no other order.
+  path.write_text('\n'.join([*names[:-1], 'ankle boot']) + '\n')
+  assert (
+    len(make_source(f'fashion_mnist{version}', 'test', str(tmp_path))) == 80
+  )

@@ -1,6 +1,8 @@
 """Outcomes and groups of runs, and intervals, against numbers made by hand."""
 
+import json
 import math
+import pathlib
 
 import pytest
 from study_files import study_runs, write_run
@@ -107,6 +109,111 @@ def test_run_without_evaluation_is_not_finished(runs, tmp_path):
   write_run(runs['BN-x5', 0], {100: 50.0})
   (tmp_path / runs['BN-x5', 0].folder / 'evaluation.json').unlink()
   assert read(runs)['BN-x5'].state() == 'not run'
+
+
+METRICS, RESULT, EVALUATION, CONFIG = (
+  'metrics.jsonl', 'result.json', 'evaluation.json', 'config.json'
+)  # fmt: skip
+
+
+def edit(**values):
+  """Replaces keys of a JSON file; None removes one."""
+
+  def make(text):
+    content = json.loads(text) | values
+    return json.dumps({k: v for k, v in content.items() if v is not None})
+
+  return make
+
+
+@pytest.mark.parametrize(
+  'name, change',
+  [
+    (RESULT, lambda text: '{}'),
+    (RESULT, lambda text: '[]'),
+    (RESULT, lambda text: text[:40]),
+    (RESULT, edit(diverged=None)),
+    (RESULT, edit(diverged=True)),
+    (RESULT, edit(wall_seconds=math.nan)),
+    (RESULT, edit(steps='200')),
+    (RESULT, edit(eval_split=None)),
+    (CONFIG, lambda text: '{}'),
+    (CONFIG, lambda text: ''),
+    (CONFIG, edit(seed=9)),
+  ],
+)
+def test_run_that_cannot_be_trusted_is_named_and_not_counted(
+  runs, name, change
+):
+  for seed in range(3):
+    write_run(runs['BN-x5', seed], {100: 40.0, 200: 60.0}, final=70.0 + seed)
+  path = pathlib.Path(runs['BN-x5', 0].path(name))
+  path.write_text(change(path.read_text()))
+  group = read(runs)['BN-x5']
+  assert group.values(lambda o: o.final(MOVING)) == [71.0, 72.0]
+  assert group.state() == group.exception() == '2 of 3 runs; 1 damaged'
+  [line] = group.problems[0]
+  assert line.startswith(str(path))
+
+
+@pytest.mark.parametrize(
+  'name, change, final, last',
+  [
+    (EVALUATION, lambda text: '{}', [None, None], 60.0),
+    (EVALUATION, lambda text: text[:9], [None, None], 60.0),
+    (EVALUATION, edit(results=[]), [None, None], 60.0),
+    (
+      EVALUATION, edit(results={'moving averages': {'top1': 7.0}}),
+      [7.0, None], 60.0,
+    ),
+    (
+      EVALUATION,
+      edit(results={
+        'moving averages': {'top1': math.inf}, 'population': {'top1': 7.0}
+      }),
+      [None, 7.0], 60.0,
+    ),
+    # Cut short, so that the last evaluation would be an earlier one.
+    (METRICS, lambda text: text[: text.index('200')], [70.0, 75.0], None),
+    (METRICS, lambda text: text[: text.index('\n') + 1], [70.0, 75.0], None),
+    (METRICS, lambda text: '', [70.0, 75.0], None),
+    (METRICS, lambda text: '{"step": 1}\n' + text, [70.0, 75.0], None),
+    (METRICS, lambda text: 'x\n' + text, [70.0, 75.0], None),
+  ],
+)  # fmt: skip
+def test_numbers_that_are_missing_are_named_and_the_others_count(
+  runs, name, change, final, last
+):
+  run = runs['BN-x5', 0]
+  write_run(run, {100: 40.0, 200: 60.0}, final=70.0, final_population=75.0)
+  path = pathlib.Path(run.path(name))
+  path.write_text(change(path.read_text()))
+  group = read(runs)['BN-x5']
+  [outcome] = group.outcomes
+  assert [outcome.final(kind) for kind in (MOVING, POPULATION)] == final
+  assert outcome.last(MOVING) == outcome.best(MOVING) == last
+  assert group.state() == '1 of 3 runs; 1 damaged'
+  assert all(line.startswith(str(path)) for line in group.problems[0])
+
+
+def test_missing_files_are_named(runs):
+  for seed, name in enumerate((METRICS, CONFIG)):
+    run = runs['BN-x5', seed]
+    write_run(run, {100: 40.0})
+    pathlib.Path(run.path(name)).unlink()
+  problems = read(runs)['BN-x5'].problems
+  assert problems[0] == [
+    f'{runs["BN-x5", 0].path(METRICS)} is missing or empty'
+  ]
+  assert problems[1] == [f'{runs["BN-x5", 1].path(CONFIG)} does not exist']
+
+
+def test_population_statistics_are_never_mixed_with_moving_averages(runs):
+  write_run(runs['BN-x5', 0], {100: 40.0, 200: 90.0}, {100: 71.0, 200: 80.0})
+  [outcome] = read(runs)['BN-x5'].outcomes
+  del outcome.records[-1]['population_top1']
+  assert outcome.followed(POPULATION) == {100: 71.0}
+  assert outcome.last(POPULATION) is None
 
 
 def test_differences_are_paired_by_seed(runs):

@@ -1,6 +1,7 @@
 """Studies as lists of runs: what they consist of, and which results are theirs."""
 
 import json
+import pathlib
 import shlex
 import sys
 
@@ -9,15 +10,17 @@ import pytest
 from bn_inception import study_runs
 from bn_inception.errors import UserError
 from bn_inception.run_directory import flatten
+from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study_runs import BEGUN, FINISHED, NOT_BEGUN, TRAINED
 from configs import compose, paper, studies
 
-CODE = '0' * 8
+COMMITTED = pathlib.Path(__file__).parent.parent / 'results' / 'study' / 'runs'
+VERSION = f'v{RESULTS_VERSION}'
 
 
 def runs_of(name, root='runs', **options):
   selection = study_runs.Selection(str(root), **options)
-  return study_runs.list_runs(name, selection, CODE)
+  return study_runs.list_runs(name, selection)
 
 
 def write_result(run, root, **values):
@@ -75,8 +78,7 @@ def test_runs_that_studies_share_are_the_same(tmp_path):
   assert len(of_figure & others) == 4 * 3  # BN-x5, BN-x30, Inception, -x5
   # By another name too: the folder is found by what the run is.
   run = runs_of('leave_one_out', tmp_path)[0]
-  values = run.identity.partition('-')[2]
-  folder = tmp_path / f'other-seed0-{CODE}-{values}'
+  folder = tmp_path / f'other-seed0-{run.identity}'
   folder.mkdir()
   assert runs_of('figure2', tmp_path)[2].folder == str(folder)
 
@@ -96,9 +98,13 @@ def test_arguments_give_the_config_of_the_run(monkeypatch):
     assert found == run.config
 
 
-def test_other_code_and_other_values_are_other_runs(tmp_path, monkeypatch):
+def test_other_values_and_other_versions_are_other_runs(tmp_path, monkeypatch):
   run = runs_of('figure2', tmp_path)[0]
   values = study_runs.values_hash(run.config)
+  assert run.identity == f'{VERSION}-{values}'
+  assert run.folder == str(
+    tmp_path / f'inception-fashion_mnist_5k-seed0-{VERSION}-{values}'
+  )
   changed = json.loads(json.dumps(run.config))
   changed['optimizer']['momentum'] = 0.8
   assert study_runs.values_hash(changed) != values
@@ -106,31 +112,37 @@ def test_other_code_and_other_values_are_other_runs(tmp_path, monkeypatch):
   assert study_runs.values_hash(changed) == values
   write_result(run, tmp_path, diverged=True)
   assert runs_of('figure2', tmp_path)[0].status() == FINISHED
-  selection = study_runs.Selection(str(tmp_path))
-  other = study_runs.list_runs('figure2', selection, '1' * 8)
-  assert other[0].status() == NOT_BEGUN
-  assert study_runs.codes(str(tmp_path)) == [CODE]
-  assert study_runs.others(other, str(tmp_path)) == [
-    str(tmp_path / run.folder.rpartition('/')[2])
-  ]
   assert study_runs.others([run], str(tmp_path)) == []
+  monkeypatch.setattr(study_runs, 'RESULTS_VERSION', RESULTS_VERSION + 1)
+  other = runs_of('figure2', tmp_path)
+  assert other[0].status() == NOT_BEGUN
+  assert study_runs.others(other, str(tmp_path)) == [run.folder]
 
 
-def test_code_is_what_trains_without_its_comments(tmp_path):
-  code = study_runs._code_of_runs()
-  assert {'training', 'batch_norm', 'sources.prepared', 'native'} <= set(code)
-  assert 'convolution.cc' in code
-  assert not {'study', 'report', 'claims', 'dryrun'} & set(code)
-  path = tmp_path / 'a.py'
-  essences = []
-  for text in (
-    '"""Doc."""\ndef f(x):\n  """Doc."""\n  return x + 1  # why\n',
-    '"""Other."""\n\n\ndef f(x):\n    return (x + 1)\n',
-    'def f(x):\n  return x + 2\n',
-  ):
-    path.write_text(text)
-    essences.append(study_runs._essence(path))
-  assert essences[0] == essences[1] != essences[2]
+@pytest.mark.parametrize('code', ['a10698ab', '79088d3f'])
+def test_folders_that_name_a_hash_of_the_code_are_of_version_1(tmp_path, code):
+  run = runs_of('figure2', tmp_path)[0]
+  values = run.identity.partition('-')[2]
+  folder = tmp_path / f'inception-fashion_mnist_5k-seed0-{code}-{values}'
+  folder.mkdir()
+  assert runs_of('figure2', tmp_path)[0].folder == str(folder)
+
+
+def test_committed_runs_are_those_of_the_studies():
+  for name in studies.STUDIES:
+    assert {r.status() for r in runs_of(name, COMMITTED)} == {FINISHED}
+
+
+def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
+  run = runs_of('figure2')[0]
+  monkeypatch.setattr(
+    study_runs, 'ADDED_SINCE_VERSION_1', {'model.new': [], 'other': 1}
+  )
+  config = json.loads(json.dumps(run.config))
+  config['model']['new'] = []
+  assert study_runs.values_hash(config) == study_runs.values_hash(run.config)
+  config['model']['new'] = [2]
+  assert study_runs.values_hash(config) != study_runs.values_hash(run.config)
 
 
 def test_status_says_how_far_a_run_is(tmp_path):

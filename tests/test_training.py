@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import conftest
 import cv2
@@ -23,7 +24,8 @@ from bn_inception import (
 )
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
-from bn_inception.sources import make_source
+from bn_inception.sources import ListedImages, make_source
+from configs import compose
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -50,8 +52,8 @@ def test_a_run_leaves_all_that_it_promises(
   result = training.train_and_evaluate(digits_config, workdir)
   assert released == [1]  # what the compiler took, after the first step
   assert sorted(os.listdir(workdir)) == [
-    '.lock', 'checkpoints', 'config.json', 'learning_curve.png',
-    'manifest.json', 'metrics.jsonl', 'result.json', 'tb',
+    '.lock', 'checkpoints', 'config.json', 'data.json',
+    'learning_curve.png', 'manifest.json', 'metrics.jsonl', 'result.json', 'tb',
   ]  # fmt: skip
   with open(f'{workdir}/result.json') as file:
     assert json.load(file) == result
@@ -75,6 +77,7 @@ def test_a_run_leaves_all_that_it_promises(
   np.testing.assert_allclose(rates, 0.015, rtol=1e-6)
   output = capsys.readouterr().out
   for line in (
+    'data           digits: 1,442 images of 10 classes (train), 355 (test)\n',
     'devices        8 x cpu',
     'convolutions   ',
     'batch          16 examples',
@@ -250,6 +253,93 @@ def folder_config(digits_config):
   return digits_config
 
 
+@pytest.fixture
+def small_run(tmp_path):
+  """Train on a folder of images with it, and the files that say what a run is."""
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config.update(batch_size=16, norm_batch_size=16)
+  config['source'].update(dataset='image_folder', eval_split='test')
+  config['input_scaling']['binary_threshold'] = 0.0
+  config['training']['num_epochs'] = 0.5
+  workdir = tmp_path / 'run'
+
+  def train(data_dir):
+    return training.train_and_evaluate(config, str(workdir), str(data_dir))
+
+  def read():
+    names = 'config', 'data', 'manifest', 'result'
+    files = [workdir / f'{name}.json' for name in names]
+    files.append(workdir / 'metrics.jsonl')
+    return {file: file.exists() and file.read_bytes() for file in files}
+
+  return train, read, workdir
+
+
+def test_other_data_are_refused_in_one_line(tmp_path, small_run):
+  train, read, workdir = small_run
+  data = tmp_path / 'data'
+  colour_folder(data)
+  result = train(data)
+  assert result['steps'] == 2
+  before = read()
+
+  def refused(other, difference):
+    with pytest.raises(UserError, match=f'{workdir}.*{difference}.*--workdir'):
+      train(other)
+
+  renamed, larger, more = (tmp_path / name for name in ('rename', 'l', 'more'))
+  shutil.copytree(data, renamed)
+  for split in 'train', 'test':
+    (renamed / split / 'even').rename(renamed / split / 'zero')
+  shutil.copytree(data, larger)
+  shutil.copy(data / 'train/odd/033.png', larger / 'train/odd/new.png')
+  shutil.copytree(data, more)
+  shutil.copytree(data / 'train/odd', more / 'train/other')
+  for _ in range(2):
+    refused(renamed, 'class 0: even -> odd')
+    refused(larger, 'training examples: 64 -> 65')
+    refused(more, 'number of classes: 2 -> 3')
+    assert read() == before
+    # A run of an earlier version has no data.json, but describes its checkpoints.
+    (workdir / 'data.json').unlink(missing_ok=True)
+    before = read()
+  # Where the data lie does not matter.
+  shutil.copytree(data, tmp_path / 'copy')
+  assert train(tmp_path / 'copy') == result
+  assert json.loads((workdir / 'data.json').read_text()) == {
+    'dataset': 'image_folder', 'split': 'train', 'num_examples': 64,
+    'class_names': ['even', 'odd'], 'num_channels': 3,
+  }  # fmt: skip
+  # A run may have ended by diverging before its first checkpoint.
+  shutil.rmtree(workdir / 'checkpoints')
+  diverged = result | {'diverged': True, 'first_nonfinite_step': 2}
+  (workdir / 'result.json').write_text(json.dumps(diverged))
+  before = read()
+  refused(renamed, 'class 0: even -> odd')
+  assert train(data) == diverged and read() == before
+
+
+def test_checkpoints_that_describe_less_are_resumed(
+  tmp_path, small_run, monkeypatch
+):
+  train, read, workdir = small_run
+  colour_folder(tmp_path / 'data')
+  result = train(tmp_path / 'data')
+  assert all(read().values())
+  (workdir / 'data.json').unlink()
+  read_description = checkpoint.read_description
+
+  def read_older(path):
+    description = read_description(path)
+    for key in 'dataset', 'split', 'num_examples':
+      del description[key]
+    assert set(description) == {'config', 'class_names', 'num_channels'}
+    return description
+
+  monkeypatch.setattr(checkpoint, 'read_description', read_older)
+  assert train(tmp_path / 'data') == result
+
+
 @pytest.mark.slow
 def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, folder_config, capsys):
   data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
@@ -300,7 +390,7 @@ def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
 
 def test_divergence_is_a_result(tmp_path, digits_config, capsys):
   config = digits_config
-  config['optimizer']['learning_rate'] = 1e30
+  config['optimizer']['learning_rate'] = 1e6
   config['model']['use_batch_norm'] = False
   config['training'].update(checkpoint_every_steps=1, log_every_steps=1)
   workdir = str(tmp_path / 'run')
@@ -373,9 +463,9 @@ def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
   # Another config is refused even if config.json was removed.
   (workdir / 'config.json').unlink()
   config['optimizer']['momentum'] = 0.5
-  with pytest.raises(UserError, match='made with another config .*momentum'):
+  with pytest.raises(UserError, match='another config .*momentum'):
     training.train_and_evaluate(config, str(workdir))
-  (workdir / 'config.json').unlink()
+  assert not (workdir / 'config.json').exists()
   config['optimizer']['momentum'] = 0.9
 
   shutil.move(workdir / 'metrics.jsonl', tmp_path / 'log')
@@ -437,3 +527,45 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
   result = training.train_and_evaluate(digits_config, str(tmp_path))
   assert result['steps'] == 6 and result['diverged'] is False
   assert result['loss'] is None and result['top1'] == 1.0
+
+
+def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 64
+  config['training'].update(
+    num_epochs=6 * 64 / 1442, eval_every_steps=3, checkpoint_every_steps=6
+  )
+  monkeypatch.setattr(training, '_SECONDS_BETWEEN_DRAWINGS', 0.0)
+  drawn = []
+
+  def draw(records, path, title):
+    drawn.append((records[-1]['kind'], records[-1]['step'], path, title))
+    clock[0] += 1000.0  # it takes long, so that the second one comes later
+
+  clock, now = [0.0], time.monotonic
+  monkeypatch.setattr(time, 'monotonic', lambda: now() + clock[0])
+  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  training.train_and_evaluate(config, str(tmp_path / 'run'))
+  path = str(tmp_path / 'run' / 'learning_curve.png')
+  name = config['name']
+  # Evaluations are at steps 3 and 6; the last one is at the end of the run.
+  assert drawn == [('eval', step, path, name) for step in (3, 6)]
+
+
+def test_what_was_left_out_is_said_at_the_start():
+  class Remarkable(ListedImages):
+    name = 'pets'
+
+    def remarks(self):
+      return ['not read: 1 file (.txt 1)'] if len(self) == 1200 else []
+
+  train = Remarkable([b''] * 1200, ['cat', 'dog'], 3)
+  evaluated = Remarkable([b''] * 12, ['cat', 'dog'], 3)
+  experiment = SimpleNamespace(
+    source=train, evaluator=SimpleNamespace(source=evaluated)
+  )
+  names = {'train_split': 'train', 'eval_split': 'validation'}
+  assert training._describe_data(names, experiment) == [
+    'pets: 1,200 images of 2 classes (train), 12 (validation)',
+    f'{"":14} train: not read: 1 file (.txt 1)',
+  ]

@@ -53,7 +53,9 @@ SLIM_MODEL = _COMMON | {
 # Files without a count of updates: as after so many, which end the warm-up of
 # the moving averages; training on would otherwise forget them at once.
 _NUM_UPDATES = 100_000
-_COUNTER = 'num_batches_tracked'  # absent before PyTorch 0.4.1
+# Absent before PyTorch 0.4.1; later ones read such files and save them with 0.
+_COUNTER = 'num_batches_tracked'
+_LARGEST_COUNT = np.iinfo(np.int32).max
 
 _REDUCTIONS = tuple(row.name for row in FIGURE_5 if row.stride == 2)
 
@@ -214,7 +216,7 @@ def from_pytorch(weights: Weights) -> Imported:
 
   Raises:
     UserError: for names of another model; for missing and unknown weights, all
-      of which it names; for shapes that differ.
+      of which it names; for shapes that differ; as of `check_values`.
   """
   layout = next(
     (
@@ -250,9 +252,8 @@ def from_pytorch(weights: Weights) -> Imported:
     mean = weights[f'{norm}.running_mean'] - weights[f'{conv}.bias']
     stats[f'{unit}/norm/mean'] = mean
     stats[f'{unit}/norm/var'] = weights[f'{norm}.running_var']
-    stats[f'{unit}/norm/num_updates'] = np.int32(
-      weights.get(f'{norm}.{_COUNTER}', _NUM_UPDATES)
-    )
+    count = weights.get(f'{norm}.{_COUNTER}')
+    stats[f'{unit}/norm/num_updates'] = np.int32(count or _NUM_UPDATES)
   params['logits/kernel'] = weights[f'{layout.linear}.weight'].T
   params['logits/bias'] = weights[f'{layout.linear}.bias']
   return Imported(
@@ -260,7 +261,7 @@ def from_pytorch(weights: Weights) -> Imported:
     _as_variables(params, stats),
     dict(PYTORCH_MODEL),
     dict(layout.input_scaling),
-    'short_side',
+    'torchvision',
   )
 
 
@@ -269,8 +270,8 @@ def to_pytorch(
 ) -> Weights:
   """The state_dict of a PyTorch model that computes what `model` computes.
 
-  `from_pytorch` of it gives back the variables, bit for bit. The biases of the
-  convolutions are 0. What the input is stays as it was: it is not in there.
+  `from_pytorch` of it gives back the variables, bit for bit, but for a count of
+  0 updates. The biases of the convolutions are 0. What the input is stays as it was: it is not in there.
 
   Args:
     variables: params and batch_stats.
@@ -429,7 +430,7 @@ def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
       'channel_order': 'rgb',
       'binary_threshold': 0.0,
     },
-    'centre',
+    'slim',
   )
 
 
@@ -498,17 +499,60 @@ def _checked(
     value, shape = np.asarray(value), expected[name].shape
     if value.shape == (1, *shape):  # as Cadene's first file had vectors
       value = value[0]
+    is_counter = expected[name].dtype == np.int32
+    kind = np.number if is_counter else np.floating
     if value.shape != shape:
       wrong.append(f'{name} is {value.shape}, not {shape}')
-    is_counter = expected[name].dtype == np.int32
-    checked[name] = value if is_counter else value.astype(np.float32)
+    elif not jnp.issubdtype(value.dtype, kind):
+      wrong.append(f'{name} is of {value.dtype}, not {kind.__name__}')
+    elif not is_counter:
+      with np.errstate(over='ignore'):  # of float64; it is refused below
+        value = value.astype(np.float32)
+    checked[name] = value
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise UserError(
-      f'weights of other shapes than those of {what}: {"; ".join(wrong[:3])}'
-      f'{more}'
+      f'weights of other shapes or types than those of {what}: '
+      f'{"; ".join(wrong[:3])}{more}'
     )
+  check_values(checked, f'weights of {what}')
   return checked
+
+
+_VARIANCES = ('running_var', 'moving_variance', '/var')
+_COUNTERS = (_COUNTER, '/num_updates')
+
+
+def check_values(weights: Weights, what: str) -> None:
+  """Refuses NaN, infinities, negative variances, and counts that are none.
+
+  Args:
+    weights: by name: of any of the layouts, or of this package's variables,
+      'batch_stats/conv1/norm/var'.
+    what: they are, for the message.
+
+  Raises:
+    UserError: with the name, the index and the value of the first one, and how
+      many arrays have some.
+  """
+  wrong = []
+  for name, value in weights.items():
+    value = np.asarray(value)
+    is_good = np.isfinite(value)
+    if name.endswith((*_VARIANCES, *_COUNTERS)):
+      is_good &= value >= 0
+    if name.endswith(_COUNTERS):
+      is_good &= value <= _LARGEST_COUNT
+    if not is_good.all():
+      index = tuple(int(i) for i in np.argwhere(~is_good)[0])
+      place = f'[{", ".join(map(str, index))}]' if index else ''
+      wrong.append(f'{name}{place} is {value[index]}')
+  if wrong:
+    more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
+    raise UserError(
+      f'{what} cannot be used: {wrong[0]}{more}: take another copy, or one from '
+      'before the training diverged'
+    )
 
 
 def _as_variables(params: dict, stats: dict) -> dict:

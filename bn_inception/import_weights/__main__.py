@@ -9,16 +9,30 @@ pytorchcv or TF-Slim, and writes DIR/checkpoints/0, which eval.py takes with
 names them.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import json
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 
-from bn_inception import checkpoint, command_line, mesh, run_directory
+from bn_inception import augment, checkpoint, command_line, mesh, run_directory
 from bn_inception import import_weights as importing
-from bn_inception.errors import UserError
+from bn_inception.crops import NUM_CROPS
+from bn_inception.errors import (
+  UserError,
+  check_choice,
+  check_writable,
+  writing,
+)
 from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.import_weights import Imported, files
 from bn_inception.optimizer import Optimizer, make_optimizer
@@ -28,6 +42,7 @@ from configs import compose
 
 # Of the exported file: what the input and the classes are, which no weight says.
 SCALING_NOTE = 'bn_inception.input_scaling'
+CROP_NOTE = 'bn_inception.eval_crop'
 CLASSES_NOTE = 'bn_inception.class_names'
 
 
@@ -49,28 +64,89 @@ def name_classes(num_classes: int, names_file: str | None) -> list[str]:
   """Those of a file; else ImageNet's WordNet ids, after any background class.
 
   Raises:
-    UserError: if the file cannot be read, or the number of classes is another.
+    UserError: if the file cannot be read, if the number of classes is another,
+      or if a name is missing or comes twice.
   """
-  imagenet_names = list(imagenet.class_names())
-  known = [imagenet_names, ['background', *imagenet_names]]
   if names_file is not None:
-    known = [_read_lines(names_file)]
-  for names in known:
+    names = _read_lines(names_file)
+    _check_names(names, num_classes, names_file)
+    return names
+  imagenet_names = list(imagenet.class_names())
+  for names in (imagenet_names, ['background', *imagenet_names]):
     if len(names) == num_classes:
       return names
   raise UserError(
     f'the weights are for {num_classes} classes and there are names for '
-    f'{len(known[0])}: give the names, a line for each in the order of the '
-    'labels, with --class_names=FILE'
+    f'{len(imagenet_names)}: {_NAMES_REMEDY}'
   )
+
+
+_NAMES_REMEDY = (
+  'give the names, a line for each in the order of the labels, with '
+  '--class_names=FILE'
+)
+
+
+def _check_names(names: list[str], num_classes: int, place: str) -> None:
+  """Refuses what does not name each class, each by a name of its own."""
+  number_of = {}
+  for number, name in enumerate(names, start=1):
+    if not name:
+      raise UserError(f'{place}: name {number} is empty: {_NAMES_REMEDY}')
+    if name in number_of:
+      raise UserError(
+        f"{place}: names {number_of[name]} and {number} are both '{name}': "
+        f'{_NAMES_REMEDY}'
+      )
+    number_of[name] = number
+  if len(names) != num_classes:
+    raise UserError(
+      f'the weights are for {num_classes} classes and {place} has names for '
+      f'{len(names)}: {_NAMES_REMEDY}'
+    )
 
 
 def _read_lines(path: str) -> list[str]:
   try:
-    with open(path) as file:
-      return file.read().splitlines()
+    with open(path, encoding='utf-8-sig') as file:
+      return [line.strip() for line in file]
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def _read_scaling(note: str, path: str) -> dict:
+  """The scaling of the input that an exported file notes.
+
+  Raises:
+    UserError: if it is damaged, or scales no image.
+  """
+  try:
+    scaling = json.loads(note)
+    image = jax.ShapeDtypeStruct((1, 1, 3), 'uint8')
+    jax.eval_shape(partial(augment.scale_image, **scaling), image)
+    numbers = [
+      x for key in ('value_range', 'mean', 'std') for x in scaling[key]
+    ]
+    if not np.isfinite(numbers).all():
+      raise ValueError(f'{numbers} are not finite')
+  except (ValueError, TypeError, KeyError, UserError) as error:
+    raise UserError(
+      f'{path} cannot be used: its note {SCALING_NOTE} is damaged ({error}): '
+      'export it again'
+    ) from error
+  return scaling
+
+
+def _read_class_names(note: str, num_classes: int, path: str) -> list[str]:
+  """The class names that an exported file notes; raises as `name_classes`."""
+  try:
+    names = [str(name) for name in json.loads(note)]
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f'{path}: its note {CLASSES_NOTE} is damaged ({error}): {_NAMES_REMEDY}'
+    ) from error
+  _check_names(names, num_classes, path)
+  return names
 
 
 def import_file(
@@ -93,18 +169,26 @@ def import_file(
   Raises:
     UserError: if there are no weights to be had, or no place for them.
   """
-  weights, notes = files.read(path)
-  imported = importing.import_weights(weights, keep_background)
-  if SCALING_NOTE in notes:
-    scaling = json.loads(notes[SCALING_NOTE])
-    imported = imported._replace(input_scaling=scaling)
-  if CLASSES_NOTE in notes and names_file is None:
-    class_names = json.loads(notes[CLASSES_NOTE])
-  else:
-    class_names = name_classes(imported.num_classes, names_file)
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   if checkpoint.list_steps(directory):
     raise UserError(f'{workdir} holds checkpoints: give another --workdir')
+  check_writable(
+    os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
+  )
+  weights, notes = files.read(path)
+  imported = importing.import_weights(weights, keep_background)
+  if SCALING_NOTE in notes:
+    scaling = _read_scaling(notes[SCALING_NOTE], path)
+    imported = imported._replace(input_scaling=scaling)
+  if CROP_NOTE in notes:
+    check_choice(f'{path}: {CROP_NOTE}', notes[CROP_NOTE], tuple(NUM_CROPS))
+    imported = imported._replace(eval_crop=notes[CROP_NOTE])
+  if CLASSES_NOTE in notes and names_file is None:
+    class_names = _read_class_names(
+      notes[CLASSES_NOTE], imported.num_classes, path
+    )
+  else:
+    class_names = name_classes(imported.num_classes, names_file)
   config = make_config(imported, dataset)
   description = {
     'config': config,
@@ -146,6 +230,7 @@ def export_checkpoint(path: str, output: str) -> None:
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--to={output} must end with .safetensors')
+  check_writable(output, 'give another --to')
   description = checkpoint.read_description(path)
   state = checkpoint.restore(
     path,
@@ -157,11 +242,16 @@ def export_checkpoint(path: str, output: str) -> None:
     mesh.replicated(mesh.make_evaluation_mesh(jax.devices())),
   )
   model = make_model(description['config'], len(description['class_names']))
-  weights = importing.to_pytorch(state.evaluation_variables, model)
+  variables = state.evaluation_variables
+  importing.check_values(flatten_dict(variables, sep='/'), path)
+  weights = importing.to_pytorch(variables, model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),
+    CROP_NOTE: description['config']['data']['eval_crop'],
     CLASSES_NOTE: json.dumps(description['class_names']),
   }
+  with writing(output, 'give another --to'):
+    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
   files.write_safetensors(output, weights, notes)
   print(f'written to {output}: weights for bninception of pretrainedmodels')
 

@@ -7,6 +7,11 @@ compiles convolution.cc with g++ (or $CXX) against the headers of jaxlib and of
 oneDNN, in a few seconds, into the Python environment in use.
 """
 
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
 import os
 import pathlib
 import subprocess

@@ -13,6 +13,7 @@ from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.built_in import DigitsSource, SyntheticSource
 from bn_inception.sources.folders import (
+  IMAGE_FOLDER,
   ImageFolderSource,
   ValidationArchiveSource,
   find_split,
@@ -25,10 +26,14 @@ from bn_inception.sources.source import (
   ListedImages,
   Part,
   Source,
+  check_machine,
   is_folder,
 )
 
-__all__ = ['UNREADABLE', 'Example', 'ListedImages', 'Source', 'make_source']
+__all__ = [
+  'UNREADABLE', 'Example', 'ListedImages', 'Source', 'check_machine',
+  'make_source',
+]  # fmt: skip
 
 HOLDOUT_SPLIT = 'train_holdout'
 
@@ -86,7 +91,7 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
     return SyntheticSource(split)
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:[\w.]+)?', dataset):
     raise UserError(f"'{dataset}' is not the name of a data set")
-  if dataset == 'image_folder':
+  if dataset == IMAGE_FOLDER:
     if data_dir is None:
       raise UserError('image_folder needs --data_dir=FOLDER, with train/CLASS/')
     return ImageFolderSource(data_dir, split)

@@ -5,13 +5,19 @@
 
 check: says whether a copy of ImageNet is complete and can be read, be it
 prepared by TensorFlow Datasets, in folders, or in the official tars; or a copy
-of another data set prepared by TensorFlow Datasets.
+of another data set prepared by TensorFlow Datasets; or, with
+--dataset=image_folder, folders of one's own.
 
 shrink: writes a copy with images of a short side of 256 pixels, which is used
 like the original with --data_dir=OUT.
 
 Each explains its flags with --help.
 """
+
+from bn_inception import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
 
 from collections.abc import Callable
 

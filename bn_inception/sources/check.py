@@ -18,27 +18,30 @@ from bn_inception.sources import (
   FOLDERS,
   PREPARED,
   UNREADABLE,
+  check_machine,
   imagenet,
   imagenet_forms,
 )
 from bn_inception.sources.folders import (
   FOLDERS_OF_SPLITS,
+  IMAGE_FOLDER,
   ImageFolderSource,
   class_folders,
   find_split,
+  name_some,
 )
 from bn_inception.sources.prepared import (
+  LABEL_FILE,
   SHRUNK_FILE,
   describe_error,
   is_prepared,
   open_builder,
 )
 from bn_inception.sources.progress import Progress
-from bn_inception.sources.source import is_folder
+from bn_inception.sources.source import TRAIN_SPLIT, is_folder
 
-NUM_NAMED = 5  # classes named in one line
+OWN_SPLITS = ('train', 'validation', 'test')  # of folders of one's own
 CHUNK_BYTES = 2**24
-LABEL_FILE = 'label.labels.txt'  # of TFDS, beside dataset_info.json
 BYTES_PER_MB = 10**6
 
 
@@ -87,8 +90,8 @@ def check(
   """Checks all forms of a data set that a folder holds, and prints 'ok'.
 
   Args:
-    dataset: in the TFDS catalogue. 'imagenet2012' may also be in folders or in
-      the official tars.
+    dataset: in the TFDS catalogue, or 'image_folder'. 'imagenet2012' may also
+      be in folders or in the official tars.
     data_dir: the folder.
     expected: None: the facts of ImageNet for 'imagenet2012', and for other data
       sets what their own dataset_info.json says.
@@ -103,18 +106,23 @@ def check(
   if name == imagenet.NAME:
     expected = expected or expected_of_imagenet()
     forms = imagenet_forms(data_dir)
+  elif name == IMAGE_FOLDER:
+    forms = [FOLDERS] if any(find_split(root, s) for s in OWN_SPLITS) else []
   else:
     forms = [PREPARED] if is_prepared(name, data_dir) else []
   if not forms:
-    others = f', train/ or val/, or {" or ".join(imagenet.ARCHIVES)}'
-    raise UserError(
-      f'{data_dir} holds no copy of {dataset}: it needs {name}/ as TFDS prepares '
-      f'it{others if name == imagenet.NAME else ""}'
-    )
+    needed = f'{name}/ as TFDS prepares it'
+    if name == imagenet.NAME:
+      needed += f', train/ or val/, or {" or ".join(imagenet.ARCHIVES)}'
+    if name == IMAGE_FOLDER:
+      needed = ' or '.join(f'{split}/CLASS/IMAGE.jpg' for split in OWN_SPLITS)
+    raise UserError(f'{data_dir} holds no copy of {dataset}: it needs {needed}')
   report = _Report()
   if PREPARED in forms:
     _check_prepared(dataset, data_dir, expected, report)
-  if FOLDERS in forms:
+  if name == IMAGE_FOLDER:
+    _check_own_folders(root, report)
+  elif FOLDERS in forms:
     _check_folders(root, expected, report)
   if ARCHIVES in forms:
     _check_archives(root, expected.archives, report)
@@ -212,6 +220,7 @@ def _problem_of_shard(builder, path: epath.Path, length: int) -> str | None:
       for record in ends
     ]
   except UNREADABLE as error:
+    check_machine(error, str(path))
     return f'cannot be read ({describe_error(error)})'
   num_classes = features['label'].num_classes
   for which, example in zip(('first', 'last'), examples, strict=False):
@@ -256,35 +265,75 @@ def _check_folder(
   unknown = sorted(present - set(class_names))
   if missing:
     report.problem(
-      f'{folder} lacks {_count(missing)}: extract their images there'
+      f'{folder} lacks {name_some(missing)}: extract their images there'
     )
   if unknown:
-    report.problem(f'{folder} has {_count(unknown)} too many: move them away')
+    report.problem(
+      f'{folder} has {name_some(unknown)} too many: move them away'
+    )
   names = (*class_names, *unknown)  # so that the images are counted anyway
   source = ImageFolderSource(
-    str(root), split, imagenet.NAME, names if present else class_names
+    str(root),
+    split,
+    imagenet.NAME,
+    names if present else class_names,
+    is_strict=False,
   )
   if len(source) != expected:
     report.problem(
       f'{folder} has {len(source):,} images, not {expected:,}: extract the tar '
       'again'
     )
-  labels, first = np.unique(source.labels, return_index=True)
-  last = len(source) - 1 - np.unique(source.labels[::-1], return_index=True)[1]
-  empty = sorted(present - {names[label] for label in labels})
-  if empty:
+  if source.empty:
     report.problem(
-      f'{folder} has no images of {_count(empty)}: extract them again'
+      f'{folder} has no images of {name_some(source.empty)}: extract them again'
     )
-  report.found(
-    split, f'{len(source):,} images of {len(labels) - len(unknown):,} classes'
-  )
+  num_classes = len(np.unique(source.labels)) - len(unknown)
+  _check_source(source, folder, split, num_classes, report)
+
+
+def _check_source(
+  source: ImageFolderSource,
+  folder: epath.Path,
+  split: str,
+  num_classes: int,
+  report: _Report,
+) -> None:
+  """What was found of a split, what was not read, and images of each class."""
+  for problem in source.misplaced:
+    report.problem(problem)
+  classes = 'class' if num_classes == 1 else 'classes'
+  report.found(split, f'{len(source):,} images of {num_classes:,} {classes}')
+  for remark in source.remarks():
+    report.found(split, remark)
   num_before = report.num_problems
-  if split == 'validation':
+  if source.name == imagenet.NAME and split == 'validation':
     _check_ground_truth(source, folder, report)
+  _, first = np.unique(source.labels, return_index=True)
+  last = len(source) - 1 - np.unique(source.labels[::-1], return_index=True)[1]
   _check_images(source, np.union1d(first, last), split, report)
   if report.num_problems == num_before:
     report.found(split, 'first and last image of every class are good')
+
+
+def _check_own_folders(root: epath.Path, report: _Report) -> None:
+  """Of a data set of one's own, of which only the folders say what it has."""
+  report.title(FOLDERS, root)
+  for split in OWN_SPLITS:
+    folder = find_split(root, split)
+    if folder is None:
+      continue
+    try:
+      source = ImageFolderSource(str(root), split, is_strict=False)
+    except UserError as error:
+      report.problem(str(error))
+      continue
+    if source.empty and split == TRAIN_SPLIT:
+      report.problem(
+        f'{folder} has no images of {name_some(source.empty)}: add some, or '
+        'remove the folder'
+      )
+    _check_source(source, folder, split, len(np.unique(source.labels)), report)
 
 
 def _check_ground_truth(
@@ -301,20 +350,10 @@ def _check_ground_truth(
   if wrong:
     index, class_name = wrong[0]
     report.problem(
-      f'{folder} has {_count([source.describe(i) for i, _ in wrong], "image", "images")} '
+      f'{folder} has {name_some([source.describe(i) for i, _ in wrong], "image", "images")} '
       f'in the folder of another class, the first one of {class_name}: sort them '
       'again'
     )
-
-
-def _count(
-  names: list[str], one: str = 'class', several: str = 'classes'
-) -> str:
-  """['a', 'b'] -> '2 classes (a, b)'."""
-  named = ', '.join(names[:NUM_NAMED])
-  more = ', ...' if len(names) > NUM_NAMED else ''
-  noun = one if len(names) == 1 else several
-  return f'{len(names):,} {noun} ({named}{more})'
 
 
 def _check_images(
@@ -325,6 +364,7 @@ def _check_images(
     try:
       decode_image(source[index][0], source.num_channels)
     except (BadImageError, OSError) as error:
+      check_machine(error, source.describe(index))
       report.problem(f'{source.describe(index)}: {error}: extract it again')
     progress.advance()
 

@@ -1,5 +1,6 @@
 """Images in folders, and the validation images in their archive."""
 
+import collections
 import os
 import tarfile
 from collections.abc import Sequence
@@ -11,8 +12,19 @@ from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.source import TRAIN_SPLIT, Example, Source, is_folder
 
-IMAGE_SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
+# What OpenCV decodes; of animations and pages the first image.
+IMAGE_SUFFIXES = (
+  '.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.bmp', '.dib', '.webp', '.gif',
+  '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.avif',
+)  # fmt: skip
+IMAGE_FOLDER = 'image_folder'  # the data set of whatever classes there are
 FOLDERS_OF_SPLITS = {'validation': ('validation', 'val')}
+# Folders that file systems, network drives and archives make, at any depth.
+_JUNK_FOLDERS = {
+  'lost+found', '@eaDir', '#recycle', '#snapshot', '__MACOSX', '$RECYCLE.BIN',
+  'System Volume Information', '__pycache__',
+}  # fmt: skip
+_NUM_NAMED = 5
 
 
 def is_image(name: str) -> bool:
@@ -30,13 +42,126 @@ def find_split(root: epath.Path, split: str) -> epath.Path | None:
 
 def class_folders(folder: epath.Path) -> list[str]:
   """Names of the folders of classes, sorted."""
-  return sorted(
-    path.name
-    for path in folder.iterdir()
-    if not path.name.startswith('.')
-    and not is_image(path.name)
-    and path.is_dir()
+  names, _ = _entries(folder)
+  return [name for name in names if name not in _JUNK_FOLDERS]
+
+
+def name_some(
+  names: Sequence[str], one: str = 'class', several: str = 'classes'
+) -> str:
+  """['a', 'b'] -> '2 classes (a, b)'."""
+  named = ', '.join(names[:_NUM_NAMED])
+  more = ', ...' if len(names) > _NUM_NAMED else ''
+  noun = one if len(names) == 1 else several
+  return f'{len(names):,} {noun} ({named}{more})'
+
+
+def _entries(folder: epath.Path) -> tuple[list[str], list[str]]:
+  """Names of folders and of files, sorted; hidden ones are left out.
+
+  Raises:
+    UserError: if the folder cannot be listed.
+  """
+  try:
+    if '://' in str(folder):  # where each question takes a request
+      found = [
+        (path.name, not is_image(path.name) and path.is_dir())
+        for path in folder.iterdir()
+      ]
+    else:  # an eighth of the time that epath takes
+      with os.scandir(folder) as entries:
+        found = [
+          (entry.name, entry.is_dir(follow_symlinks=not is_image(entry.name)))
+          for entry in entries
+        ]
+  except OSError as error:
+    raise UserError(
+      f'{folder} cannot be listed ({error.strerror}): mend its permissions or '
+      'its disk'
+    ) from error
+  found = sorted(entry for entry in found if not entry[0].startswith('.'))
+  return (
+    [name for name, is_directory in found if is_directory],
+    [name for name, is_directory in found if not is_directory],
   )
+
+
+class _Listing:
+  """What the folder of a split holds.
+
+  Attributes:
+    classes: name of each folder of a class -> its images, sorted.
+    loose: images in no such folder, sorted.
+    too_deep: folders of images in the folders of classes.
+    not_read: how many files of each suffix.
+    ignored: folders without images, or that no one made for a class.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self.classes, self.too_deep, self.ignored = {}, [], []
+    self.not_read = collections.Counter()
+    names, files = _entries(folder)
+    self.loose = self._images(files)
+    for name in names:
+      if name in _JUNK_FOLDERS:
+        self.ignored.append(name)
+        continue
+      deeper, files = _entries(folder / name)
+      self.classes[name] = self._images(files)
+      for other in deeper:
+        has_images = _holds_images(folder / name / other)
+        kind = self.too_deep if has_images else self.ignored
+        kind.append(f'{name}/{other}')
+
+  def _images(self, files: list[str]) -> list[str]:
+    images = [file for file in files if is_image(file)]
+    if len(images) < len(files):
+      self.not_read.update(
+        os.path.splitext(file)[1].lower() or 'no suffix'
+        for file in files
+        if not is_image(file)
+      )
+    return images
+
+  def describe_not_read(self) -> str:
+    """Such as '3 files (.txt 2, .pdf 1), 1 folder (lost+found)', or ''."""
+    parts = []
+    if self.not_read:
+      number = self.not_read.total()
+      kinds = ', '.join(f'{k} {n:,}' for k, n in self.not_read.most_common())
+      parts.append(f'{number:,} {"file" if number == 1 else "files"} ({kinds})')
+    if self.ignored:
+      parts.append(name_some(self.ignored, 'folder', 'folders'))
+    return ', '.join(parts)
+
+
+def _holds_images(folder: epath.Path) -> bool:
+  """Whether there is an image in a folder, or in one of its folders."""
+  if folder.name in _JUNK_FOLDERS:
+    return False
+  names, files = _entries(folder)
+  return any(map(is_image, files)) or any(
+    _holds_images(folder / name) for name in names
+  )
+
+
+class _Names:
+  """A million strings in two arrays, which are sent to workers in no time."""
+
+  def __init__(self, names: Sequence[str]):
+    joined = bytearray()
+    self._ends = np.zeros(len(names) + 1, np.int64)
+    for i, name in enumerate(names, start=1):
+      joined += os.fsencode(name)
+      self._ends[i] = len(joined)
+    self._joined = bytes(joined)
+
+  def __len__(self) -> int:
+    return len(self._ends) - 1
+
+  def __getitem__(self, index: int) -> str:
+    start, end = self._ends[index], self._ends[index + 1]
+    return os.fsdecode(self._joined[start:end])
 
 
 class ImageFolderSource(Source):
@@ -44,7 +169,8 @@ class ImageFolderSource(Source):
 
   Examples are in the order of class, then file name. Of a data set with given
   class names, validation images may also lie in one folder, by their official
-  names.
+  names. Hidden files, files that are no images, and folders that no one made
+  for a class, such as lost+found, are left out: `remarks` counts them.
 
   Args:
     data_dir: the folder of the splits' folders.
@@ -53,12 +179,17 @@ class ImageFolderSource(Source):
     class_names: None: the folders of the training split, sorted.
     is_numbered: the folders are named by label, '0' to '999', whose order by
       name (0, 1, 10, 100, ...) is another.
+    is_strict: False, for a check: images in a wrong place are left out, and a
+      class of the training split may lack images.
 
   Attributes:
     labels: of all images, int32 [N].
+    misplaced: what is wrong about images in a wrong place, one line each.
+    empty: folders of classes without images, by name.
 
   Raises:
-    UserError: if there is no such split, a class too many, or no image.
+    UserError: if there is no such split, a class too many, an image in a wrong
+      place, a class to be trained without images, or no image at all.
   """
 
   num_channels = 3
@@ -67,11 +198,12 @@ class ImageFolderSource(Source):
     self,
     data_dir: str,
     split: str,
-    name: str = 'image_folder',
+    name: str = IMAGE_FOLDER,
     class_names: tuple[str, ...] | None = None,
     is_numbered: bool = False,
+    is_strict: bool = True,
   ):
-    root = epath.Path(data_dir)
+    root = epath.Path(data_dir).expanduser()
     folder = find_split(root, split)
     if folder is None:
       raise UserError(
@@ -79,47 +211,67 @@ class ImageFolderSource(Source):
         f'{" or ".join(FOLDERS_OF_SPLITS.get(split, (split,)))}/CLASS/IMAGE.jpg'
       )
     self.name, self._folder = name, folder
+    found = _Listing(folder)
     if class_names is None:
+      train = find_split(root, TRAIN_SPLIT)
       class_names = tuple(
-        class_folders(find_split(root, TRAIN_SPLIT) or folder)
+        found.classes if train in (None, folder) else class_folders(train)
       )
     self.class_names = class_names
-    found = class_folders(folder)
     folders = map(str, range(len(class_names))) if is_numbered else class_names
     label_of = {name: label for label, name in enumerate(folders)}
-    unknown = sorted(set(found) - set(label_of))
-    if unknown:
-      raise UserError(
-        f'{folder}/{unknown[0]} is not one of the {len(class_names)} classes of '
-        f'{name}: move it out of {folder}'
-        f'{f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""}'
-      )
-    found.sort(key=label_of.get)
-    paths, labels = self._list_class_folders(found, label_of)
-    if not found:
-      paths, labels = self._list_by_ground_truth()
+    self._refuse_unknown(found, label_of)
+    self.misplaced = _misplaced(folder, found)
+    self.empty = [name for name, images in found.classes.items() if not images]
+    self._not_read = found.describe_not_read()
+    if is_strict:
+      self._refuse_misplaced(split)
+    paths, labels = self._list(found, label_of)
     if not paths:
       raise UserError(
-        f'{folder} has no images: it needs {folder}/CLASS/IMAGE.jpg'
+        f'{folder} has no images{self._but_others()}: it needs '
+        f'{folder}/CLASS/IMAGE.jpg'
       )
-    # Arrays of bytes: a million strings would be slow to send to workers.
-    self._paths = np.array([os.fsencode(path) for path in paths])
+    self._paths = _Names(paths)
     self.labels = np.array(labels, np.int32)
 
-  def _list_class_folders(
-    self, found: list[str], label_of: dict[str, int]
+  def _refuse_unknown(self, found: _Listing, label_of: dict[str, int]) -> None:
+    unknown = [name for name in found.classes if name not in label_of]
+    if unknown:
+      raise UserError(
+        f'{self._folder}/{unknown[0]} is not one of the '
+        f'{len(self.class_names)} classes of {self.name}: move it out of '
+        f'{self._folder}{_and_more(unknown)}'
+      )
+
+  def _refuse_misplaced(self, split: str) -> None:
+    if self.misplaced:
+      raise UserError(self.misplaced[0])
+    if self.empty and split == TRAIN_SPLIT:
+      raise UserError(
+        f'{self._folder} has no images of {name_some(self.empty)}: add some, or '
+        f'remove the folder{self._but_others()}'
+      )
+
+  def _but_others(self) -> str:
+    return f' (not read: {self._not_read})' if self._not_read else ''
+
+  def _list(
+    self, found: _Listing, label_of: dict[str, int]
   ) -> tuple[list[str], list[int]]:
+    """The paths in the folder of the split, and the labels."""
+    if not found.classes:
+      return self._list_by_ground_truth(found.loose)
     paths, labels = [], []
-    for class_name in found:
-      names = (path.name for path in (self._folder / class_name).iterdir())
-      files = sorted(filter(is_image, names))
+    for class_name in sorted(found.classes, key=label_of.get):
+      files = found.classes[class_name]
       paths += [f'{class_name}/{file}' for file in files]
       labels += [label_of[class_name]] * len(files)
     return paths, labels
 
-  def _list_by_ground_truth(self) -> tuple[list[str], list[int]]:
-    names = (path.name for path in self._folder.iterdir())
-    files = sorted(filter(is_image, names))
+  def _list_by_ground_truth(
+    self, files: list[str]
+  ) -> tuple[list[str], list[int]]:
     if files and self.class_names != imagenet.class_names():
       raise UserError(
         f'{self._folder} has images but no folders of classes: it needs '
@@ -131,7 +283,7 @@ class ImageFolderSource(Source):
     return len(self._paths)
 
   def _path(self, index: int) -> str:
-    return f'{self._folder}/{os.fsdecode(self._paths[index])}'
+    return f'{self._folder}/{self._paths[index]}'
 
   def __getitem__(self, index: int) -> Example:
     path = self._path(index)
@@ -149,6 +301,39 @@ class ImageFolderSource(Source):
 
   def origin(self) -> dict:
     return super().origin() | {'folder': str(self._folder)}
+
+  def remarks(self) -> list[str]:
+    remarks = [f'not read: {self._not_read}'] if self._not_read else []
+    is_there = np.bincount(self.labels, minlength=len(self.class_names)) > 0
+    absent = [
+      name
+      for name, found in zip(self.class_names, is_there, strict=True)
+      if not found
+    ]
+    if absent:
+      remarks.append(f'no images of {name_some(absent)}')
+    return remarks
+
+
+def _misplaced(folder: epath.Path, found: _Listing) -> list[str]:
+  """A line for each kind of images in a wrong place."""
+  lines = []
+  if found.classes and found.loose:
+    lines.append(
+      f'{folder}/{found.loose[0]} is in no folder of a class, and others are: '
+      f'move it into one, or out of {folder}{_and_more(found.loose)}'
+    )
+  if found.too_deep:
+    lines.append(
+      f'{folder}/{found.too_deep[0]} has images, but only those of '
+      f'{folder}/CLASS/IMAGE are read: move them up, or the folder away'
+      f'{_and_more(found.too_deep)}'
+    )
+  return lines
+
+
+def _and_more(names: Sequence[str]) -> str:
+  return f' (and {len(names) - 1:,} more)' if len(names) > 1 else ''
 
 
 class ValidationArchiveSource(Source):

@@ -82,7 +82,9 @@ def _real_labels() -> tuple[frozenset[int], ...]:
   )
 
 
-def real_labels(file_names: Iterable[str]) -> list[frozenset[int]]:
+def real_labels(
+  file_names: Iterable[str], classes: Iterable[str]
+) -> list[frozenset[int]]:
   """The "reassessed" labels of validation images (Beyer et al. 2020).
 
   Any number for each image: where people saw none of the classes, none. From
@@ -90,9 +92,11 @@ def real_labels(file_names: Iterable[str]) -> list[frozenset[int]]:
 
   Args:
     file_names: such as ILSVRC2012_val_00000001.JPEG.
+    classes: the names that labels are to number.
 
   Raises:
-    UserError: for any other name.
+    UserError: for any other name, for other classes than `class_names`, or if
+      no image has a label.
   """
   number_of = {
     VALIDATION_FILE.format(i): i for i in range(1, len(_real_labels()) + 1)
@@ -105,6 +109,13 @@ def real_labels(file_names: Iterable[str]) -> list[frozenset[int]]:
         f"such as {VALIDATION_FILE.format(1)}: '{name}' is none"
       )
     sets.append(_real_labels()[number_of[name] - 1])
+  if tuple(classes) != class_names():
+    raise UserError(
+      f"ReaL labels number ImageNet's {len(class_names()):,} classes, and these "
+      'are others, or in another order: leave --real out'
+    )
+  if not any(sets):
+    raise UserError('none of these images has a ReaL label: leave --real out')
   return sets
 
 

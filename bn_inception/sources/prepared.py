@@ -1,14 +1,31 @@
 """Data sets prepared by TensorFlow Datasets as array_record."""
 
+import bisect
+import collections
+import errno
+import itertools
 import json
+import threading
 
+import numpy as np
 from etils import epath
 
+from bn_inception import host
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import UNREADABLE, Example, Source, is_folder
+from bn_inception.sources.source import (
+  UNREADABLE,
+  Example,
+  Source,
+  check_machine,
+  is_folder,
+  number_of_machine,
+)
 
 FILE_FORMAT = 'array_record'  # the one that can be read in any order
+IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
+_BUFFER_BYTES = 2**15  # array_record's own for random access
+LABEL_FILE = 'label.labels.txt'  # the names of the classes, as it was prepared
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
 
@@ -97,11 +114,135 @@ def _check_features(name: str, features) -> None:
       f'{name} is not a classification data set: its examples have '
       f'{sorted(features)}, without {sorted(missing)}'
     )
-  num_channels = features['image'].shape[-1]
+  import tensorflow_datasets as tfds
+
+  image = features['image']
+  if not isinstance(image, tfds.features.Image):
+    raise UserError(
+      f'{name} has images as {type(image).__name__}, and not encoded: prepare it '
+      'again with tfds.features.Image'
+    )
+  image_type = np.dtype(image.np_dtype).name
+  if image_type not in IMAGE_TYPES:
+    raise UserError(
+      f'{name} has images of {image_type}: prepare it again with '
+      f'those of {" or ".join(IMAGE_TYPES)}'
+    )
+  num_channels = image.shape[-1]
   if num_channels not in (1, 3):
     raise UserError(
       f'{name} has images of {num_channels} channels: use a data set of 1 or 3'
     )
+
+
+class _Readers:
+  """The open files of all sources of this process; threads may share it.
+
+  array_record's own data source keeps each file open that it has read from: a
+  thousand for ImageNet, in every worker process, where many systems allow 1,024.
+  """
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._readers = collections.OrderedDict()  # the one used last is the last
+
+  def read(self, path: str, position: int) -> bytes:
+    """A record of a file.
+
+    Raises:
+      RuntimeError, IndexError, ValueError: of array_record.
+    """
+    try:
+      return self._read(path, position)
+    except RuntimeError as error:
+      if number_of_machine(error) != errno.EMFILE:
+        raise
+    with self._lock:  # others than us have files open, too
+      self._readers.clear()
+    return self._read(path, position)
+
+  def _read(self, path: str, position: int) -> bytes:
+    try:
+      return self._open(path).read([position])[0]
+    except RuntimeError:
+      # array_record notices only when it reads that a file could not be opened.
+      with self._lock:
+        self._readers.pop(path, None)
+      raise
+
+  def _open(self, path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    with self._lock:
+      if path in self._readers:
+        self._readers.move_to_end(path)
+        return self._readers[path]
+    # Single reads in the calling thread: handing them to others costs more.
+    reader = ArrayRecordReader(
+      path,
+      options='readahead_buffer_size:0,max_parallelism:0',
+      file_reader_buffer_size=_BUFFER_BYTES,
+    )
+    with self._lock:
+      self._readers[path] = reader
+      # The rest is for batches in shared memory, checkpoints, and libraries. A
+      # reader is closed when the last thread that reads with it lets go of it.
+      while len(self._readers) > max(1, host.max_open_files() // 2):
+        self._readers.popitem(last=False)
+    return reader
+
+
+_readers = _Readers()
+
+
+class _Records:
+  """Random access to the records of a split.
+
+  Args:
+    shards: TFDS's instructions: of each file, which records.
+  """
+
+  def __init__(self, shards):
+    self._paths = [str(shard.filename) for shard in shards]
+    self._skipped = [shard.skip for shard in shards]
+    self._ends = list(itertools.accumulate(shard.take for shard in shards))
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> bytes:
+    if not 0 <= index < len(self):
+      raise IndexError(f'{index} is none of {len(self)} records')
+    shard = bisect.bisect_right(self._ends, index)
+    start = self._ends[shard - 1] if shard else 0
+    return _readers.read(
+      self._paths[shard], index - start + self._skipped[shard]
+    )
+
+
+def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
+  """Refuses a copy whose labels number the classes in another order.
+
+  Args:
+    names: as TFDS gives them: of data sets in its catalogue, those of its code,
+      whatever the copy says.
+    file: of the copy's own names.
+
+  Raises:
+    UserError: if the copy's are in another order than these, or ImageNet's in
+      another than its own; names that others spell otherwise are let pass.
+  """
+  own = names
+  if file.exists():
+    lines = (line.strip() for line in file.read_text().splitlines())
+    own = tuple(line for line in lines if line)
+  for expected in (names, imagenet.class_names()):
+    if own != expected and sorted(own) == sorted(expected):
+      i = next(i for i, name in enumerate(expected) if own[i] != name)
+      raise UserError(
+        f"{file} has the classes in another order: number {i} is '{own[i]}', "
+        f"not '{expected[i]}': copy or prepare the data set again"
+      )
 
 
 class TfdsSource(Source):
@@ -116,14 +257,12 @@ class TfdsSource(Source):
   """
 
   def __init__(self, name: str, split: str, data_dir: str | None):
-    from array_record.python.array_record_data_source import (
-      ArrayRecordDataSource,
-    )
     from tensorflow_datasets.core.data_sources.base import file_instructions
 
     builder = open_builder(name, data_dir)
     self.name = name
     self.class_names = tuple(builder.info.features['label'].names)
+    _check_order(self.class_names, epath.Path(builder.data_dir) / LABEL_FILE)
     self.num_channels = builder.info.features['image'].shape[-1]
     try:
       shards = file_instructions(builder.info, split)
@@ -132,10 +271,7 @@ class TfdsSource(Source):
         f"{name} has no split '{split}': use one of "
         f'{", ".join(builder.info.splits)}'
       ) from error
-    # Single reads in the calling thread: handing them to others costs more.
-    self._records = ArrayRecordDataSource(
-      shards, reader_options={'max_parallelism': '0'}
-    )
+    self._records = _Records(shards)
     self.folder = str(builder.data_dir)
     self._check_readable()
 
@@ -145,6 +281,7 @@ class TfdsSource(Source):
       for index in (0, len(self) - 1):
         self[index]
     except UNREADABLE as error:
+      check_machine(error, self.folder)
       raise UserError(
         f'the records in {self.folder} cannot be read '
         f'({type(error).__name__}): the copy is incomplete or damaged, copy or '

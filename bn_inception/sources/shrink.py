@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from etils import epath
 
 from bn_inception.errors import UserError
@@ -24,6 +25,7 @@ from bn_inception.sources import (
   FOLDERS,
   PREPARED,
   UNREADABLE,
+  check_machine,
   imagenet,
   imagenet_forms,
   make_source,
@@ -36,7 +38,7 @@ from bn_inception.sources.prepared import (
   open_builder,
 )
 from bn_inception.sources.progress import Progress
-from bn_inception.sources.source import Source
+from bn_inception.sources.source import Example, Source
 
 EXAMPLES_PER_SHARD = 1250  # about 1,024 shards of ImageNet, as TFDS has
 RECORDS_PER_READ = 64
@@ -207,6 +209,11 @@ def _open_prepared(dataset: str, split: str, data_dir: str, builder) -> _Split:
       f'{", ".join(builder.info.splits)}'
     )
   source = TfdsSource(dataset, split, data_dir)
+  image_type = np.dtype(builder.info.features['image'].np_dtype).name
+  if image_type != 'uint8':
+    raise UserError(
+      f'{dataset} has images of {image_type}: only those of uint8 are shrunk'
+    )
   if source.num_channels != 3:
     raise UserError(
       f'{dataset} has images of {source.num_channels} channel: only those of 3 '
@@ -243,6 +250,8 @@ def _write_splits(
     )
     paths = template.sharded_filepaths(len(split.shard_lengths))
     print(f'{name}: {len(split.source):,} examples', flush=True)
+    for remark in split.source.remarks():
+      print(f'{name}: {remark}', flush=True)
     num_bytes = _write_shards(name, split, [str(p) for p in paths], change)
     infos.append(
       tfds.core.SplitInfo(name, split.shard_lengths, num_bytes, template)
@@ -324,11 +333,20 @@ def _change_image(
   return example.SerializeToString(deterministic=True)
 
 
+def _read_file(source: Source, index: int) -> Example:
+  try:
+    return source[index]
+  except OSError as error:
+    what = source.describe(index)
+    check_machine(error, what)
+    raise UserError(f'{what} cannot be read ({error.strerror})') from error
+
+
 def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
   """The serialized examples of a shard."""
   if split.paths is None:
     for index in range(shard.first, shard.first + shard.length):
-      image, label = split.source[index]
+      image, label = _read_file(split.source, index)
       name = split.source.file_name(index)
       yield split.features.serialize_example(
         {'image': image, 'label': label, 'file_name': name}
@@ -346,6 +364,7 @@ def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
         stop = min(start + RECORDS_PER_READ, shard.length)
         yield from records.__getitems__(range(start, stop))
   except UNREADABLE as error:
+    check_machine(error, path)
     raise UserError(
       f'{path} cannot be read ({describe_error(error)}): copy or prepare it again'
     ) from error

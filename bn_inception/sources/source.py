@@ -1,5 +1,7 @@
 """What the input pipeline asks of a data set."""
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +18,29 @@ UNREADABLE = (
   RuntimeError, ValueError, TypeError, OSError, DecodeError,
 )  # fmt: skip
 
+_MORE_FILES = (
+  'raise the limit with `ulimit -n 65536`, or use fewer '
+  '--config.data.num_workers'
+)
+_FREE_MEMORY = 'free some, or use fewer --config.data.num_workers'
+_FAILING_DEVICE = 'check the disk or the network that it is on, then give the same command again'
+# What keeps a machine from reading files that have no fault -> the remedy.
+_OF_MACHINE = {
+  errno.EMFILE: _MORE_FILES,
+  errno.ENFILE: 'raise the limit of the system, fs.file-max',
+  errno.ENOMEM: _FREE_MEMORY,
+  errno.EAGAIN: _FREE_MEMORY,
+  errno.ENOSPC: 'make room',
+  errno.EDQUOT: 'make room',
+} | dict.fromkeys(
+  (
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET,
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENODEV, errno.ENXIO,
+  ),
+  _FAILING_DEVICE,
+)  # fmt: skip
+
 # An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
 Example = tuple[bytes | np.ndarray, int]
 
@@ -30,6 +55,42 @@ def is_folder(path: str) -> bool:
     return epath.Path(path).expanduser().is_dir()
   except ImportError as error:
     raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def number_of_machine(error: Exception) -> int | None:
+  """The errno of an error of the machine; None: the file itself is at fault.
+
+  array_record has the system's words in a RuntimeError.
+  """
+  if isinstance(error, OSError):
+    number = error.errno
+    if number is None and isinstance(error, TimeoutError):  # of a bucket
+      number = errno.ETIMEDOUT
+    if number is None and isinstance(error, ConnectionError):
+      number = errno.ECONNRESET
+    return number if number in _OF_MACHINE else None
+  if not isinstance(error, RuntimeError):
+    return None
+  text = str(error)
+  return next((n for n in _OF_MACHINE if os.strerror(n) in text), None)
+
+
+def check_machine(error: Exception, what: str) -> None:
+  """Keeps an error of the machine from passing for one of an example.
+
+  Args:
+    error: of `UNREADABLE`.
+    what: could not be read.
+
+  Raises:
+    UserError: if reading another example, or the copy again, would not help.
+  """
+  number = number_of_machine(error)
+  if number is not None:
+    raise UserError(
+      f'{what} cannot be read ({os.strerror(number)}), and the data are not at '
+      f'fault: {_OF_MACHINE[number]}'
+    ) from error
 
 
 class Source(Protocol):
@@ -60,6 +121,10 @@ class Source(Protocol):
   def origin(self) -> dict:
     """Where the data come from, for the manifest of a run."""
     return {'dataset': self.name, 'examples': len(self)}
+
+  def remarks(self) -> list[str]:
+    """What a user should know of what was found, such as files not read."""
+    return []
 
 
 class ListedImages(Source):
@@ -119,3 +184,6 @@ class Part(Source):
 
   def origin(self) -> dict:
     return self._whole.origin() | {'examples': len(self)}
+
+  def remarks(self) -> list[str]:
+    return self._whole.remarks()

@@ -1,0 +1,105 @@
+"""The shared memory that the batches of worker processes go through.
+
+Linux lets files in it grow and kills whoever writes where no page is left, with
+SIGBUS. Containers often have 64 MB, of which thirteen batches of 32 photographs
+are as much as will fit.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bn_inception.errors import UserError
+
+PLACE = '/dev/shm'
+# Smaller arrays go through a pipe, in half the time and without an open file.
+MIN_BYTES = 2**16
+# Batches that were handed over: the one ahead, and those that the devices have
+# not finished with.
+_NUM_IN_USE = 5
+_SEMAPHORE_BYTES = 2**17  # of a worker's queues, of a page each
+
+
+class Load(NamedTuple):
+  """What a pipeline makes.
+
+  Attributes:
+    batch_bytes: of the images in this process's part of a batch.
+    num_batches: until its end.
+  """
+
+  batch_bytes: int
+  num_batches: int
+
+
+def fitting_workers(
+  num_workers: int,
+  prefetch: int,
+  loads: Sequence[Load],
+  num_processes: int = 1,
+) -> int:
+  """How many worker processes have enough memory now; 0: use threads.
+
+  Args:
+    num_workers: as many as are wanted.
+    prefetch: batches that each prepares ahead.
+    loads: of the pipelines that exist at the same time.
+    num_processes: that share the memory and have as many workers each.
+  """
+  free = _free_bytes()
+  while num_workers and (
+    num_processes * needed_bytes(num_workers, prefetch, loads) > free
+  ):
+    num_workers -= 1
+  return num_workers
+
+
+def check(
+  num_workers: int,
+  prefetch: int,
+  loads: Sequence[Load],
+  num_processes: int = 1,
+) -> None:
+  """Refuses more worker processes than have enough memory.
+
+  Args: those of `fitting_workers`.
+
+  Raises:
+    UserError: with the size that is needed, and the workers that would do.
+  """
+  fitting = fitting_workers(num_workers, prefetch, loads, num_processes)
+  if fitting == num_workers:
+    return
+  needed = num_processes * needed_bytes(num_workers, prefetch, loads)
+  megabytes = -(-needed // 2**20)
+  threads = '' if fitting else ', which uses threads'
+  raise UserError(
+    f'{PLACE} has {_free_bytes() // 2**20:,} MB free, and the batches of '
+    f'{num_workers} worker processes may take {megabytes:,} MB: start a container '
+    f'with `docker run --shm-size={megabytes}m`, or use '
+    f'--config.data.num_workers={fitting}{threads}'
+  )
+
+
+def needed_bytes(num_workers: int, prefetch: int, loads: Sequence[Load]) -> int:
+  """The most that the batches can take.
+
+  In Grain 0.2.18 a worker has `prefetch` batches in its queue and one that
+  waits for room; a thread of the parent has as many, for each worker.
+  """
+  most = num_workers * 2 * (prefetch + 1) + _NUM_IN_USE
+  needed = num_workers * len(loads) * _SEMAPHORE_BYTES
+  for load in loads:
+    if load.batch_bytes >= MIN_BYTES:
+      pages = -(-load.batch_bytes // mmap.PAGESIZE)
+      needed += pages * mmap.PAGESIZE * min(most, load.num_batches)
+  return needed
+
+
+def _free_bytes() -> int:
+  try:
+    found = os.statvfs(PLACE)
+  except OSError:  # a system that keeps it elsewhere
+    return 2**63
+  return found.f_bavail * found.f_frsize

@@ -1,0 +1,40 @@
+"""The facts of a data set that are stored and compared."""
+
+import json
+
+from bn_inception import data_facts
+from bn_inception.sources import make_source
+
+
+def test_facts_are_those_of_the_split():
+  source = make_source('digits', 'train')
+  facts = data_facts.describe(source, 'train')
+  assert (
+    facts
+    == json.loads(json.dumps(facts))
+    == {
+      'dataset': 'digits',
+      'split': 'train',
+      'class_names': list('0123456789'),
+      'num_channels': 1,
+      'num_examples': 1442,
+    }
+  )
+  network = data_facts.describe_network(make_source('digits', 'test'))
+  assert network == {k: facts[k] for k in ('class_names', 'num_channels')}
+
+
+def test_the_first_difference_is_named():
+  stored = {
+    'config': {'seed': 0}, 'class_names': ['a', 'b'], 'num_channels': 3,
+    'num_examples': 48,
+  }  # fmt: skip
+  for given, difference in (
+    ({'num_channels': 3, 'class_names': ['a', 'b']}, None),
+    ({'num_channels': 1, 'num_examples': 4}, 'colour channels: 3 -> 1'),
+    ({'class_names': ['b', 'a'], 'num_channels': 1}, 'class 0: a -> b'),
+    ({'class_names': ['a']}, 'number of classes: 2 -> 1'),
+    ({'num_examples': 49}, 'training examples: 48 -> 49'),
+    ({'dataset': 'pets'}, None),  # it was not stored
+  ):
+    assert data_facts.first_difference(stored, given) == difference

@@ -1,0 +1,38 @@
+"""Files that could not be written are refused before there is work to lose."""
+
+import os
+
+import pytest
+
+from bn_inception.errors import UserError, check_writable
+
+
+def refusal(path):
+  with pytest.raises(UserError) as error:
+    check_writable(str(path), 'give another --output')
+  message = str(error.value)
+  assert message.startswith(f'{path} cannot be written (')
+  assert message.endswith('): give another --output') and '\n' not in message
+  return message
+
+
+def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
+  (tmp_path / 'file').touch()
+  assert 'Not a directory' in refusal(tmp_path / 'file' / 'x.json')
+  assert 'not a regular file' in refusal(tmp_path)
+  assert 'not a regular file' in refusal('/dev/null')
+  # The name that it is written under is longer than its own.
+  longest = os.pathconf(tmp_path, 'PC_NAME_MAX')
+  assert 'File name too long' in refusal(tmp_path / ('x' * longest))
+  monkeypatch.setattr(os, 'access', lambda path, mode: path != str(tmp_path))
+  assert f'no permission to write in {tmp_path}' in refusal(
+    tmp_path / 'new' / 'x.json'
+  )
+
+
+def test_nothing_is_changed(tmp_path):
+  (tmp_path / 'old.json').write_text('old')
+  for name in ('old.json', 'new.json', 'new/folder/x.json'):
+    check_writable(str(tmp_path / name), 'give another --output')
+  assert os.listdir(tmp_path) == ['old.json']
+  assert (tmp_path / 'old.json').read_text() == 'old'

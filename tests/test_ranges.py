@@ -1,0 +1,124 @@
+"""Every value of a config has a range, and what is outside is refused by name."""
+
+import copy
+import json
+import math
+
+import pytest
+
+from bn_inception import ranges
+from bn_inception.errors import UserError
+from bn_inception.run_directory import flatten
+from configs import compose, paper, studies
+
+BASES = paper.BASE | paper.PERCEPTRON
+
+
+def all_configs():
+  for network in paper.NETWORKS:
+    for task in paper.TASKS:
+      yield compose.preset(network, task)
+  for task in paper.TASKS:
+    for member in paper.ENSEMBLE:
+      yield compose.ensemble_member(f'{member},{task}')
+    for change in paper.CHANGES:
+      yield compose.with_changes('bn_baseline', f'{change},{task}')
+      yield compose.without('bn_x5', f'{change},{task}')
+  for name in paper.PERCEPTRONS:
+    for dataset in paper.PERCEPTRON_DATASETS:
+      yield compose.perceptron(f'{name},{dataset}')
+
+
+def test_the_table_has_every_key_of_the_base_and_no_other():
+  assert set(BASES) | {'name'} == set(ranges.VALUES)
+  for key, value in BASES.items():
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    assert isinstance(ranges.VALUES[key], ranges.Number) == is_number, key
+    if is_number:
+      assert ranges.VALUES[key].is_whole == isinstance(value, int), key
+
+
+def test_every_preset_of_every_task_is_inside():
+  configs = list(all_configs())
+  assert len(configs) > 100
+  for config in configs:
+    config = config.to_dict()
+    ranges.check_config(config)
+    ranges.check_config(json.loads(json.dumps(config)))
+  for study in studies.STUDIES.values():
+    for arm in study.arms:
+      for key, value in arm.values.items():
+        if not isinstance(value, paper.Times):
+          ranges.check_value(key, value)
+
+
+@pytest.mark.parametrize('key', sorted(set(BASES) - {'name'}))
+@pytest.mark.parametrize('value', [math.nan, math.inf, 2**63, True, 'abc'])
+def test_what_no_number_can_be_is_refused(key, value):
+  if isinstance(ranges.VALUES[key], ranges.Number):
+    with pytest.raises(UserError, match=f'{key} must be a .*number'):
+      ranges.check_value(key, value)
+  elif isinstance(ranges.VALUES[key], ranges.Numbers):
+    with pytest.raises(UserError, match=f'{key} must be .*number'):
+      ranges.check_value(key, (value,))
+  elif not isinstance(value, ranges.VALUES[key].types):
+    with pytest.raises(UserError, match=f'{key} must be '):
+      ranges.check_value(key, value)
+
+
+@pytest.mark.parametrize(
+  'key, good, bad',
+  [
+    ('seed', [0, 2**32 - 1], [2**32, 0.0]),
+    ('batch_size', [1], [0, 32.0]),
+    ('norm_batch_size', [0], []),
+    ('data.prefetch', [1], [0]),
+    ('data.num_workers', [0], []),
+    ('augment.photometric_strength', [0, 1.0], [2.5]),
+    ('input_scaling.std', [(1.0,), [57.0, 1, 2.5]], [(0.0,), (), 1.0, (1, 0)]),
+    ('input_scaling.value_range', [(0, 255), [-1.0, 1.0]], [(1, 1), (0,)]),
+    ('input_scaling.binary_threshold', [0.0, 255], [256]),
+    ('model.hidden_sizes', [(100,)], [(), (0,), (100, 1.5), '100']),
+    ('model.epsilon', [1e-5], [0, 1e-50]),
+    ('model.dropout_rate', [0.0, 0.99], [1.0]),
+    ('model.statistics_decay', [0, 1.0], [1.1]),
+    ('model.use_batch_norm', [True], ['false', 1]),
+    ('model.width', [0.01], [0.0]),
+    ('optimizer.momentum', [0.0, 0.99], [1.0, 1.5]),
+    ('optimizer.decay_factor', [1.0, 0.1], [0.0, 1.1]),
+    ('optimizer.decay_epochs', [0.05], [0.0]),
+    ('optimizer.learning_rate', [0.0, 3.0], [-1e-3, 1e7]),
+    ('optimizer.weight_decay', [0.0], [-1e-4]),
+    ('training.num_epochs', [1e-3, 150], [0.0]),
+    ('training.eval_every_steps', [0, 20_000], [1.5]),
+    ('training.keep_last_checkpoints', [1], [0]),
+    ('training.target_accuracy', [0, 100], [101]),
+  ],
+)
+def test_bounds(key, good, bad):
+  for value in good:
+    ranges.check_value(key, value)
+  for value in bad:
+    with pytest.raises(UserError, match=f'{key} must be '):
+      ranges.check_value(key, value)
+
+
+def test_keys_that_are_unknown_or_missing_are_named():
+  whole = compose.preset('bn_x5', 'digits').to_dict()
+  for change, message in (
+    (lambda c: c['data'].pop('prefetch'), 'lacks data.prefetch'),
+    (lambda c: c.pop('model'), 'lacks model$'),
+    (lambda c: c.pop('optimizer'), 'lacks optimizer$'),
+    (lambda c: c.pop('seed'), 'lacks seed'),
+    (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum is'),
+    (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm is unk'),
+    (lambda c: c.update(training=3), 'training is unknown'),
+  ):
+    config = copy.deepcopy(whole)
+    change(config)
+    with pytest.raises(UserError, match=message):
+      ranges.check_config(config)
+  # A network has defaults, and keys of its own.
+  del whole['model']['remat']
+  ranges.check_config(whole)
+  assert 'optimizer.momentum' in flatten(whole)
