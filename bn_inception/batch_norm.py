@@ -1,6 +1,9 @@
 """Batch normalization: Algorithms 1 and 2 as pure functions, and a thin layer.
 
 The functions work on `BatchStats`, a pair (mean, variance) of float32 arrays.
+Integers are normalised as the real numbers that they are, in float32; float64
+stays float64, and so do its statistics; complex numbers are a TypeError.
+
 Which examples share statistics is one number, `norm_batch_size`, and does not
 depend on how many devices hold the batch: see `BatchNorm`.
 
@@ -22,6 +25,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from bn_inception.arrays import (
+  as_real,
+  on_auto_axes,
+  vary_alike,
+  varying_axes,
+  widen,
+)
 
 Array = jax.Array
 Pool = Callable[[jax.Array], jax.Array]
@@ -45,7 +56,7 @@ def batch_statistics(
   accuracy and cost of the alternatives.
 
   Args:
-    x: values of any floating dtype; reduced in float32.
+    x: real values; reduced in float32 (float64 in float64).
     axes: the axes to reduce: (0, 1, 2) for NHWC (Section 3.2: one mean and
       variance per feature map), (0,) for per-activation statistics.
     axis_name: mapped mesh axis (or axes) whose members share the statistics,
@@ -55,12 +66,14 @@ def batch_statistics(
   Returns:
     float32 `BatchStats` with the shape of the axes that were not reduced.
   """
-  x = x.astype(jnp.float32)
+  x = widen(x)
   mean = jnp.mean(x, axes)
   var = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
-  if _axis_size(axis_name) == 1:
+  is_tracked = _is_tracked(axis_name)
+  if _axis_size(axis_name) == 1 and not is_tracked:
     return BatchStats(mean, var)
-  both = jax.lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1)
+  to = 'invarying' if is_tracked else 'varying'
+  both = jax.lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1, to=to)
   return combine_statistics(BatchStats(*both))
 
 
@@ -93,26 +106,26 @@ def normalize(
   """y = scale * (x - mean) / sqrt(var + epsilon) + bias (Algorithm 1, 3 and 4).
 
   Args:
-    x: values of any floating dtype; computed in float32.
+    x: real values; computed in float32 (float64 in float64).
     stats: mean and variance, broadcastable against `x`.
     scale: gamma, or None for 1.
     bias: beta, or None for 0.
     epsilon: added to the variance.
 
   Returns:
-    y with the shape and the dtype of `x`.
+    y with the shape of `x` and its dtype; float32 for integers.
   """
+  x = as_real(x)
   factor = jax.lax.rsqrt(stats.var + epsilon)
   if scale is not None:
     factor = factor * scale
   # The mean is subtracted first: folding it into the bias would cancel digits.
-  y = (x.astype(jnp.float32) - stats.mean) * factor
+  y = (widen(x) - stats.mean) * factor
   if bias is not None:
     y = y + bias
   return y.astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def batch_normalize(
   x: Array,
   scale: Array | None,
@@ -121,6 +134,7 @@ def batch_normalize(
   axes: tuple[int, ...],
   axis_name: str | tuple | None = None,
   pool: Pool | None = None,
+  custom_vjp: bool = True,
 ) -> tuple[Array, BatchStats]:
   """Algorithm 1: x normalised by its own statistics, and the statistics.
 
@@ -131,28 +145,36 @@ def batch_normalize(
     dscale = sum of dy * x_hat;  dbias = sum of dy
 
   Both averages travel in one `psum`; of the activations only x is kept for the
-  backward pass. Statistics come out for moving averages: no gradient flows
-  through that output.
+  backward pass. The statistics that come out have JAX's own gradient (m values
+  share one): dx = (dmean + 2 (x - mean) * dvar) / m. A second derivative needs it
+  as well as a loss of the statistics; where nothing does, it costs nothing.
+  Reverse-mode derivatives of every order are right. Forward mode (`jvp`,
+  `jacfwd`, `linearize`, `hessian`) needs `custom_vjp=False`: JAX has none for a
+  custom VJP.
 
   With a `pool` only the maxima are normalised, by the statistics of all of x.
   In the gradient dy is then that of the maxima, and so are the x_hat of the
   sums: dx = scale / std * (scattered dy - sum / m - x_hat * sum / m).
 
   Args:
-    x: values of any floating dtype.
+    x: real values.
     scale, bias: gamma and beta, with the shape of the trailing axes that they
       belong to; or None.
     epsilon: added to the variance.
     axes, axis_name: see `batch_statistics`.
     pool: picks maxima of [N, H, W, C], and `scale` is not negative: y is then
       what the pool would pick of all the normalised values.
+    custom_vjp: False for JAX's own derivatives, also in forward mode.
 
   Returns:
-    (y, stats): y as `x`, or as it is pooled; stats float32, without the
-    reduced axes.
+    (y, stats): y as `x`, or as it is pooled; stats float32 (float64 for
+    float64), without the reduced axes.
   """
+  x = as_real(x)
+  x, scale, bias = vary_alike(x, scale, bias)
   stats = batch_statistics(x, axes, axis_name)
-  y = normalize(_pooled(x, pool), _expand(stats, axes), scale, bias, epsilon)
+  normalize_own = _normalize_own if custom_vjp else _normalize_given
+  y = normalize_own(x, scale, bias, stats, epsilon, axes, axis_name, pool)
   return y, stats
 
 
@@ -169,31 +191,38 @@ def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
   return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
 
 
-def _batch_normalize_forward(x, scale, bias, epsilon, axes, axis_name, pool):
-  y, stats = batch_normalize(x, scale, bias, epsilon, axes, axis_name, pool)
-  return (y, stats), (x, scale, bias, stats)
+def _normalize_given(x, scale, bias, stats, epsilon, axes, axis_name, pool):
+  del axis_name
+  stats = _expand(stats, axes)
+  return normalize(_pooled(x, pool), stats, scale, bias, epsilon)
 
 
-def _batch_normalize_backward(
-  epsilon, axes, axis_name, pool, residuals, cotangents
-):
+# Its gradient is that of all that y does with x, also through `stats`.
+_normalize_own = jax.custom_vjp(_normalize_given, nondiff_argnums=(4, 5, 6, 7))
+
+
+def _normalize_forward(x, scale, bias, stats, *sizes):
+  y = _normalize_own(x, scale, bias, stats, *sizes)
+  return y, (x, scale, bias, stats)
+
+
+def _normalize_backward(epsilon, axes, axis_name, pool, residuals, dy):
   x, scale, bias, stats = residuals
   mean, var = _expand(stats, axes)
   inverse_std = jax.lax.rsqrt(var + epsilon)
   pooled, scatter = jax.vjp(partial(_pooled, pool=pool), x)
-  dy = cotangents[0].astype(jnp.float32)
-  pooled_hat = (pooled.astype(jnp.float32) - mean) * inverse_std
-  own_sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * pooled_hat, axes)])
-  num_devices = _axis_size(axis_name)
-  sums = own_sums if num_devices == 1 else jax.lax.psum(own_sums, axis_name)
-  num_values = num_devices * math.prod(x.shape[axis] for axis in axes)
+  pooled_hat = (widen(pooled) - mean) * inverse_std
+  own_sums = jnp.stack(
+    [jnp.sum(widen(dy), axes), jnp.sum(widen(dy) * pooled_hat, axes)]
+  )
+  sums = _sum_over_devices(own_sums, axis_name)
   mean_dy, mean_dy_x_hat = jnp.expand_dims(
-    sums / num_values, [axis + 1 for axis in axes]
+    sums / _num_values(x, axes, axis_name), [axis + 1 for axis in axes]
   )
   factor = inverse_std if scale is None else inverse_std * scale
-  x_hat = (x.astype(jnp.float32) - mean) * inverse_std
-  (dy,) = scatter(cotangents[0])  # at its place in x
-  dx = factor * (dy.astype(jnp.float32) - mean_dy - x_hat * mean_dy_x_hat)
+  x_hat = (widen(x) - mean) * inverse_std
+  (dy,) = scatter(dy)  # at its place in x
+  dx = factor * (widen(dy) - mean_dy - x_hat * mean_dy_x_hat)
 
   def parameter_gradient(parameter, own_sum):
     if parameter is None:
@@ -205,10 +234,21 @@ def _batch_normalize_backward(
     dx.astype(x.dtype),
     parameter_gradient(scale, own_sums[1]),
     parameter_gradient(bias, own_sums[0]),
+    None,  # dx has it
   )
 
 
-batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+_normalize_own.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sum_over_devices(x: Array, axis_name: Any) -> Array:
+  # XLA:CPU keeps a collective of one device, and its copies, in the program.
+  return x if _axis_size(axis_name) == 1 else jax.lax.psum(x, axis_name)
+
+
+def _num_values(x: Array, axes: tuple[int, ...], axis_name: Any) -> int:
+  """m, the values behind each statistic."""
+  return _axis_size(axis_name) * math.prod(x.shape[axis] for axis in axes)
 
 
 def unbiased(stats: BatchStats, num_values: int) -> BatchStats:
@@ -245,8 +285,10 @@ def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
 def update_moving_average(
   moving: BatchStats, new: BatchStats, decay: float | Array
 ) -> BatchStats:
-  """decay * moving + (1 - decay) * new, for mean and variance (Section 3.1)."""
-  return jax.tree.map(lambda m, n: decay * m + (1.0 - decay) * n, moving, new)
+  """decay * moving + (1 - decay) * new (Section 3.1), in the dtype of `moving`."""
+  return jax.tree.map(
+    lambda m, n: (decay * m + (1.0 - decay) * n).astype(m.dtype), moving, new
+  )
 
 
 class BatchNorm(nn.Module):
@@ -261,19 +303,30 @@ class BatchNorm(nn.Module):
   each is normalised by itself, and the moving averages take the average over
   the groups of a device; the train step averages those over the devices.
 
+  Reverse-mode derivatives of every order are right, of y and of the updated
+  `batch_stats` (through which regularisers of statistics, as in DeepInversion,
+  get their gradient). It runs under plain `jit`, on arrays divided over a mesh of
+  Auto or Explicit axes, and under `jax.shard_map` with `check_vma` either way;
+  docs/batch_norm.md has an example of each. Forward mode needs
+  `custom_vjp=False`, and so does `grad` around a `vmap` that names the axis.
+
   Attributes:
     train: use and record the statistics of the mini-batch.
     norm_batch_size: how many examples share statistics; 0 = all of the global
       batch. Up to the per-device batch the groups are a reshape and need no
       communication; beyond it they extend over `axis_name`.
     axis_name: mapped mesh axis over which a group extends, `mesh.MEMBER` in
-      this project; None outside of `shard_map`.
+      this project; None outside of `shard_map`. `init` does not need the map:
+      it computes no moving averages, and y from the statistics of its own x.
     statistics_decay: weight of the old value in the moving averages.
     epsilon: added to the variance; the paper does not state it.
     use_scale: learn gamma, one per feature, initially 1.
     use_bias: learn beta, one per feature, initially 0.
     per_activation: statistics, gamma and beta of every activation by itself
       (Section 4.2.3), not of every feature map.
+    custom_vjp: the gradient of the paper, which costs less than what JAX
+      derives; False for JAX's own derivatives, which also have forward mode:
+      `jvp`, `jacfwd`, `linearize`, `hessian`.
   """
 
   train: bool
@@ -284,6 +337,7 @@ class BatchNorm(nn.Module):
   use_scale: bool = True
   use_bias: bool = True
   per_activation: bool = False
+  custom_vjp: bool = True
 
   @nn.compact
   def __call__(self, x: Array, pool: Pool | None = None) -> Array:
@@ -292,21 +346,23 @@ class BatchNorm(nn.Module):
     (Over the first axis only, if `per_activation`.)
 
     Args:
-      x: values of any floating dtype.
+      x: real values.
       pool: max pooling of [N, H, W, C] to do of the normalised values. It is
         done before, since the order of values stays when they are normalised,
         or turns around, for a negative scale: to the same bits, for less.
 
     Returns:
-      y with the dtype of `x`, and its shape but for the pooling; parameters
-      and statistics are float32.
+      y with the dtype of `x` (float32 for integers), and its shape but for the
+      pooling; parameters and statistics are float32.
 
     Raises:
+      TypeError: for complex numbers.
       ValueError: if the batch cannot be cut into groups of `norm_batch_size`,
         or for a pool of what is normalised per activation.
     """
     if self.per_activation and pool is not None:
       raise ValueError('per activation, normalisation does not keep the order')
+    x = as_real(x)
     shape = x.shape[1:] if self.per_activation else x.shape[-1:]
     scale = bias = None
     if self.use_scale:
@@ -327,14 +383,19 @@ class BatchNorm(nn.Module):
       moving = BatchStats(moving.mean * sign, moving.var)
       return normalize(_pooled(x, pool), moving, scale, bias, self.epsilon)
 
-    grouped, axis_name = self._group(x)
-    axes = (1,) if self.per_activation else tuple(range(1, grouped.ndim - 1))
-    y, stats = batch_normalize(
-      grouped, scale, bias, self.epsilon, axes, axis_name, pool
-    )
+    size, axis_name = self._group(x.shape[0])
+
+    def normalize_groups(x, scale, bias):
+      x = x.reshape(-1, size, *x.shape[1:])
+      axes = (1,) if self.per_activation else tuple(range(1, x.ndim - 1))
+      y, stats = batch_normalize(
+        x, scale, bias, self.epsilon, axes, axis_name, pool, self.custom_vjp
+      )
+      return y.reshape(-1, *y.shape[2:]), stats
+
+    y, stats = on_auto_axes(normalize_groups, x)(x, scale, bias)
     stats = BatchStats(stats.mean * sign, stats.var)
-    num_values = math.prod(grouped.shape[axis] for axis in axes)
-    num_values *= _axis_size(axis_name)
+    num_values = x.size // stats.mean.size * _axis_size(axis_name)
     if not self.is_initializing():
       decay = warmed_up_decay(self.statistics_decay, num_updates.value)
       group_average = jax.tree.map(
@@ -343,17 +404,19 @@ class BatchNorm(nn.Module):
       new = update_moving_average(moving, group_average, decay)
       moving_mean.value, moving_var.value = new
       num_updates.value = num_updates.value + 1
-    return y.reshape(x.shape[0], *y.shape[2:])
+    return y
 
-  def _group(self, x: Array) -> tuple[Array, Any]:
-    """x [N, ..., C] as [groups, N / groups, ..., C], and the axes to average."""
-    local, size = x.shape[0], self.norm_batch_size
+  def _group(self, local: int) -> tuple[int, Any]:
+    """How many of a device's examples share statistics, and over which axis."""
+    size = self.norm_batch_size
+    if self.is_initializing():
+      return local, None
     if size == 0:
-      return x[None], self.axis_name
+      return local, self.axis_name
     if size <= local and local % size == 0:
-      return x.reshape(-1, size, *x.shape[1:]), None
+      return size, None
     if size == local * _axis_size(self.axis_name):
-      return x[None], self.axis_name
+      return local, self.axis_name
     raise ValueError(
       f'norm_batch_size {size} does not fit {local} examples on each of '
       f'{_axis_size(self.axis_name)} devices that share statistics'
@@ -362,3 +425,10 @@ class BatchNorm(nn.Module):
 
 def _axis_size(axis_name: Any) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def _is_tracked(axis_name: Any) -> bool:
+  """Whether a `shard_map` tracks what varies over the axis: `check_vma=True`."""
+  return axis_name is not None and bool(
+    varying_axes(jax.lax.axis_index(axis_name))
+  )

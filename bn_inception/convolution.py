@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from bn_inception import native
+from bn_inception.arrays import as_real, vary_alike
 
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -21,19 +22,37 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def convolve(
+  x: Array,
+  kernel: Array,
+  stride: int,
+  padding: Padding,
+  custom_vjp: bool = True,
+) -> Array:
   """Cross-correlation, as convolutions are in neural networks.
 
   Args:
-    x: [N, H, W, C].
+    x: [N, H, W, C], real.
     kernel: [height, width, C, features], of the dtype of `x`.
     stride: in both directions.
     padding: zeros before and behind, in height and width.
+    custom_vjp: False for XLA's convolution everywhere, with JAX's own
+      derivatives, in forward mode (`jvp`, `jacfwd`, `linearize`, `hessian`), too.
 
   Returns:
-    [N, H', W', features], of the dtype of `x`.
+    [N, H', W', features], of the dtype of `x`; float32 for integers.
+
+  Raises:
+    TypeError: for complex numbers.
   """
+  x, kernel = as_real(x), as_real(kernel)
+  if not custom_vjp:
+    return _general(stride, padding, x, kernel)
+  return _convolve(*vary_alike(x, kernel), stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x, kernel, stride, padding):
   general = partial(_general, stride, padding)
   return lax.platform_dependent(
     x, kernel, cpu=_on_cpu(x, kernel, stride, padding)[0], default=general
@@ -41,22 +60,43 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
 
 
 def _forward(x, kernel, stride, padding):
-  return convolve(x, kernel, stride, padding), (x, kernel)
+  return _convolve(x, kernel, stride, padding), (x, kernel)
 
 
 def _backward(stride, padding, residuals, dy):
-  x, kernel = residuals
+  return _gradients(stride, padding, *residuals, dy)
 
-  def general(x, kernel, dy):
-    return jax.vjp(partial(_general, stride, padding), x, kernel)[1](dy)
 
+_convolve.defvjp(_forward, _backward)
+
+
+# A custom VJP again: JAX cannot differentiate native functions, and second
+# derivatives are those of XLA's convolution.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(stride, padding, x, kernel, dy):
+  general = _backward_of(partial(_general, stride, padding))
   return lax.platform_dependent(
-    x, kernel, dy,
-    cpu=_on_cpu(x, kernel, stride, padding)[1] or general, default=general,
-  )  # fmt: skip
+    x, kernel, dy, cpu=_on_cpu(x, kernel, stride, padding)[1], default=general
+  )
 
 
-convolve.defvjp(_forward, _backward)
+def _gradients_forward(stride, padding, *arguments):
+  return _gradients(stride, padding, *arguments), arguments
+
+
+def _gradients_backward(stride, padding, arguments, cotangents):
+  general = _backward_of(partial(_general, stride, padding))
+  return jax.vjp(general, *arguments)[1](cotangents)
+
+
+_gradients.defvjp(_gradients_forward, _gradients_backward)
+
+
+def _backward_of(forward):
+  def backward(x, kernel, dy):
+    return jax.vjp(forward, x, kernel)[1](dy)
+
+  return backward
 
 
 def _general(stride, padding, x, kernel):
@@ -66,14 +106,15 @@ def _general(stride, padding, x, kernel):
 
 
 def _on_cpu(x, kernel, stride, padding):
-  """Its forward and its backward computation; None: XLA's."""
+  """Its forward and its backward computation."""
+  sizes = stride, padding
   if x.dtype == jnp.float32 and native.load():
-    sizes = stride, padding
     return partial(_native_forward, *sizes), partial(_native_backward, *sizes)
   is_1x1 = kernel.shape[:2] == (1, 1) and stride == 1
   if is_1x1 and not any(sum(padding, ())):
-    return _dot, _dot_backward
-  return partial(_general, stride, padding), None
+    return _dot, _backward_of(_dot)
+  forward = partial(_general, *sizes)
+  return forward, _backward_of(forward)
 
 
 def _dot(x: Array, kernel: Array) -> Array:
@@ -81,16 +122,9 @@ def _dot(x: Array, kernel: Array) -> Array:
   return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _dot_backward(x, kernel, dy):
-  rows = dy.reshape(-1, dy.shape[-1])
-  dx = (rows @ kernel[0, 0].T).reshape(x.shape)
-  dkernel = x.reshape(-1, x.shape[-1]).T @ rows
-  return dx, dkernel[None, None]
-
-
 def _call(name, stride, padding, like, *arguments):
-  """Calls a native function, whose result has the shape of `like`."""
-  result = jax.ShapeDtypeStruct(like.shape, like.dtype)
+  """Calls a native function, whose result has the type of `like`."""
+  result = jax.eval_shape(lambda x: x, like)
   return jax.ffi.ffi_call(name, result, vmap_method='sequential')(
     *arguments,
     strides=np.array([stride, stride]),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_inception import batch_norm, layers, ranges
+from bn_inception.arrays import as_real
 from bn_inception.convolution import convolve
 from bn_inception.errors import UserError, check_choice
 from bn_inception.layers import NONLINEARITIES
@@ -62,11 +63,13 @@ class InceptionModule(nn.Module):
     row: the widths, already scaled.
     unit: makes a `ConvUnit`: unit(features, kernel size, strides=, name=).
     pool: see `pool3x3`: pool(x, kind, stride).
+    custom_vjp: see `convolve`.
   """
 
   row: Row
   unit: Any
   pool: Any = pool3x3
+  custom_vjp: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -115,7 +118,7 @@ class InceptionModule(nn.Module):
     """All units of 1x1 on one input, as one product; by name."""
     weights = [unit.weights(x.shape[-1]) for unit in units.values()]
     kernel = jnp.concatenate([kernel for kernel, _ in weights], axis=-1)
-    z = convolve(x, kernel, 1, ((0, 0), (0, 0)))
+    z = convolve(x, kernel, 1, ((0, 0), (0, 0)), self.custom_vjp)
     ends = np.cumsum([unit.num_features for unit in units.values()])
     parts = jnp.split(z, ends[:-1], axis=-1)
     y = {}
@@ -163,6 +166,9 @@ class Inception(nn.Module):
     remat: recompute each module in the backward pass instead of keeping its
       activations.
     rows: the modules; shorter tables make small networks for tests.
+    custom_vjp: False for JAX's own derivatives of normalisation, convolutions
+      and pooling, which cost more and also have forward mode: `jvp`, `jacfwd`,
+      `linearize`, `hessian`.
   """
 
   num_classes: int
@@ -188,6 +194,7 @@ class Inception(nn.Module):
   dtype: str = 'float32'
   remat: bool = False
   rows: tuple[Row, ...] = FIGURE_5
+  custom_vjp: bool = True
 
   def __post_init__(self):
     for name, valid in (
@@ -234,22 +241,31 @@ class Inception(nn.Module):
     """Logits of a batch of scaled images.
 
     Args:
-      image: [N, H, W, C], floating.
+      image: [N, H, W, C], real.
       example_index: int [N], the examples' positions in their source: keys
         the dropout masks.
 
     Returns:
       Logits, float32 [N, num_classes].
+
+    Raises:
+      TypeError: for complex numbers.
     """
     unit = self._make_unit()
     module = nn.remat(InceptionModule) if self.remat else InceptionModule
-    x = self._stem(image.astype(self.dtype), unit)
+    x = self._stem(as_real(image).astype(self.dtype), unit)
     for row in self.rows:
       row = self._scaled(row)
       row_unit = unit
       if row.name in self.per_activation_modules:
         row_unit = self._make_unit(per_activation=True)
-      x = module(row, row_unit, self._pool, name=f'inception_{row.name}')(x)
+      x = module(
+        row,
+        row_unit,
+        self._pool,
+        self.custom_vjp,
+        name=f'inception_{row.name}',
+      )(x)
     x = jnp.mean(x, axis=(1, 2))  # the 7x7 average pool
     x = layers.Dropout(self.dropout_rate, self.train)(x, example_index)
     x = nn.Dense(
@@ -266,6 +282,7 @@ class Inception(nn.Module):
       pool3x3,
       stride_padding=self.stride_padding,
       average_includes_padding=self.average_includes_padding,
+      custom_vjp=self.custom_vjp,
     )
 
   def _make_unit(self, per_activation: bool = False, is_stem: bool = False):
@@ -280,6 +297,7 @@ class Inception(nn.Module):
         epsilon=self.epsilon,
         use_scale=self.use_scale,
         per_activation=per_activation,
+        custom_vjp=self.custom_vjp,
       )
     return partial(
       layers.ConvUnit,
@@ -288,6 +306,7 @@ class Inception(nn.Module):
       dtype=self.dtype,
       initial_scale=self.initial_scale,
       stride_padding=self.stride_padding,
+      custom_vjp=self.custom_vjp,
     )
 
   def _num_features(self, full_width: int) -> int:

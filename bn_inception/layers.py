@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bn_inception.arrays import as_real, widen
 from bn_inception.convolution import Padding, convolve
 
 Array = jax.Array
@@ -34,6 +35,9 @@ def truncated_normal(gain: float) -> Callable:
 
 
 NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
+# Those that never decrease. Max pooling may come before these, which is cheaper
+# and picks the same values; of all others (gelu, silu) it comes after.
+NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
 # Of convolutions; the paper does not state it: He fan-in, as in the public
 # BN-Inception code.
 HE_GAIN = 2.0
@@ -103,7 +107,9 @@ class ConvUnit(nn.Module):
     initial_scale: multiplies the initial weights.
     stride_padding: see `padding`.
     pool: max pooling of the output, or None. It is done of the convolution's,
-      which normalisation and nonlinearity, that do not decrease, leave in order.
+      which normalisation and nonlinearity leave in order, if the nonlinearity is
+      one of NEVER_DECREASING.
+    custom_vjp: see `convolve`.
   """
 
   num_features: int
@@ -116,6 +122,7 @@ class ConvUnit(nn.Module):
   initial_scale: float = 1.0
   stride_padding: str = 'same'
   pool: Callable[[Array], Array] | None = None
+  custom_vjp: bool = True
 
   def setup(self):
     kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
@@ -134,7 +141,8 @@ class ConvUnit(nn.Module):
     pads = padding(
       x.shape[1:3], self.kernel_size, self.strides, self.stride_padding
     )
-    return self.activate(convolve(x, kernel, self.strides, pads), bias)
+    z = convolve(x, kernel, self.strides, pads, self.custom_vjp)
+    return self.activate(z, bias)
 
   def weights(self, num_inputs: int) -> tuple[Array, Array | None]:
     """The kernel [size, size, inputs, features] and bias, in `dtype`.
@@ -160,10 +168,18 @@ class ConvUnit(nn.Module):
 
   def activate(self, z: Array, bias: Array | None) -> Array:
     """g(BN(z)), or g(z + bias), of the convolution's output, pooled."""
+    before = after = None
+    if self.nonlinearity in NEVER_DECREASING:
+      before = self.pool
+    else:
+      after = self.pool
     if self.make_norm is not None:
-      return self.nonlinearity(self.norm(z, self.pool))
-    z = z if self.pool is None else self.pool(z)
-    return self.nonlinearity(z if bias is None else z + bias.astype(z.dtype))
+      z = self.norm(z, before)
+    else:
+      z = z if before is None else before(z)
+      z = z if bias is None else z + bias.astype(z.dtype)
+    y = self.nonlinearity(z)
+    return y if after is None else after(y)
 
 
 class Dropout(nn.Module):
@@ -186,8 +202,13 @@ class Dropout(nn.Module):
       example_index: int [N], the examples' positions in their source.
 
     Returns:
-      x in evaluation or at rate 0; else masked and divided by 1 - rate.
+      x in evaluation or at rate 0; else masked and divided by 1 - rate. Integers
+      become float32 either way.
+
+    Raises:
+      TypeError: for complex numbers.
     """
+    x = as_real(x)
     if not self.train or self.rate == 0.0:
       return x
     key = self.make_rng('dropout')
@@ -211,14 +232,18 @@ def local_response_normalization(
   the defaults are those of the public GoogLeNet (BVLC Caffe).
 
   Args:
-    x: [N, H, W, C]; computed in float32.
+    x: [N, H, W, C], real; computed in float32 (float64 in float64).
     size: width of the window of channels, centred; odd.
     alpha, beta, k: as in the formula.
 
   Returns:
-    y with the shape and dtype of `x`.
+    y with the shape of `x` and its dtype; float32 for integers.
+
+  Raises:
+    TypeError: for complex numbers.
   """
-  x32 = x.astype(jnp.float32)
+  x = as_real(x)
+  x32 = widen(x)
   half = size // 2
   squares = jnp.pad(jnp.square(x32), ((0, 0),) * 3 + ((half, half),))
   num_channels = x.shape[-1]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import batch_norm, ranges
+from bn_inception.arrays import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.layers import NONLINEARITIES
 
@@ -30,8 +31,8 @@ class Perceptron(nn.Module):
     nonlinearity: 'sigmoid' or 'relu'.
     initial_std: of the Gaussian initial weights; biases are 0.
     measured_unit: which unit of the last hidden layer.
-    norm_batch_size, axis_name, statistics_decay, epsilon, use_scale: see
-      `BatchNorm`.
+    norm_batch_size, axis_name, statistics_decay, epsilon, use_scale,
+      custom_vjp: see `BatchNorm`.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
   """
 
@@ -48,6 +49,7 @@ class Perceptron(nn.Module):
   epsilon: float = 1e-3
   use_scale: bool = True
   dtype: str = 'float32'
+  custom_vjp: bool = True
 
   def __post_init__(self):
     # A list from a JSON file would make the module unhashable.
@@ -76,6 +78,9 @@ class Perceptron(nn.Module):
     """Logits, float32 [N, num_classes], of scaled images [N, H, W, C].
 
     `example_index` [N], which keys dropout elsewhere, has no influence.
+
+    Raises:
+      TypeError: for complex numbers.
     """
     del example_index
     dense = partial(
@@ -83,7 +88,7 @@ class Perceptron(nn.Module):
       kernel_init=nn.initializers.normal(self.initial_std),
       dtype=self.dtype,
     )
-    x = image.astype(self.dtype).reshape(len(image), -1)
+    x = as_real(image).astype(self.dtype).reshape(len(image), -1)
     for i, size in enumerate(self.hidden_sizes, 1):
       x = dense(size, use_bias=not self.use_batch_norm, name=f'hidden_{i}')(x)
       if self.use_batch_norm:
@@ -102,4 +107,5 @@ class Perceptron(nn.Module):
       statistics_decay=self.statistics_decay,
       epsilon=self.epsilon,
       use_scale=self.use_scale,
+      custom_vjp=self.custom_vjp,
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bn_inception.arrays import as_real
 from bn_inception.convolution import Padding
 
 Array = jax.Array
@@ -20,11 +21,12 @@ def pool3x3(
   stride: int,
   stride_padding: str = 'same',
   average_includes_padding: bool = False,
+  custom_vjp: bool = True,
 ) -> Array:
   """3x3 'max' or 'avg' pooling of [N, H, W, C].
 
   Args:
-    x: the images.
+    x: the images, real; integers are pooled as float32.
     kind: 'max' or 'avg'.
     stride: 1 or 2.
     stride_padding: with stride 2, 'same': to ceil(size / 2), as TensorFlow;
@@ -32,10 +34,17 @@ def pool3x3(
       They are the same for even sizes.
     average_includes_padding: padded zeros count in the averages, as in Caffe
       and PyTorch; not in TensorFlow.
+    custom_vjp: False for JAX's own derivatives, in forward mode (`jvp`,
+      `jacfwd`, `linearize`, `hessian`), too.
+
+  Raises:
+    TypeError: for complex numbers.
   """
+  x = as_real(x)
   pads = tuple(_padding(size, stride, stride_padding) for size in x.shape[1:3])
   if kind == 'max':
-    return max_pool3x3(x, pads) if stride == 2 else _max_pool(x, pads, stride)
+    is_own = custom_vjp and stride == 2
+    return max_pool3x3(x, pads) if is_own else _max_pool(x, pads, stride)
   return _average_pool(x, pads, stride, average_includes_padding)
 
 
@@ -178,4 +187,6 @@ def _gather_gradients(place: Array, dy: Array) -> Array:
         None,
       )
       dx += jnp.where((place[window] == own) & is_over, dy[window], 0)
+  # One pair of axes after the other: divided arrays allow no more at once.
+  dx = dx.reshape(num, 2 * height + 2, width + 1, 2, channels)
   return dx.reshape(num, 2 * height + 2, 2 * width + 2, channels)

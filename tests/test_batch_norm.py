@@ -1,5 +1,6 @@
 """Batch normalization against float64 NumPy and the paper's equations."""
 
+import pathlib
 import re
 from functools import partial
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh
@@ -225,6 +227,68 @@ def test_bfloat16_input_has_float32_statistics(x, scale_bias):
   jax.tree.map(np.testing.assert_array_equal, stats, exact_stats)
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32, np.bool_])
+@pytest.mark.parametrize('train', [True, False])
+def test_integers_are_normalised_as_real_numbers(dtype, train):
+  image = np.random.default_rng(0).integers(0, 256, (8, 5, 5, 3)) // 2
+  image = image.astype(dtype)
+  layer = BatchNorm(train=train)
+  variables = layer.init(jax.random.key(0), image)
+  found, expected = (
+    layer.apply(variables, x, mutable=['batch_stats'])
+    for x in (image, image.astype(np.float32))
+  )
+  assert found[0].dtype == jnp.float32
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  stats = batch_norm.batch_statistics(image, AXES)
+  np.testing.assert_allclose(stats.mean, image.mean(AXES), rtol=1e-6)
+  y = batch_norm.normalize(image, stats, None, None, EPSILON)
+  assert y.dtype == jnp.float32 and np.abs(y).max() < 20
+  y_too, _ = batch_norm.batch_normalize(image, None, None, EPSILON, AXES)
+  np.testing.assert_array_equal(y_too, y)
+
+
+def test_complex_numbers_are_refused():
+  x = jnp.ones((4, 2), jnp.complex64)
+  stats = BatchStats(jnp.zeros(2), jnp.ones(2))
+  for call in (
+    lambda: BatchNorm(train=True).init(jax.random.key(0), x),
+    lambda: BatchNorm(train=False).init(jax.random.key(0), x),
+    lambda: batch_norm.batch_statistics(x, (0,)),
+    lambda: batch_norm.normalize(x, stats, None, None, EPSILON),
+    lambda: batch_norm.batch_normalize(x, None, None, EPSILON, (0,)),
+  ):
+    with pytest.raises(TypeError, match='complex64'):
+      call()
+
+
+def test_float64_stays_float64():
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x, dy = 1e3 + rng.normal(size=(2, 16, 3, 4, 5))
+    scale, bias = rng.normal(size=(2, 5))
+
+    def loss(x):
+      y, stats = batch_norm.batch_normalize(x, scale, bias, EPSILON, AXES)
+      return jnp.sum(y * dy), (y, stats)
+
+    dx, (y, stats) = jax.grad(loss, has_aux=True)(jnp.asarray(x))
+    assert {a.dtype for a in (dx, y, *stats)} == {jnp.dtype('float64')}
+    expected, mean, var = reference_forward(x, scale, bias)
+    np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(stats.var, var, rtol=1e-10)
+    np.testing.assert_allclose(
+      dx, reference_backward(x, scale, dy)[0], rtol=1e-8, atol=1e-8
+    )
+    # Moving averages keep the type that they have.
+    _, updates = apply_layer(x, scale, bias)
+    layer = updates['batch_stats']
+    assert layer['mean'].dtype == layer['var'].dtype == jnp.float64
+    moving = BatchStats(jnp.zeros(5, 'float32'), jnp.ones(5, 'float32'))
+    new = batch_norm.update_moving_average(moving, stats, 0.9)
+    assert new.mean.dtype == new.var.dtype == jnp.float32
+
+
 @pytest.mark.parametrize('group_size', [2, 4, 16])
 def test_groups_are_normalised_by_themselves(x, scale_bias, group_size):
   y, updates = apply_layer(x, *scale_bias, norm_batch_size=group_size)
@@ -277,12 +341,17 @@ def numpy_groups(x, dy, scale, bias, group_size):
 
 
 def compute_on_devices(
-  x, dy, scale_bias, num_devices, norm_batch_size, pool=None
+  x, dy, scale_bias, num_devices, norm_batch_size, pool=None, check_vma=False
 ):
   """What `numpy_groups` returns, of the layer on so many devices."""
   devices = mesh.make_training_mesh(
     jax.devices()[:num_devices], 32, norm_batch_size
   )
+
+  def mean(value):
+    for axis in mesh.AXES:
+      value = jax.lax.pmean(value, axis)
+    return value
 
   def per_device(x, dy, scale, bias):
     def own_loss(x, scale, bias):
@@ -294,15 +363,17 @@ def compute_on_devices(
         norm_batch_size=norm_batch_size,
         axis_name=mesh.MEMBER,
       )
-      return jnp.sum(y * dy), (y, updates['batch_stats'])
+      loss = jnp.sum(y * dy)
+      loss = jax.lax.psum(loss, mesh.AXES) if check_vma else loss
+      return loss, (y, updates['batch_stats'])
 
     (dx, dscale, dbias), (y, stats) = jax.grad(
       own_loss, (0, 1, 2), has_aux=True
     )(x, scale, bias)
-    sums = jax.lax.psum({'dscale': dscale, 'dbias': dbias}, mesh.AXES)
-    means = jax.lax.pmean(
-      {'mean': stats['mean'], 'var': stats['var']}, mesh.AXES
-    )
+    sums = {'dscale': dscale, 'dbias': dbias}
+    if not check_vma:
+      sums = jax.lax.psum(sums, mesh.AXES)
+    means = {name: mean(stats[name]) for name in ('mean', 'var')}
     return {'y': y, 'dx': dx}, sums | means
 
   split = P(mesh.AXES)
@@ -311,7 +382,7 @@ def compute_on_devices(
     mesh=devices,
     in_specs=(split, split, P(), P()),
     out_specs=(split, P()),
-    check_vma=False,
+    check_vma=check_vma,
   )
   scale, bias = (jnp.float32(value) for value in scale_bias)
   per_example, shared = jax.jit(mapped)(x, dy, scale, bias)
@@ -334,6 +405,114 @@ def test_result_does_not_depend_on_the_number_of_devices(
   assert_close(
     compute_on_devices(*batch_of_32, scale_bias, num_devices, norm_batch_size),
     numpy_groups(*batch_of_32, *scale_bias, norm_batch_size or 32),
+  )
+
+
+@pytest.mark.parametrize('norm_batch_size', [2, 16, 0])
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_map_that_checks_types(
+  batch_of_32, scale_bias, num_devices, norm_batch_size
+):
+  assert_close(
+    compute_on_devices(
+      *batch_of_32, scale_bias, num_devices, norm_batch_size, check_vma=True
+    ),
+    numpy_groups(*batch_of_32, *scale_bias, norm_batch_size or 32),
+  )
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_map_that_checks_types_knows_shared_statistics(
+  batch_of_32, scale_bias, num_devices
+):
+  x, _ = batch_of_32
+  devices = jax.make_mesh(
+    (num_devices,), ('data',), devices=jax.devices()[:num_devices]
+  )
+
+  def batch_stats(x):
+    return apply_layer(x, *scale_bias, axis_name='data')[1]['batch_stats']
+
+  found = jax.shard_map(
+    batch_stats,
+    mesh=devices,
+    in_specs=P('data'),
+    out_specs=P(),  # refused for what may differ between devices
+  )(jax.device_put(x, NamedSharding(devices, P('data'))))
+  expected = apply_layer(x, *scale_bias)[1]['batch_stats']
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected
+  )
+
+
+@pytest.mark.parametrize('check_vma', [False, True])
+def test_input_that_is_the_same_on_all_devices(scale_bias, check_vma):
+  """Gradients are those of one device, in total."""
+  x = np.float32(np.random.default_rng(0).normal(size=(4, 5)))
+  scale, bias = map(jnp.float32, scale_bias)
+
+  def loss(x, scale, axis_name=None):
+    y, stats = batch_norm.batch_normalize(
+      x, scale, bias, EPSILON, (0,), axis_name
+    )
+    return jnp.sum(y**3) + jnp.sum(stats.var + stats.mean**2)
+
+  def gradient(x, scale):
+    gradients = jax.grad(partial(loss, axis_name='data'), (0, 1))(x, scale)
+    return gradients if check_vma else jax.lax.pmean(gradients, 'data')
+
+  found = jax.shard_map(
+    gradient,
+    mesh=jax.make_mesh((8,), ('data',)),
+    in_specs=P(),
+    out_specs=P(),
+    check_vma=check_vma,
+  )(x, scale)
+  for a, b in zip(found, jax.grad(loss, (0, 1))(x, scale), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_init_needs_no_map(x):
+  layer = BatchNorm(train=True, axis_name='data', norm_batch_size=64)
+  variables = layer.init(jax.random.key(0), x)
+  expected = BatchNorm(train=True).init(jax.random.key(0), x)
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize('norm_batch_size', [0, 2, 16])
+@pytest.mark.parametrize('is_pooled', [False, True])
+def test_divided_arrays_under_plain_jit(
+  batch_of_32, scale_bias, is_pooled, norm_batch_size, axis_type
+):
+  x, dy = batch_of_32
+  pool = partial(pool3x3, kind='max', stride=2) if is_pooled else None
+
+  @jax.jit
+  def compute(x, dy, scale, bias):
+    def loss(x, scale, bias):
+      y, updates = apply_layer(
+        x, scale, bias, pool, norm_batch_size=norm_batch_size
+      )
+      return jnp.sum(y * dy[:, : y.shape[1], : y.shape[2]]), (y, updates)
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+
+  scale, bias = map(jnp.float32, scale_bias)
+  expected = compute(x, dy, scale, bias)
+  devices = jax.make_mesh((8,), ('data',), (axis_type,))
+  with jax.set_mesh(devices):
+    split = NamedSharding(devices, P('data'))
+    found = compute(*jax.device_put((x, np.float32(dy)), split), scale, bias)
+  (dx, *_), (y, _) = found
+  assert dx.sharding.is_equivalent_to(split, dx.ndim)
+  assert y.sharding.is_equivalent_to(split, y.ndim)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=1e-5 * np.abs(b).max()
+    ),
+    found,
+    expected,
   )
 
 
@@ -479,3 +658,52 @@ def test_moving_average_formula():
     [1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9],
     rtol=1e-6,
   )
+
+
+DOCUMENT = pathlib.Path(__file__).parent.parent / 'docs' / 'batch_norm.md'
+BLOCKS = re.findall(r'```python\n(.*?)```', DOCUMENT.read_text(), re.DOTALL)
+NAMES = (
+  'jit',
+  'divided arrays',
+  'shard_map',
+  'second derivatives',
+  'forward mode',
+)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_examples_of_the_document(name):
+  (block,) = (b for n, b in zip(NAMES, BLOCKS[1:], strict=True) if n == name)
+  scope = {}
+  exec(BLOCKS[0], scope)  # the network and its step
+  exec(block, scope)
+  scope_of = {'divided arrays': 'divided', 'shard_map': 'mapped'}
+  if name in scope_of:
+    step, network, variables = (
+      scope[k] for k in ('step', 'network', 'variables')
+    )
+    expected = step(network, variables, scope['image'], scope['label'])
+    jax.tree.map(
+      partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      scope[scope_of[name]],
+      expected,
+    )
+    # The layer was given bytes, and the step changed something.
+    assert scope['image'].dtype == np.uint8
+    kernel = variables['params']['Conv_0']['kernel']
+    assert np.abs(expected['params']['Conv_0']['kernel'] - kernel).max() > 1e-3
+  if name == 'jit':
+    assert scope['logits'].shape == (32, 10)
+  if name == 'second derivatives':
+    for leaf in scope['penalty']['Conv_0']['kernel'], scope['dx']:
+      assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+  if name == 'forward mode':
+    x = scope['x']
+    gradient = jax.grad(
+      lambda x: scope['loss_fn'](
+        scope['network'], scope['variables'], x, scope['label']
+      )[0]
+    )(x)
+    np.testing.assert_allclose(
+      scope['slope'], jnp.vdot(gradient, jnp.cos(x)), rtol=1e-4
+    )

@@ -1,11 +1,15 @@
 """Convolutions: outputs and gradients against float64 NumPy, on every path."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from bn_inception import native
+from bn_inception import convolution, native
 from bn_inception.convolution import convolve
 
 NONE, ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
@@ -131,6 +135,147 @@ def test_native_convolutions_may_come_at_once(size, num_inputs):
   for found in [several(jax.device_put(x, d)) for d in 10 * devices]:
     for own, right in zip(found, one, strict=True):
       np.testing.assert_allclose(own, right, atol=1e-4)
+
+
+def derivatives(custom_vjp, stride, padding, x, kernel, dx, dkernel):
+  """First, second and third ones, along dx and dkernel."""
+
+  def loss(x, kernel):
+    return jnp.sum(jnp.sin(convolve(x, kernel, stride, padding, custom_vjp)))
+
+  def along(f):
+    def slope(*arguments):
+      return sum(map(jnp.vdot, jax.grad(f, (0, 1))(*arguments), (dx, dkernel)))
+
+    return slope
+
+  return [
+    jax.grad(f, (0, 1))(x, kernel)
+    for f in (loss, along(loss), along(along(loss)))
+  ]
+
+
+def check_derivatives(name):
+  size, num_inputs, kernel_size, num_features, stride, padding = SIZES[name]
+  rng = np.random.default_rng(0)
+  shape = 3, *size, num_inputs
+  kernel_shape = kernel_size, kernel_size, num_inputs, num_features
+  arguments = [
+    jnp.asarray(0.3 * rng.normal(size=s), jnp.float32)
+    for s in (shape, kernel_shape, shape, kernel_shape)
+  ]
+  own, jaxs = (
+    jax.jit(partial(derivatives, custom_vjp, stride, padding))(*arguments)
+    for custom_vjp in (True, False)
+  )
+  for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(jaxs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+SOME_SIZES = '1x1', '3x3', '3x3, strided, TensorFlow'
+
+
+@pytest.mark.parametrize('name', SOME_SIZES)
+def test_derivatives_equal_those_of_jax(name, monkeypatch):
+  monkeypatch.setattr(native, 'load', lambda: False)
+  check_derivatives(name)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize('name', SOME_SIZES)
+def test_native_derivatives_equal_those_of_jax(name):
+  assert native.load()
+  check_derivatives(name)
+
+
+def test_functions_without_derivatives_have_second_ones(monkeypatch):
+  """As the native ones, which not every environment has."""
+  general = convolution._general
+  backward = convolution._backward_of
+
+  def opaque(f):
+    def call(*arguments):
+      result = jax.eval_shape(f, *arguments)
+      return jax.pure_callback(
+        lambda *a: jax.device_get(f(*a)), result, *arguments
+      )
+
+    return call
+
+  def native_forward(stride, padding, *arguments):
+    return opaque(partial(general, stride, padding))(*arguments)
+
+  def native_backward(stride, padding, *arguments):
+    return opaque(backward(partial(general, stride, padding)))(*arguments)
+
+  monkeypatch.setattr(native, 'load', lambda: True)
+  monkeypatch.setattr(convolution, '_native_forward', native_forward)
+  monkeypatch.setattr(convolution, '_native_backward', native_backward)
+  check_derivatives('3x3')
+
+
+def test_forward_mode_is_that_of_jax():
+  rng = np.random.default_rng(0)
+  x, dx = jnp.asarray(rng.normal(size=(2, 2, 5, 5, 3)), jnp.float32)
+  kernel, dkernel = jnp.asarray(rng.normal(size=(2, 3, 3, 3, 4)), jnp.float32)
+  own = partial(convolve, stride=1, padding=ONE, custom_vjp=False)
+  _, slope = jax.jvp(own, (x, kernel), (dx, dkernel))
+  expected = convolve(dx, kernel, 1, ONE) + convolve(x, dkernel, 1, ONE)
+  np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-5)
+  with pytest.raises(TypeError, match='custom_vjp'):  # where to look for it
+    jax.jvp(lambda x: convolve(x, kernel, 1, ONE), (x,), (dx,))
+
+
+@pytest.mark.parametrize('kernel_size, padding', [(1, NONE), (3, ONE)])
+def test_integers_are_real_numbers_and_complex_ones_refused(
+  kernel_size, padding
+):
+  image = np.full((1, 4, 4, 2), 200, np.uint8)
+  kernel = np.full((kernel_size, kernel_size, 2, 3), 2, np.uint8)
+  y = convolve(image, kernel, 1, padding)
+  assert y.dtype == jnp.float32
+  assert y[0, 1, 1, 0] == 200 * 2 * 2 * kernel_size**2
+  with pytest.raises(TypeError, match='complex64'):
+    convolve(image.astype(np.complex64), kernel, 1, padding)
+
+
+@pytest.mark.parametrize('kernel_size, padding', [(1, NONE), (3, ONE)])
+@pytest.mark.parametrize('is_mapped', [False, True])
+@pytest.mark.parametrize(
+  'is_native', [False, pytest.param(True, marks=pytest.mark.native)]
+)
+def test_gradients_on_an_explicit_mesh(
+  kernel_size, padding, is_mapped, is_native, monkeypatch
+):
+  """Under plain jit, and in a `shard_map` that checks types."""
+  if is_native:
+    assert native.load()
+  else:
+    monkeypatch.setattr(native, 'load', lambda: False)
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(16, 5, 5, 3)))
+  kernel = np.float32(rng.normal(size=(kernel_size, kernel_size, 3, 4)))
+
+  def gradients(x, kernel):
+    def loss(x, kernel):
+      own = jnp.sum(convolve(x, kernel, 1, padding) ** 2)
+      return jax.lax.psum(own, 'data') if jax.typeof(own).mat.varying else own
+
+    return jax.grad(loss, (0, 1))(x, kernel)
+
+  expected = jax.jit(gradients)(x, kernel)
+  devices = jax.make_mesh((8,), ('data',))
+  with jax.set_mesh(devices):
+    if is_mapped:
+      gradients = jax.shard_map(
+        gradients, in_specs=(P('data'), P()), out_specs=(P('data'), P())
+      )
+    split = jax.device_put(x, NamedSharding(devices, P('data')))
+    # JAX itself takes no kernel that is not on the mesh.
+    kernel = jax.device_put(kernel, NamedSharding(devices, P()))
+    found = jax.jit(gradients)(split, kernel)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
 def test_on_accelerators_it_is_xlas(monkeypatch):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'errors'},
+  {'arrays', 'errors'},
   {'ranges'},
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',

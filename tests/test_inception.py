@@ -380,3 +380,91 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
     rtol=1e-4,
     atol=1e-4,
   )
+
+
+@pytest.mark.slow
+def test_forward_mode_equals_reverse_mode():
+  """Of JAX's own derivatives; with the custom ones, JAX names the argument."""
+  rng = np.random.default_rng(0)
+  image, direction = jnp.asarray(rng.normal(size=(2, 4, 8, 8, 3)), 'float32')
+  index = jnp.arange(4)
+  model = Inception(
+    3, train=True, stem='small', width=0.07, rows=FEW_ROWS[1:], stem_stride=1
+  )
+  variables = model.init(jax.random.key(0), image, index)
+
+  def loss(custom_vjp, image):
+    logits, _ = model.clone(custom_vjp=custom_vjp).apply(
+      variables, image, index, mutable=['batch_stats']
+    )
+    return jnp.sum(logits**2)
+
+  gradient = jax.jit(jax.grad(partial(loss, True)))(image)
+  _, slope = jax.jit(partial(jax.jvp, partial(loss, False)))(
+    (image,), (direction,)
+  )
+  size = jnp.abs(gradient * direction).sum()
+  np.testing.assert_allclose(
+    slope, jnp.vdot(gradient, direction), rtol=0, atol=1e-5 * size
+  )
+  with pytest.raises(TypeError, match='custom_vjp'):
+    jax.jvp(partial(loss, True), (image,), (direction,))
+
+
+def test_bytes_are_real_numbers_and_complex_ones_refused():
+  model = Inception(3, stem='small', width=0.07, rows=FEW_ROWS[1:])
+  image = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+  index = jnp.arange(2)
+  variables = model.init(jax.random.key(0), image, index)
+  np.testing.assert_array_equal(
+    model.apply(variables, image, index),
+    model.apply(variables, image.astype(np.float32), index),
+  )
+  with pytest.raises(TypeError, match='complex64'):
+    model.apply(variables, image.astype(np.complex64), index)
+
+
+@pytest.mark.slow
+def test_map_that_checks_types_has_the_gradient_of_one_device():
+  rng = np.random.default_rng(0)
+  image = np.float32(rng.normal(size=(16, 16, 16, 3)))
+  index = np.arange(16, dtype=np.int32)
+  model = Inception(3, train=True, width=0.125, rows=FEW_ROWS, dropout_rate=0.4)
+  variables = jax.jit(model.clone(train=False).init)(
+    jax.random.key(0), image, index
+  )
+
+  def gradients(model, params, image, index):
+    def loss(params):
+      logits, updates = model.apply(
+        {**variables, 'params': params},
+        image,
+        index,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(1)},
+      )
+      loss = jnp.sum(logits**2)
+      if model.axis_name is not None:
+        loss = jax.lax.psum(loss, model.axis_name)
+      return loss, updates['batch_stats']
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  arguments = variables['params'], image, index
+  expected = jax.jit(partial(gradients, model))(*arguments)
+  split = jax.P('data')
+  found = jax.jit(
+    jax.shard_map(
+      partial(gradients, model.clone(axis_name='data')),
+      mesh=jax.make_mesh((8,), ('data',), (jax.sharding.AxisType.Auto,)),
+      in_specs=(jax.P(), split, split),
+      out_specs=jax.P(),
+    )
+  )(*arguments)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=2e-4 * np.abs(b).max()
+    ),
+    found,
+    expected,
+  )

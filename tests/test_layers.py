@@ -113,17 +113,52 @@ def test_conv_unit_normalises_before_the_nonlinearity():
   np.testing.assert_allclose(y, 1 / (1 + np.exp(-z)), rtol=1e-5)
 
 
-@pytest.mark.parametrize('nonlinearity', [nn.relu, nn.sigmoid])
-def test_conv_unit_pools_what_it_returns(nonlinearity):
+@pytest.mark.parametrize(
+  'nonlinearity', [nn.relu, nn.sigmoid, nn.gelu, nn.silu, jnp.negative]
+)
+@pytest.mark.parametrize('is_normalised', [False, True])
+def test_conv_unit_pools_what_it_returns(nonlinearity, is_normalised):
   x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
-  unit = layers.ConvUnit(8, 3, nonlinearity, None)
+  norm = partial(BatchNorm, train=True) if is_normalised else None
+  unit = layers.ConvUnit(8, 3, nonlinearity, norm)
   variables = unit.init(jax.random.key(0), x)
+  layer = variables['params']['norm' if is_normalised else 'conv']
+  layer['bias'] = jnp.linspace(-1, 1, 8)
   pool = partial(pool3x3, kind='max', stride=2)
-  bias = jnp.linspace(-1, 1, 8)
-  variables['params']['conv']['bias'] = bias
-  np.testing.assert_array_equal(
-    unit.clone(pool=pool).apply(variables, x), pool(unit.apply(variables, x))
+  (y, _), (z, _) = (
+    unit.clone(pool=p).apply(variables, x, mutable=['batch_stats'])
+    for p in (pool, None)
   )
+  np.testing.assert_array_equal(y, pool(z))
+
+
+@pytest.mark.parametrize('name', layers.NONLINEARITIES)
+def test_pooling_comes_first_where_nothing_decreases(name):
+  nonlinearity = layers.NONLINEARITIES[name]
+  assert (
+    nonlinearity in layers.NEVER_DECREASING
+  )  # or it is pooled after: slower
+  y = nonlinearity(jnp.linspace(-20, 20, 10_000))
+  assert (jnp.diff(y) >= 0).all()
+
+
+def test_integers_are_real_numbers_and_complex_ones_refused():
+  image = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 6), np.uint8)
+  index = jnp.arange(2)
+  unit = layers.ConvUnit(8, 3, nn.relu, partial(BatchNorm, train=False))
+  variables = unit.init(jax.random.key(0), image)
+  dropout = layers.Dropout(0.5, train=True)
+  for call in (
+    layers.local_response_normalization,
+    partial(unit.apply, variables),
+    lambda x: dropout.apply({}, x, index, rngs={'dropout': jax.random.key(0)}),
+    lambda x: dropout.clone(train=False).apply({}, x, index),
+  ):
+    y = call(image)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, call(image.astype(np.float32)))
+    with pytest.raises(TypeError, match='complex64'):
+      call(image.astype(np.complex64))
 
 
 def test_separable_convolution_is_depthwise_then_1x1():

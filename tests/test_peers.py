@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_batch_norm_derivatives as derivatives
 from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh
@@ -151,3 +152,56 @@ def test_step_and_evaluation_equal_pytorch(case, theirs, step, num_devices):
     np.testing.assert_allclose(
       ours, theirs[name], rtol=0, atol=1e-5 * size, err_msg=name
     )
+
+
+def double_backward(mode, name):
+  """PyTorch's counterpart of `hessian_vector_product`, in float64."""
+  import torch
+  from torch.nn import functional
+
+  fields, is_pooled = derivatives.MODES[mode]
+  primals, direction, w, _ = jax.tree.map(torch.tensor, derivatives.draw(mode))
+  nonlinearity = {
+    'none': lambda y: y,
+    'relu': functional.relu,
+    'sigmoid': torch.sigmoid,
+    'gelu': lambda y: functional.gelu(y, approximate='tanh'),
+    'silu': functional.silu,
+  }[name]
+  primals = [value.requires_grad_() for value in primals]
+  x, scale, bias = primals
+
+  def normalize(x):
+    """Of one group, [N, H, W, C]; its features are dimension 1 for PyTorch."""
+    if fields.get('per_activation'):
+      flat, shape = x.reshape(len(x), -1), x.shape
+      arguments = scale.flatten(), bias.flatten(), True, 0.0, EPSILON
+      y = functional.batch_norm(flat, None, None, *arguments)
+      return y.reshape(shape)
+    x = x.permute(0, 3, 1, 2)
+    y = functional.batch_norm(x, None, None, scale, bias, True, 0.0, EPSILON)
+    return y.permute(0, 2, 3, 1)
+
+  size = fields.get('norm_batch_size', len(x))
+  y = torch.cat([normalize(group) for group in x.split(size)])
+  if is_pooled:  # 4 x 5 to 2 x 3, as 'SAME' pads
+    y = functional.pad(y.permute(0, 3, 1, 2), (1, 1, 0, 1), value=-torch.inf)
+    y = functional.max_pool2d(y, 3, 2).permute(0, 2, 3, 1)
+  loss = (w * nonlinearity(y) ** 2).sum()
+  gradients = torch.autograd.grad(loss, primals, create_graph=True)
+  slope = sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
+  return [g.numpy() for g in torch.autograd.grad(slope, primals)]
+
+
+@pytest.mark.parametrize('layout', derivatives.LAYOUTS)
+@pytest.mark.parametrize('mode', derivatives.MODES)
+def test_second_derivatives_equal_pytorchs(mode, layout):
+  # PyTorch's running statistics have no gradient.
+  found = derivatives.hessian_vector_product(
+    mode, layout, derivatives.NONLINEARITIES, u_factor=0.0
+  )
+  errors = {
+    name: derivatives.largest_error(product, double_backward(mode, name))
+    for name, product in found.items()
+  }
+  assert max(errors.values()) < 3e-5, errors

@@ -1,6 +1,7 @@
 """The network of Figure 1: the paper's numbers of it, and what it measures."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_steps import assert_close
@@ -184,3 +185,33 @@ def test_a_run_of_figure_1(tmp_path, capsys):
     evaluation.evaluate_checkpoints(
       [path], evaluation.EvaluationOptions(fold=True)
     )
+
+
+def test_forward_mode_equals_reverse_mode():
+  rng = np.random.default_rng(0)
+  image, direction = jnp.asarray(rng.normal(size=(2, 8, 4, 4, 1)), 'float32')
+  index = jnp.arange(8)
+  model = Perceptron(3, train=True)
+  variables = model.init(jax.random.key(0), image, index)
+
+  def loss(custom_vjp, image):
+    logits, _ = model.clone(custom_vjp=custom_vjp).apply(
+      variables, image, index, mutable=['batch_stats', 'measurements']
+    )
+    return jnp.sum(logits**2)
+
+  gradient = jax.grad(lambda image: loss(True, image))(image)
+  _, slope = jax.jvp(lambda image: loss(False, image), (image,), (direction,))
+  np.testing.assert_allclose(slope, jnp.vdot(gradient, direction), rtol=1e-4)
+
+
+def test_bytes_are_real_numbers_and_complex_ones_refused():
+  model = Perceptron(3)
+  image = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+  variables = model.init(jax.random.key(0), image, None)
+  np.testing.assert_array_equal(
+    model.apply(variables, image, None),
+    model.apply(variables, image.astype(np.float32), None),
+  )
+  with pytest.raises(TypeError, match='complex64'):
+    model.apply(variables, image.astype(np.complex64), None)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bn_inception.pooling import pool3x3
 
@@ -76,3 +78,61 @@ def test_values_that_are_all_negative_beat_the_padding():
 def test_the_type_stays(kind, stride):
   x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
   assert pool3x3(x, kind, stride).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('kind', ['max', 'avg'])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_integers_are_pooled_as_real_numbers(kind, stride):
+  # Of bytes, the sum of a window is too large, and nothing is below the padding.
+  for dtype in np.uint8, np.int8:
+    x = np.full((1, 4, 4, 2), np.iinfo(dtype).max - 1, dtype)
+    x[0, 0, 0] = np.iinfo(dtype).min
+    y = pool3x3(x, kind, stride)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, pool3x3(x.astype('float32'), kind, stride))
+
+
+@pytest.mark.parametrize('kind', ['max', 'avg'])
+def test_complex_numbers_are_refused(kind):
+  with pytest.raises(TypeError, match='complex64'):
+    pool3x3(jnp.ones((1, 4, 4, 2), jnp.complex64), kind, 2)
+
+
+@pytest.mark.parametrize('kind, stride', [('max', 1), ('max', 2), ('avg', 2)])
+def test_all_derivatives_equal_those_of_jax(kind, stride):
+  rng = np.random.default_rng(0)
+  x, v = jnp.asarray(rng.normal(size=(2, 2, 7, 6, 3)), jnp.float32)
+  shape = jax.eval_shape(lambda x: pool3x3(x, kind, stride), x).shape
+  w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  def loss(custom_vjp, x):
+    y = pool3x3(x, kind, stride, custom_vjp=custom_vjp)
+    return jnp.sum(w * jnp.sin(y))
+
+  own, jaxs = partial(loss, True), partial(loss, False)
+
+  @jax.jit
+  def compute(x):
+    gradients = jax.grad(own)(x), jax.grad(jaxs)(x)
+    products = [
+      jax.grad(lambda x, f=f: jnp.vdot(jax.grad(f)(x), v))(x)
+      for f in (own, jaxs)
+    ]
+    forward = jax.jvp(jaxs, (x,), (v,))[1]
+    mixed = jax.jvp(jax.grad(jaxs), (x,), (v,))[1]
+    return gradients, products, forward, mixed
+
+  gradients, products, forward, mixed = compute(x)
+  np.testing.assert_allclose(*gradients, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(*products, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(mixed, products[0], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(forward, jnp.vdot(gradients[0], v), rtol=1e-5)
+
+
+def test_gradient_of_arrays_divided_over_an_explicit_mesh():
+  devices = jax.make_mesh((8,), ('data',))
+  x = np.float32(np.random.default_rng(0).normal(size=(8, 7, 6, 3)))
+  gradient = jax.jit(jax.grad(lambda x: jnp.sum(pool3x3(x, 'max', 2) ** 2)))
+  with jax.set_mesh(devices):
+    found = gradient(jax.device_put(x, NamedSharding(devices, P('data'))))
+  np.testing.assert_array_equal(found, gradient(x))
