@@ -133,7 +133,7 @@ def _decode(encoded: np.ndarray, num_channels: int) -> np.ndarray | None:
   if decoded is None or decoded.dtype != np.uint16:
     return decoded
   if num_channels == 3:
-    # OpenCV 5.0.0 makes a TIFF of 16 bits grey if it is asked for RGB.
+    # Asked for RGB, OpenCV 5.0.0 leaves the pixels of a 16-bit TIFF undefined.
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_BGR | _AS_STORED)
     decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
   return ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
