@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
   ROOT / 'README.md',
   *sorted((ROOT / 'docs').glob('*.md')),
+  ROOT / 'findings' / 'README.md',
   ROOT / 'results' / 'study' / 'report.md',
 ]
 TABLES = ROOT / 'results' / 'study' / 'tables'
