@@ -59,17 +59,26 @@ def vary_alike(*arrays: Array | None) -> list[Array | None]:
 
 
 def on_auto_axes(f: Callable, x: Array) -> Callable:
-  """`f`, within which the compiler divides arrays over an Explicit mesh.
+  """Wraps `f` so that inside it the Explicit axes of a mesh are Auto.
 
-  Where the axes of a mesh are Explicit (the default of `jax.make_mesh`), JAX
-  refuses a reshape that cuts a divided axis elsewhere. Without such axes: f.
+  The compiler then chooses how arrays are divided. Where the axes of a mesh are
+  Explicit (the default of `jax.make_mesh`), JAX refuses a reshape that cuts a
+  divided axis. Where `x` is divided over no Explicit axis, this is `f` itself.
 
   Args:
     f: returns (y, others); y has as many axes as `x`.
     x: y is divided as it is; the others are on every device.
   """
   sharding = jax.typeof(x).sharding
-  if AxisType.Explicit not in sharding.mesh.axis_types:
+  mesh = sharding.mesh
+  explicit = tuple(
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == AxisType.Explicit
+  )
+  if not explicit or all(part is None for part in sharding.spec):
     return f
-  replicated = NamedSharding(sharding.mesh, PartitionSpec())
-  return jax.sharding.auto_axes(f, out_sharding=(sharding, replicated))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return jax.sharding.auto_axes(
+    f, axes=explicit, out_sharding=(sharding, replicated)
+  )

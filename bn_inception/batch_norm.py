@@ -18,6 +18,7 @@ Conventions that differ between frameworks, spelled out here once:
 """
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -148,13 +149,14 @@ def batch_normalize(
   backward pass. The statistics that come out have JAX's own gradient (m values
   share one): dx = (dmean + 2 (x - mean) * dvar) / m. A second derivative needs it
   as well as a loss of the statistics; where nothing does, it costs nothing.
-  Reverse-mode derivatives of every order are right. Forward mode (`jvp`,
-  `jacfwd`, `linearize`, `hessian`) needs `custom_vjp=False`: JAX has none for a
-  custom VJP.
+  Reverse-mode derivatives of every order are right, and so are those in forward
+  mode of a gradient (`jvp(grad(f))`, `hessian`). Forward mode of y itself (`jvp`,
+  `jacfwd`, `linearize`) needs `custom_vjp=False`: JAX has none for a custom VJP.
 
   With a `pool` only the maxima are normalised, by the statistics of all of x.
-  In the gradient dy is then that of the maxima, and so are the x_hat of the
-  sums: dx = scale / std * (scattered dy - sum / m - x_hat * sum / m).
+  dy is then the gradient of the maxima, and both sums run over the maxima only; m
+  stays the number of all values:
+  dx = scale / std * (scattered dy - sum / m - x_hat * sum / m).
 
   Args:
     x: real values.
@@ -171,6 +173,7 @@ def batch_normalize(
     float64), without the reduced axes.
   """
   x = as_real(x)
+  axes = tuple(axis % x.ndim for axis in axes)
   x, scale, bias = vary_alike(x, scale, bias)
   stats = batch_statistics(x, axes, axis_name)
   normalize_own = _normalize_own if custom_vjp else _normalize_given
@@ -197,12 +200,14 @@ def _normalize_given(x, scale, bias, stats, epsilon, axes, axis_name, pool):
   return normalize(_pooled(x, pool), stats, scale, bias, epsilon)
 
 
-# Its gradient is that of all that y does with x, also through `stats`.
+# The gradient returned for x includes the path through `stats`, so that of `stats`
+# is None.
 _normalize_own = jax.custom_vjp(_normalize_given, nondiff_argnums=(4, 5, 6, 7))
 
 
 def _normalize_forward(x, scale, bias, stats, *sizes):
-  y = _normalize_own(x, scale, bias, stats, *sizes)
+  # Not `_normalize_own`: a jvp of the gradient passes through here.
+  y = _normalize_given(x, scale, bias, stats, *sizes)
   return y, (x, scale, bias, stats)
 
 
@@ -234,7 +239,7 @@ def _normalize_backward(epsilon, axes, axis_name, pool, residuals, dy):
     dx.astype(x.dtype),
     parameter_gradient(scale, own_sums[1]),
     parameter_gradient(bias, own_sums[0]),
-    None,  # dx has it
+    None,
   )
 
 
@@ -264,12 +269,16 @@ def unbiased(stats: BatchStats, num_values: int) -> BatchStats:
   Raises:
     ValueError: for m < 2, where the variance of a mini-batch is undefined.
   """
+  _check_num_values(num_values)
+  return BatchStats(stats.mean, stats.var * (num_values / (num_values - 1)))
+
+
+def _check_num_values(num_values: int) -> None:
   if num_values < 2:
     raise ValueError(
       'batch normalization needs at least 2 values per feature to train '
       f'(Section 3: m > 1), got {num_values}'
     )
-  return BatchStats(stats.mean, stats.var * (num_values / (num_values - 1)))
 
 
 def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
@@ -307,8 +316,9 @@ class BatchNorm(nn.Module):
   `batch_stats` (through which regularisers of statistics, as in DeepInversion,
   get their gradient). It runs under plain `jit`, on arrays divided over a mesh of
   Auto or Explicit axes, and under `jax.shard_map` with `check_vma` either way;
-  docs/batch_norm.md has an example of each. Forward mode needs
-  `custom_vjp=False`, and so does `grad` around a `vmap` that names the axis.
+  docs/batch_norm.md has an example of each. `custom_vjp=False` is needed for forward
+  mode (but not of a gradient), and for `grad` around `vmap(..., axis_name=...)` or
+  `nn.vmap(..., axis_name=...)`, which ends in "unbound axis name" otherwise.
 
   Attributes:
     train: use and record the statistics of the mini-batch.
@@ -326,7 +336,7 @@ class BatchNorm(nn.Module):
       (Section 4.2.3), not of every feature map.
     custom_vjp: the gradient of the paper, which costs less than what JAX
       derives; False for JAX's own derivatives, which also have forward mode:
-      `jvp`, `jacfwd`, `linearize`, `hessian`.
+      `jvp`, `jacfwd`, `linearize`. A `pool` has such an argument of its own.
   """
 
   train: bool
@@ -357,8 +367,9 @@ class BatchNorm(nn.Module):
 
     Raises:
       TypeError: for complex numbers.
-      ValueError: if the batch cannot be cut into groups of `norm_batch_size`,
-        or for a pool of what is normalised per activation.
+      ValueError: if the batch cannot be cut into groups of `norm_batch_size`, if
+        a feature has fewer than two values to train on, or for a pool of what is
+        normalised per activation.
     """
     if self.per_activation and pool is not None:
       raise ValueError('per activation, normalisation does not keep the order')
@@ -383,7 +394,14 @@ class BatchNorm(nn.Module):
       moving = BatchStats(moving.mean * sign, moving.var)
       return normalize(_pooled(x, pool), moving, scale, bias, self.epsilon)
 
+    if x.ndim < 2:
+      raise ValueError(f'expected x [N, ..., C] to train, got shape {x.shape}')
     size, axis_name = self._group(x.shape[0])
+    num_values = size * _axis_size(axis_name)
+    if not self.per_activation:
+      num_values *= math.prod(x.shape[1:-1])
+    if not self.is_initializing():
+      _check_num_values(num_values)
 
     def normalize_groups(x, scale, bias):
       x = x.reshape(-1, size, *x.shape[1:])
@@ -395,7 +413,6 @@ class BatchNorm(nn.Module):
 
     y, stats = on_auto_axes(normalize_groups, x)(x, scale, bias)
     stats = BatchStats(stats.mean * sign, stats.var)
-    num_values = x.size // stats.mean.size * _axis_size(axis_name)
     if not self.is_initializing():
       decay = warmed_up_decay(self.statistics_decay, num_updates.value)
       group_average = jax.tree.map(
@@ -409,6 +426,8 @@ class BatchNorm(nn.Module):
   def _group(self, local: int) -> tuple[int, Any]:
     """How many of a device's examples share statistics, and over which axis."""
     size = self.norm_batch_size
+    if not isinstance(size, numbers.Integral) or size < 0:
+      raise ValueError(f'norm_batch_size must be 0 or a number, got {size!r}')
     if self.is_initializing():
       return local, None
     if size == 0:

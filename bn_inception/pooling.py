@@ -39,9 +39,14 @@ def pool3x3(
 
   Raises:
     TypeError: for complex numbers.
+    ValueError: for images in which no window fits.
   """
   x = as_real(x)
   pads = tuple(_padding(size, stride, stride_padding) for size in x.shape[1:3])
+  if any(
+    size + sum(pad) < 3 for size, pad in zip(x.shape[1:3], pads, strict=True)
+  ):
+    raise ValueError(f'images of shape {x.shape} are too small for 3x3 pooling')
   if kind == 'max':
     is_own = custom_vjp and stride == 2
     return max_pool3x3(x, pads) if is_own else _max_pool(x, pads, stride)
