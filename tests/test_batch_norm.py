@@ -312,6 +312,42 @@ def test_group_size_that_does_not_fit_is_refused(x, scale_bias, group_size):
     apply_layer(x, *scale_bias, norm_batch_size=group_size)
 
 
+@pytest.mark.parametrize('size', [-4, 2.0])
+def test_group_size_that_is_no_size_is_refused(x, size):
+  with pytest.raises(ValueError, match=f'norm_batch_size .*{size}'):
+    BatchNorm(train=True, norm_batch_size=size).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize(
+  'shape, message',
+  [
+    ((0, 4, 4, 3), 'at least 2 values .* got 0'),
+    ((4, 0, 4, 3), 'at least 2 values .* got 0'),
+    ((1, 3), 'at least 2 values .* got 1'),
+    ((3,), r'got shape \(3,\)'),
+  ],
+)
+def test_too_few_values_to_train_on_are_refused(shape, message):
+  layer = BatchNorm(train=True)
+  variables = layer.init(jax.random.key(0), jnp.zeros((2, 3)))
+  with pytest.raises(ValueError, match=message):
+    layer.apply(variables, jnp.zeros(shape), mutable=['batch_stats'])
+
+
+def test_axes_may_be_counted_from_the_end():
+  x = jnp.array([[1.0, 2, 5], [4, 0, 1], [3, 3, 7]])
+  w = jnp.sin(jnp.arange(9.0)).reshape(3, 3)
+
+  def gradient(axis):
+    return jax.grad(
+      lambda x: jnp.sum(
+        w * batch_norm.batch_normalize(x, None, None, 1e-3, (axis,))[0]
+      )
+    )(x)
+
+  np.testing.assert_array_equal(gradient(-2), gradient(0))
+
+
 @pytest.fixture(scope='module')
 def batch_of_32():
   """x and the cotangent of y: [32, 2, 3, 5]."""
@@ -470,6 +506,30 @@ def test_input_that_is_the_same_on_all_devices(scale_bias, check_vma):
   )(x, scale)
   for a, b in zip(found, jax.grad(loss, (0, 1))(x, scale), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_map_over_some_axes_of_an_explicit_mesh(x):
+  mesh = jax.make_mesh((2, 4), ('others', 'data'))
+  layer = BatchNorm(train=True, axis_name='data')
+  variables = layer.init(jax.random.key(0), x)
+
+  def loss(x):
+    y, _ = layer.apply(variables, x, mutable=['batch_stats'])
+    return jax.lax.pmean(jnp.mean(y**3 + jnp.sin(y)), 'data')
+
+  mapped = jax.shard_map(
+    loss, mesh=mesh, in_specs=P('data'), out_specs=P(), axis_names={'data'}
+  )
+  with jax.set_mesh(mesh):
+    divided = jax.device_put(x, NamedSharding(mesh, P('data')))
+    found = jax.jit(jax.grad(mapped))(divided)
+
+  def plain_loss(x):
+    y, _ = BatchNorm(train=True).apply(variables, x, mutable=['batch_stats'])
+    return jnp.mean(y**3 + jnp.sin(y))
+
+  expected = jax.grad(plain_loss)(x)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_init_needs_no_map(x):

@@ -228,6 +228,25 @@ def test_gradient_of_a_gradients_square():
   )
 
 
+def test_jvp_of_the_gradient_is_the_hessian_of_jax():
+  primals, (v, *_), w, _ = draw('whole batch')
+  x, scale, bias, v, w = (jnp.float32(a) for a in (*primals, v, w))
+
+  def loss(custom_vjp, x):
+    y, _ = batch_normalize(
+      x, scale, bias, EPSILON, (0, 1, 2), custom_vjp=custom_vjp
+    )
+    return jnp.sum(w * y**3)
+
+  found, expected = (
+    jax.jvp(jax.grad(partial(loss, custom_vjp)), (x,), (v,))[1]
+    for custom_vjp in (True, False)
+  )
+  np.testing.assert_allclose(
+    found, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
+
+
 def test_gradient_through_the_updated_batch_stats():
   rng = np.random.default_rng(0)
   x = np.float32(2 + 3 * rng.normal(size=(6, 2, 5)))

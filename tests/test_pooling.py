@@ -98,6 +98,11 @@ def test_complex_numbers_are_refused(kind):
     pool3x3(jnp.ones((1, 4, 4, 2), jnp.complex64), kind, 2)
 
 
+def test_images_without_a_window_are_refused():
+  with pytest.raises(ValueError, match=r'\(2, 1, 5, 3\)'):
+    pool3x3(jnp.zeros((2, 1, 5, 3)), 'max', 2, 'caffe')
+
+
 @pytest.mark.parametrize('kind, stride', [('max', 1), ('max', 2), ('avg', 2)])
 def test_all_derivatives_equal_those_of_jax(kind, stride):
   rng = np.random.default_rng(0)

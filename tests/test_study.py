@@ -18,8 +18,10 @@ from configs.studies import Arm, Study
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def quick_runs(name, root):
-  selection = study_runs.Selection(str(root), is_quick=True)
+def quick_runs(name, root, values=()):
+  selection = study_runs.Selection(
+    str(root), is_quick=True, values=dict(values)
+  )
   return study_runs.list_runs(name, selection)
 
 
@@ -67,12 +69,14 @@ def test_a_failure_is_named_and_the_others_go_on(two_runs, capsys):
 def test_a_signal_saves_the_runs_and_the_same_command_goes_on(tmp_path):
   command = [
     sys.executable, '-m', 'bn_inception.study', '--study=figure1', '--quick',
-    f'--runs={tmp_path}',
+    f'--runs={tmp_path}', '--set=training.num_epochs=10.0',
   ]  # fmt: skip
   process = subprocess.Popen(
     command, cwd=ROOT, stdout=subprocess.PIPE, text=True
   )
-  [first, _] = quick_runs('figure1', tmp_path)
+  # One epoch would be over before the signal comes.
+  values = {'training.num_epochs': 10.0}
+  [first, _] = quick_runs('figure1', tmp_path, values)
   while first.status() != BEGUN:  # the first step is taken
     assert process.poll() is None
     time.sleep(0.1)
