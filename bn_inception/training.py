@@ -69,8 +69,7 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
-  source, split = experiment.source, config['source']['train_split']
-  data = data_facts.describe(source, split)
+  source, data = experiment.source, _data_facts(config, experiment)
   if config['init_from'] and not _checkpoint_steps(workdir):
     # Before a folder is made.
     check_first_weights(config['init_from'], config, source.num_channels)
@@ -393,11 +392,17 @@ class _Run:
 
 def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
-  split = config['source']['train_split']
-  return {
-    'config': config,
-    **data_facts.describe(experiment.source, split),
-  }
+  return {'config': config, **_data_facts(config, experiment)}
+
+
+def _data_facts(config: dict, experiment: Experiment) -> dict:
+  names = config['source']
+  return data_facts.describe(
+    experiment.source,
+    names['train_split'],
+    experiment.evaluator.source,
+    names['eval_split'],
+  )
 
 
 def _print_summary(config: dict, experiment: Experiment, state) -> None:

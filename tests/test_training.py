@@ -287,7 +287,8 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
     with pytest.raises(UserError, match=f'{workdir}.*{difference}.*--workdir'):
       train(other)
 
-  renamed, larger, more = (tmp_path / name for name in ('rename', 'l', 'more'))
+  names = 'rename', 'l', 'more', 'fewer', 'reordered'
+  renamed, larger, more, fewer, reordered = (tmp_path / name for name in names)
   shutil.copytree(data, renamed)
   for split in 'train', 'test':
     (renamed / split / 'even').rename(renamed / split / 'zero')
@@ -295,10 +296,16 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
   shutil.copy(data / 'train/odd/033.png', larger / 'train/odd/new.png')
   shutil.copytree(data, more)
   shutil.copytree(data / 'train/odd', more / 'train/other')
+  shutil.copytree(data, fewer)
+  (fewer / 'test/odd/003.png').unlink()
+  shutil.copytree(data, reordered)
+  (reordered / 'train/odd/003.png').rename(reordered / 'train/odd/z.png')
   for _ in range(2):
     refused(renamed, 'class 0: even -> odd')
     refused(larger, 'training examples: 64 -> 65')
     refused(more, 'number of classes: 2 -> 3')
+    refused(fewer, 'evaluation examples: 16 -> 15')
+    refused(reordered, 'files of the training split')
     assert read() == before
     # A run of an earlier version has no data.json, but describes its checkpoints.
     (workdir / 'data.json').unlink(missing_ok=True)
@@ -306,9 +313,12 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
   # Where the data lie does not matter.
   shutil.copytree(data, tmp_path / 'copy')
   assert train(tmp_path / 'copy') == result
-  assert json.loads((workdir / 'data.json').read_text()) == {
+  facts = json.loads((workdir / 'data.json').read_text())
+  assert facts.pop('fingerprint') != facts.pop('eval_fingerprint')
+  assert facts == {
     'dataset': 'image_folder', 'split': 'train', 'num_examples': 64,
     'class_names': ['even', 'odd'], 'num_channels': 3,
+    'eval_split': 'test', 'num_eval_examples': 16,
   }  # fmt: skip
   # A run may have ended by diverging before its first checkpoint.
   shutil.rmtree(workdir / 'checkpoints')
@@ -331,10 +341,9 @@ def test_checkpoints_that_describe_less_are_resumed(
 
   def read_older(path):
     description = read_description(path)
-    for key in 'dataset', 'split', 'num_examples':
-      del description[key]
-    assert set(description) == {'config', 'class_names', 'num_channels'}
-    return description
+    names = 'config', 'class_names', 'num_channels'
+    assert set(description) > set(names)
+    return {name: description[name] for name in names}
 
   monkeypatch.setattr(checkpoint, 'read_description', read_older)
   assert train(tmp_path / 'data') == result
