@@ -84,6 +84,7 @@ def train_and_evaluate(
     if path is not None:
       saved = checkpoint.read_description(path)
       run_directory.check_same_run(path, saved, config, data)
+      distributed.from_first(lambda: _check_records(workdir, path))
     distributed.from_first(
       lambda: run_directory.record_start(workdir, config, data, source.origin())
     )
@@ -183,6 +184,37 @@ def _choose_checkpoint(workdir: str) -> str | None:
       'another --workdir, or remove it to train again'
     )
   return None
+
+
+def _check_records(workdir: str, path: str) -> None:
+  """Refuses to resume a run whose records do not reach its checkpoint.
+
+  The result would be of the rest of them. A step is recorded before it is saved.
+
+  Args:
+    workdir: the run directory.
+    path: of the checkpoint; imported weights are under step 0, without records.
+
+  Raises:
+    UserError: if metrics.jsonl is gone, was cut short, or is damaged.
+  """
+  step = int(os.path.basename(path))
+  if step == 0:
+    return
+  metrics_path = os.path.join(workdir, logbook.METRICS_FILE)
+  remedy = 'restore it, or give another --workdir'
+  if not os.path.exists(metrics_path):
+    raise UserError(f'{metrics_path} is gone, and {path} needs it: {remedy}')
+  records = logbook.read_metrics(workdir)
+  end = max((r['step'] for r in records if r['kind'] == 'train'), default=0)
+  if end >= step:
+    return
+  if any(earlier <= end for earlier in _checkpoint_steps(workdir)):
+    remedy += f', or move the checkpoints after step {end} away'
+  raise UserError(
+    f'{metrics_path} was cut short: it ends at step {end}, before the checkpoint '
+    f'of step {step}: {remedy}'
+  )
 
 
 class _Run:
@@ -486,11 +518,6 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
   train = [r for r in records if r['kind'] == 'train']
   starts = [r for r in records if r['kind'] == 'start']
   evals = [r for r in records if r['kind'] == 'eval']
-  if not train:
-    raise UserError(
-      f'{config["name"]}: the checkpoints are there but metrics.jsonl is gone: '
-      'restore it, or give another --workdir'
-    )
   bad_step = train[-1]['first_nonfinite_step']
   step = bad_step if bad_step >= 0 else records[-1]['step']
   examples = step * experiment.batch_size

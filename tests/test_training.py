@@ -462,6 +462,44 @@ def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def test_a_run_without_its_records_is_refused_at_once(
+  tmp_path, small_run, monkeypatch
+):
+  train, read, workdir = small_run
+  colour_folder(tmp_path / 'data')
+  result = train(tmp_path / 'data')
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+
+  def fail(*arguments):
+    raise AssertionError('it was evaluated or trained')
+
+  def refused(content, message):
+    path.unlink(missing_ok=True)
+    if content is not None:
+      path.write_text(content)
+    before = read()
+    with (
+      pytest.raises(UserError, match=message),
+      monkeypatch.context() as patch,
+    ):
+      patch.setattr(training, '_create_or_restore', fail)
+      train(tmp_path / 'data')
+    assert read() == before
+
+  refused(None, f'{path} is gone')
+  (start,) = (line for line in lines if json.loads(line)['kind'] == 'start')
+  for content in '', start:
+    refused(content, f'{path} .* ends at step 0, .* step 2: (?!.*step 0 away)')
+  # With an earlier checkpoint that the records reach, there is another way.
+  step_1 = {'kind': 'train', 'step': 1}
+  shutil.copytree(workdir / 'checkpoints/2', workdir / 'checkpoints/1')
+  refused(json.dumps(step_1) + '\n', 'ends at step 1, .* after step 1 away')
+  shutil.rmtree(workdir / 'checkpoints/1')
+  path.write_text(''.join(lines))
+  assert train(tmp_path / 'data') == result
+
+
 @pytest.mark.slow
 def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
   config = with_epochs(digits_config, 2)
