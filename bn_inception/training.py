@@ -287,6 +287,9 @@ class _Run:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
       if stop_signal is not None and not is_last:
+        self.checkpoints.wait()  # what stops a run may not wait for a picture
+        if distributed.is_first():
+          self._draw()
         raise Interrupted(
           f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
           'which is saved: the same command goes on from there',
@@ -391,15 +394,13 @@ class _Run:
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
       f'({values["examples"]} examples){note}'
     )
-    if distributed.is_first():
+    if distributed.is_first() and time.monotonic() >= self.next_drawing:
       self._draw()
     return values['top1']
 
   def _draw(self) -> None:
-    """The learning curve so far, in at most a hundredth of the time."""
+    """The learning curve so far; the next one in a hundred times that time."""
     start = time.monotonic()
-    if start < self.next_drawing:
-      return
     _draw_learning_curve(self.book.records, self.workdir, self.config)
     end = time.monotonic()
     pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import time
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from bn_inception import (
 )
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
+from bn_inception.interruption import Interrupted
 from bn_inception.sources import ListedImages, make_source
 from configs import compose
 
@@ -597,6 +599,28 @@ def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
   name = config['name']
   # Evaluations are at steps 3 and 6; the last one is at the end of the run.
   assert drawn == [('eval', step, path, name) for step in (3, 6)]
+
+
+def test_learning_curve_is_drawn_when_a_run_is_stopped(tmp_path, monkeypatch):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 64
+  config['training'].update(num_epochs=1.0, checkpoint_every_steps=100)
+  workdir, drawn = str(tmp_path / 'run'), []
+
+  def draw(records, path, title):
+    saved = checkpoint.list_steps(f'{workdir}/checkpoints')
+    drawn.append((records[-1]['step'], path, saved))
+
+  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  monkeypatch.setattr(
+    training.StopRequests,
+    'reached',
+    lambda self, step: signal.SIGTERM if step == 2 else None,
+  )
+  with pytest.raises(Interrupted, match='SIGTERM after step 2'):
+    training.train_and_evaluate(config, workdir)
+  # What stops a run may kill it soon: the checkpoint comes first.
+  assert drawn == [(2, f'{workdir}/learning_curve.png', [2])]
 
 
 def test_what_was_left_out_is_said_at_the_start():
