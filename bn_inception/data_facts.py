@@ -1,4 +1,4 @@
-"""What a network's weights and the order of its examples depend on in the data.
+"""What a run depends on in its data: classes, examples and their order.
 
 These facts are stored with every run (data.json) and checkpoint, and compared
 wherever one is used again. Where the data lie is none of them: a copy in another
@@ -9,36 +9,50 @@ from collections.abc import Mapping
 
 from bn_inception.sources.source import Source
 
-# What a network's arrays and the names of its outputs depend on.
-OF_NETWORK = 'class_names', 'num_channels'
 _NAMES = {
   'dataset': 'data set',
   'split': 'training split',
   'num_channels': 'colour channels',
   'num_examples': 'training examples',
+  'eval_split': 'evaluation split',
+  'num_eval_examples': 'evaluation examples',
+}
+# Facts that are hashes -> what they are of; the hashes would tell a reader nothing.
+_FINGERPRINTS = {
+  'fingerprint': 'files of the training split',
+  'eval_fingerprint': 'files of the evaluation split',
 }
 
 
-def describe(source: Source, split: str) -> dict:
-  """The facts of a training split, as JSON has them.
+def describe(
+  source: Source, split: str, eval_source: Source, eval_split: str
+) -> dict:
+  """The facts of a run's data, as JSON has them.
 
   Args:
-    source: the training split.
-    split: its name.
+    source, split: the training split and its name.
+    eval_source, eval_split: the evaluation split and its name. Its classes and
+      channels are those of the training split.
   """
-  return {
+  facts = {
     'dataset': source.name,
     'split': split,
-    'class_names': list(source.class_names),
-    'num_channels': source.num_channels,
+    **describe_network(source),
     'num_examples': len(source),
+    'fingerprint': source.fingerprint(),
+    'eval_split': eval_split,
+    'num_eval_examples': len(eval_source),
+    'eval_fingerprint': eval_source.fingerprint(),
   }
+  return {key: value for key, value in facts.items() if value is not None}
 
 
 def describe_network(source: Source) -> dict:
-  """Those facts of any split that a network depends on."""
-  facts = describe(source, split='')
-  return {key: facts[key] for key in OF_NETWORK}
+  """What a network's arrays and the names of its outputs depend on."""
+  return {
+    'class_names': list(source.class_names),
+    'num_channels': source.num_channels,
+  }
 
 
 def first_difference(
@@ -57,6 +71,8 @@ def first_difference(
     old = stored.get(key)
     if old is None or old == new:
       continue
+    if key in _FINGERPRINTS:
+      return f'{_FINGERPRINTS[key]}: other ones, or in another order'
     if key != 'class_names':
       return f'{_NAMES[key]}: {old} -> {new}'
     if len(old) != len(new):

@@ -55,11 +55,11 @@ class PopulationOptions:
   split: str | None = None
 
   def __post_init__(self):
-    if self.num_batches == 0:
-      raise UserError('population statistics need at least 1 batch, got 0')
-    ranges.check_value(
-      'training.population_batches', self.num_batches, 'statistics_batches'
-    )
+    # Of a config, 0 means that none are taken.
+    allowed = ranges.VALUES['training.population_batches']._replace(low=1)
+    problem = allowed.problem(self.num_batches)
+    if problem:
+      raise UserError(f'statistics_batches {problem}')
     ranges.check_value('seed', self.seed, 'statistics_seed')
 
 

@@ -15,6 +15,7 @@ if __name__ == '__main__':
 import csv
 import datetime
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -75,7 +76,7 @@ def make_report(
   for line in problems:
     print(f'damaged: {line}')
   if not unique and not problems:
-    raise UserError(_describe_absence(selection.root))
+    raise UserError(_describe_absence(names, selection.root))
   for folder in (
     RUNS_FOLDER,
     report_page.FIGURES_FOLDER,
@@ -103,13 +104,19 @@ def make_report(
   print(f'written to {os.path.join(out, "report.html")}')
 
 
-def _describe_absence(root: str) -> str:
+def _describe_absence(names: Sequence[str], root: str) -> str:
   others = len(study_runs.others([], root))
-  of_others = f' (there are {others} other runs)' if others else ''
+  of_others = ''
+  if others:
+    of_others = (
+      f', but {others} others: of other studies or settings (--quick, --task, '
+      '--seeds, --set), unfinished, or of another version of this code'
+    )
+  is_one = len(names) == 1
   return (
-    f'{root} holds no finished runs of these studies, with these values and '
-    f'version {RESULTS_VERSION} of the results{of_others}: train them with '
-    'python -m bn_inception.study, or give another --runs'
+    f'{root} holds no finished runs of {names[0] if is_one else "these studies"}'
+    f'{of_others}: train some with `python -m bn_inception.study '
+    f'--study={names[0]} --runs={shlex.quote(root)}`, or give another --runs'
   )
 
 

@@ -5,7 +5,7 @@ checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
 there were any. Giving the same command again resumes the run; another config, or
 other data, are refused with what differs.
 
-data.json has the facts of the training data (see `data_facts`). Checkpoints
+data.json has the facts of the data (see `data_facts`). Checkpoints
 describe the same ones, but a run may end by diverging before it has any.
 """
 
@@ -128,7 +128,7 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
   Args:
     workdir: made if absent.
     config: as JSON gives it back: lists, not tuples.
-    data: facts of the training data: see `data_facts.describe`.
+    data: facts of both splits: see `data_facts.describe`.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with

@@ -73,12 +73,15 @@ def check(
     return
   needed = num_processes * needed_bytes(num_workers, prefetch, loads)
   megabytes = -(-needed // 2**20)
-  threads = '' if fitting else ', which uses threads'
+  fewer = (
+    '--config.data.num_workers=0, which uses threads (not one worker fits)'
+  )
+  if fitting:
+    fewer = f'--config.data.num_workers={fitting} or fewer (0 uses threads)'
   raise UserError(
-    f'{PLACE} has {_free_bytes() // 2**20:,} MB free, and the batches of '
-    f'{num_workers} worker processes may take {megabytes:,} MB: start a container '
-    f'with `docker run --shm-size={megabytes}m`, or use '
-    f'--config.data.num_workers={fitting}{threads}'
+    f'{PLACE} has {_free_bytes() // 2**20:,} MB free, but the batches of '
+    f'{num_workers} worker processes may need {megabytes:,} MB: start the '
+    f'container with `docker run --shm-size={megabytes}m`, or set {fewer}'
   )
 
 

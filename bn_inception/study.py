@@ -296,7 +296,7 @@ def main() -> None:
   if left_alone:
     print(
       f'left alone: {len(left_alone)} runs in {values.runs} of other studies, '
-      'other values or another version of the results'
+      'other settings or another version of this code'
     )
   if values.status:
     return

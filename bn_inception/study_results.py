@@ -27,6 +27,12 @@ CONFIDENCE = 0.95
 # What `Group.values` takes from a run: a number, or None where there is none.
 Measure = Callable[['Outcome'], float | None]
 
+# Of result.json and metrics.jsonl, in percent.
+_ACCURACIES = {
+  'top1', 'top5', 'max_top1', 'population_top1', 'population_top5',
+  'max_population_top1',
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -225,6 +231,7 @@ def _check_result(run: Run, result: dict) -> list[str]:
     'first_nonfinite_step': isinstance(bad_step, int) == result['diverged'],
     'wall_seconds': _number(result.get('wall_seconds')) is not None,
     'eval_split': isinstance(result.get('eval_split'), str),
+    **{key: _may_be_accuracy(result.get(key)) for key in _ACCURACIES},
   }
   path = run.path(run_directory.RESULT_FILE)
   return [
@@ -239,7 +246,7 @@ def _read_records(run: Run, result: dict) -> list[dict]:
 
   Raises:
     UserError: if some are missing: numbers of the others would be of an earlier
-      step.
+      step; or if an accuracy is none.
   """
   records = run.records()
   path = run.path(METRICS_FILE)
@@ -251,6 +258,12 @@ def _read_records(run: Run, result: dict) -> list[dict]:
     raise UserError(
       f'{path} was cut short: it ends at step {end} of {result["steps"]}'
     )
+  for record in records:
+    for key in _ACCURACIES & record.keys():
+      if not _may_be_accuracy(record[key]):
+        raise UserError(
+          f"{path} is damaged ('{key}' is {record[key]} at step {record['step']})"
+        )
   return [
     {
       key: value if key == 'kind' else _number(value)
@@ -269,7 +282,11 @@ def _read_finals(run: Run) -> tuple[str | None, dict[str, float], list[str]]:
   for kind in (MOVING, POPULATION) if has_batch_norm else (NONE,):
     found = results.get(kind) if isinstance(results, dict) else None
     top1 = _number(found.get('top1')) if isinstance(found, dict) else None
-    if top1 is None:
+    if not _may_be_accuracy(top1):
+      problems.append(
+        f"{path} is damaged ('top1' is {top1} with statistics: {kind})"
+      )
+    elif top1 is None:
       problems.append(f'{path} lacks top1 with statistics: {kind}')
     else:
       finals[kind] = top1
@@ -282,6 +299,12 @@ def _number(value) -> float | None:
   """A finite number, or None."""
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return value if is_number and math.isfinite(value) else None
+
+
+def _may_be_accuracy(value) -> bool:
+  """Whether it is in percent; what is no number is told, or skipped, elsewhere."""
+  number = _number(value)
+  return number is None or 0 <= number <= 100
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,8 +69,7 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
-  source, split = experiment.source, config['source']['train_split']
-  data = data_facts.describe(source, split)
+  source, data = experiment.source, _data_facts(config, experiment)
   if config['init_from'] and not _checkpoint_steps(workdir):
     # Before a folder is made.
     check_first_weights(config['init_from'], config, source.num_channels)
@@ -85,6 +84,7 @@ def train_and_evaluate(
     if path is not None:
       saved = checkpoint.read_description(path)
       run_directory.check_same_run(path, saved, config, data)
+      distributed.from_first(lambda: _check_records(workdir, path))
     distributed.from_first(
       lambda: run_directory.record_start(workdir, config, data, source.origin())
     )
@@ -186,6 +186,37 @@ def _choose_checkpoint(workdir: str) -> str | None:
   return None
 
 
+def _check_records(workdir: str, path: str) -> None:
+  """Refuses to resume a run whose records do not reach its checkpoint.
+
+  The result would be of the rest of them. A step is recorded before it is saved.
+
+  Args:
+    workdir: the run directory.
+    path: of the checkpoint; imported weights are under step 0, without records.
+
+  Raises:
+    UserError: if metrics.jsonl is gone, was cut short, or is damaged.
+  """
+  step = int(os.path.basename(path))
+  if step == 0:
+    return
+  metrics_path = os.path.join(workdir, logbook.METRICS_FILE)
+  remedy = 'restore it, or give another --workdir'
+  if not os.path.exists(metrics_path):
+    raise UserError(f'{metrics_path} is gone, and {path} needs it: {remedy}')
+  records = logbook.read_metrics(workdir)
+  end = max((r['step'] for r in records if r['kind'] == 'train'), default=0)
+  if end >= step:
+    return
+  if any(earlier <= end for earlier in _checkpoint_steps(workdir)):
+    remedy += f', or move the checkpoints after step {end} away'
+  raise UserError(
+    f'{metrics_path} was cut short: it ends at step {end}, before the checkpoint '
+    f'of step {step}: {remedy}'
+  )
+
+
 class _Run:
   """The loop and its clock. "Step" means updates done."""
 
@@ -256,6 +287,9 @@ class _Run:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
       if stop_signal is not None and not is_last:
+        self.checkpoints.wait()  # what stops a run may not wait for a picture
+        if distributed.is_first():
+          self._draw()
         raise Interrupted(
           f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
           'which is saved: the same command goes on from there',
@@ -360,15 +394,13 @@ class _Run:
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
       f'({values["examples"]} examples){note}'
     )
-    if distributed.is_first():
+    if distributed.is_first() and time.monotonic() >= self.next_drawing:
       self._draw()
     return values['top1']
 
   def _draw(self) -> None:
-    """The learning curve so far, in at most a hundredth of the time."""
+    """The learning curve so far; the next one in a hundred times that time."""
     start = time.monotonic()
-    if start < self.next_drawing:
-      return
     _draw_learning_curve(self.book.records, self.workdir, self.config)
     end = time.monotonic()
     pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))
@@ -393,11 +425,17 @@ class _Run:
 
 def _description(config: dict, experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
-  split = config['source']['train_split']
-  return {
-    'config': config,
-    **data_facts.describe(experiment.source, split),
-  }
+  return {'config': config, **_data_facts(config, experiment)}
+
+
+def _data_facts(config: dict, experiment: Experiment) -> dict:
+  names = config['source']
+  return data_facts.describe(
+    experiment.source,
+    names['train_split'],
+    experiment.evaluator.source,
+    names['eval_split'],
+  )
 
 
 def _print_summary(config: dict, experiment: Experiment, state) -> None:
@@ -481,11 +519,6 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
   train = [r for r in records if r['kind'] == 'train']
   starts = [r for r in records if r['kind'] == 'start']
   evals = [r for r in records if r['kind'] == 'eval']
-  if not train:
-    raise UserError(
-      f'{config["name"]}: the checkpoints are there but metrics.jsonl is gone: '
-      'restore it, or give another --workdir'
-    )
   bad_step = train[-1]['first_nonfinite_step']
   step = bad_step if bad_step >= 0 else records[-1]['step']
   examples = step * experiment.batch_size

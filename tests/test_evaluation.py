@@ -127,8 +127,13 @@ def test_both_statistics_stand_beside_each_other(run, capsys):
     UserError, match="statistics 'all' are unknown: use one of"
   ):
     evaluate_checkpoint(path, statistics='all')
-  with pytest.raises(UserError, match='need at least 1 batch, got 0'):
-    PopulationOptions(num_batches=0)
+
+
+@pytest.mark.parametrize('num_batches', [0, -3])
+def test_population_statistics_need_a_batch(num_batches):
+  message = f'statistics_batches must be .* at least 1 .* got {num_batches}$'
+  with pytest.raises(UserError, match=message):
+    PopulationOptions(num_batches=num_batches)
 
 
 @pytest.mark.slow

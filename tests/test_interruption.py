@@ -209,6 +209,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
       'on from there'
     )
     assert not os.path.exists(f'{stopped}/result.json')
+    assert os.path.exists(f'{stopped}/learning_curve.png')
     assert checkpoint.list_steps(f'{stopped}/checkpoints')[-1] == 4
     monkeypatch.setattr(StopRequests, 'reached', reached)
     training.train_and_evaluate(digits_config, stopped)

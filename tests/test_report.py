@@ -189,7 +189,7 @@ def test_folder_without_runs(tmp_path):
 
 def test_runs_of_another_version_are_not_taken(runs, tmp_path, monkeypatch):
   monkeypatch.setattr(study_runs, 'RESULTS_VERSION', RESULTS_VERSION + 1)
-  with pytest.raises(UserError, match='there are 3 other runs'):
+  with pytest.raises(UserError, match='but 3 others: .* another version'):
     make(tmp_path)
 
 
@@ -266,4 +266,8 @@ def test_program_ends_in_one_line(tmp_path):
   )
   assert done.returncode == 2
   assert done.stderr.startswith(f'error: {tmp_path} holds no finished runs')
+  assert (
+    f'`python -m bn_inception.study --study=figure1 --runs={tmp_path}`'
+    in (done.stderr)
+  )
   assert done.stderr.count('\n') == 1

@@ -3,6 +3,7 @@
 import io
 import pickle
 import re
+import shutil
 import tarfile
 
 import cv2
@@ -13,6 +14,7 @@ from etils import epath
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
 from bn_inception.sources import folders, imagenet, make_source
+from bn_inception.sources.in_memory import InMemory
 
 
 def jpeg(seed):
@@ -207,6 +209,19 @@ def write_own_folders(root):
 
 def open_own(root, split='train'):
   return make_source('image_folder', split, str(root))
+
+
+def test_a_fingerprint_is_of_the_names_and_not_of_the_place(tmp_path):
+  root = write_own_folders(tmp_path / 'a')
+  shutil.copytree(root, tmp_path / 'b')
+  found = open_own(root).fingerprint()
+  assert found == open_own(tmp_path / 'b').fingerprint()
+  assert found != open_own(root, 'validation').fingerprint()
+  part = make_source('image_folder', 'train', str(root), num_holdout=2)
+  assert found == part.fingerprint() == InMemory(part).fingerprint()
+  (root / 'train/bee/1.jpg').rename(root / 'train/bee/3.jpg')
+  assert found != open_own(root).fingerprint()
+  assert make_source('digits', 'train').fingerprint() is None
 
 
 def test_all_that_decodes_is_read(tmp_path):

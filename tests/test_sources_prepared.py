@@ -69,6 +69,18 @@ def test_a_converted_copy_is_read_in_its_second_format(tmp_path):
   assert pickle.loads(pickle.dumps(source))[199] == expected[199]
 
 
+def test_a_fingerprint_is_of_the_version_and_the_files(tmp_path):
+  shutil.copytree(TFDS_DIR, tmp_path, dirs_exist_ok=True)
+  splits = 'train', 'test', 'train[:100]', 'train[100:]'
+  here, there = (
+    [make_source('fashion_mnist', s, place).fingerprint() for s in splits]
+    for place in (TFDS_DIR, str(tmp_path))
+  )
+  assert here == there and len(set(here)) == 4
+  records = make_source('fashion_mnist', 'train', TFDS_DIR)._records
+  assert records.fingerprint('3.0.1') == here[0] != records.fingerprint('3.0.2')
+
+
 def test_an_incomplete_copy_is_told(tmp_path):
   copy_info(tmp_path, ('', ''))
   with pytest.raises(

@@ -137,6 +137,8 @@ def edit(**values):
     (RESULT, edit(wall_seconds=math.nan)),
     (RESULT, edit(steps='200')),
     (RESULT, edit(eval_split=None)),
+    (RESULT, edit(max_top1=1234.5)),
+    (RESULT, edit(top5=-0.5)),
     (CONFIG, lambda text: '{}'),
     (CONFIG, lambda text: ''),
     (CONFIG, edit(seed=9)),
@@ -172,6 +174,17 @@ def test_run_that_cannot_be_trusted_is_named_and_not_counted(
         'moving averages': {'top1': math.inf}, 'population': {'top1': 7.0}
       }),
       [None, 7.0], 60.0,
+    ),
+    (
+      EVALUATION,
+      edit(results={
+        'moving averages': {'top1': 100.5}, 'population': {'top1': 100.0}
+      }),
+      [None, 100.0], 60.0,
+    ),
+    (
+      METRICS, lambda text: text.replace('"top1": 40.0', '"top1": 1234.5'),
+      [70.0, 75.0], None,
     ),
     # Cut short, so that the last evaluation would be an earlier one.
     (METRICS, lambda text: text[: text.index('200')], [70.0, 75.0], None),

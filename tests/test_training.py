@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import time
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from bn_inception import (
 )
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
+from bn_inception.interruption import Interrupted
 from bn_inception.sources import ListedImages, make_source
 from configs import compose
 
@@ -287,7 +289,8 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
     with pytest.raises(UserError, match=f'{workdir}.*{difference}.*--workdir'):
       train(other)
 
-  renamed, larger, more = (tmp_path / name for name in ('rename', 'l', 'more'))
+  names = 'rename', 'l', 'more', 'fewer', 'reordered'
+  renamed, larger, more, fewer, reordered = (tmp_path / name for name in names)
   shutil.copytree(data, renamed)
   for split in 'train', 'test':
     (renamed / split / 'even').rename(renamed / split / 'zero')
@@ -295,10 +298,16 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
   shutil.copy(data / 'train/odd/033.png', larger / 'train/odd/new.png')
   shutil.copytree(data, more)
   shutil.copytree(data / 'train/odd', more / 'train/other')
+  shutil.copytree(data, fewer)
+  (fewer / 'test/odd/003.png').unlink()
+  shutil.copytree(data, reordered)
+  (reordered / 'train/odd/003.png').rename(reordered / 'train/odd/z.png')
   for _ in range(2):
     refused(renamed, 'class 0: even -> odd')
     refused(larger, 'training examples: 64 -> 65')
     refused(more, 'number of classes: 2 -> 3')
+    refused(fewer, 'evaluation examples: 16 -> 15')
+    refused(reordered, 'files of the training split')
     assert read() == before
     # A run of an earlier version has no data.json, but describes its checkpoints.
     (workdir / 'data.json').unlink(missing_ok=True)
@@ -306,9 +315,12 @@ def test_other_data_are_refused_in_one_line(tmp_path, small_run):
   # Where the data lie does not matter.
   shutil.copytree(data, tmp_path / 'copy')
   assert train(tmp_path / 'copy') == result
-  assert json.loads((workdir / 'data.json').read_text()) == {
+  facts = json.loads((workdir / 'data.json').read_text())
+  assert facts.pop('fingerprint') != facts.pop('eval_fingerprint')
+  assert facts == {
     'dataset': 'image_folder', 'split': 'train', 'num_examples': 64,
     'class_names': ['even', 'odd'], 'num_channels': 3,
+    'eval_split': 'test', 'num_eval_examples': 16,
   }  # fmt: skip
   # A run may have ended by diverging before its first checkpoint.
   shutil.rmtree(workdir / 'checkpoints')
@@ -331,10 +343,9 @@ def test_checkpoints_that_describe_less_are_resumed(
 
   def read_older(path):
     description = read_description(path)
-    for key in 'dataset', 'split', 'num_examples':
-      del description[key]
-    assert set(description) == {'config', 'class_names', 'num_channels'}
-    return description
+    names = 'config', 'class_names', 'num_channels'
+    assert set(description) > set(names)
+    return {name: description[name] for name in names}
 
   monkeypatch.setattr(checkpoint, 'read_description', read_older)
   assert train(tmp_path / 'data') == result
@@ -453,6 +464,44 @@ def test_accumulation_trains_and_resumes(tmp_path, digits_config, capsys):
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def test_a_run_without_its_records_is_refused_at_once(
+  tmp_path, small_run, monkeypatch
+):
+  train, read, workdir = small_run
+  colour_folder(tmp_path / 'data')
+  result = train(tmp_path / 'data')
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+
+  def fail(*arguments):
+    raise AssertionError('it was evaluated or trained')
+
+  def refused(content, message):
+    path.unlink(missing_ok=True)
+    if content is not None:
+      path.write_text(content)
+    before = read()
+    with (
+      pytest.raises(UserError, match=message),
+      monkeypatch.context() as patch,
+    ):
+      patch.setattr(training, '_create_or_restore', fail)
+      train(tmp_path / 'data')
+    assert read() == before
+
+  refused(None, f'{path} is gone')
+  (start,) = (line for line in lines if json.loads(line)['kind'] == 'start')
+  for content in '', start:
+    refused(content, f'{path} .* ends at step 0, .* step 2: (?!.*step 0 away)')
+  # With an earlier checkpoint that the records reach, there is another way.
+  step_1 = {'kind': 'train', 'step': 1}
+  shutil.copytree(workdir / 'checkpoints/2', workdir / 'checkpoints/1')
+  refused(json.dumps(step_1) + '\n', 'ends at step 1, .* after step 1 away')
+  shutil.rmtree(workdir / 'checkpoints/1')
+  path.write_text(''.join(lines))
+  assert train(tmp_path / 'data') == result
+
+
 @pytest.mark.slow
 def test_nothing_is_lost_where_files_are_missing(tmp_path, digits_config):
   config = with_epochs(digits_config, 2)
@@ -550,6 +599,28 @@ def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
   name = config['name']
   # Evaluations are at steps 3 and 6; the last one is at the end of the run.
   assert drawn == [('eval', step, path, name) for step in (3, 6)]
+
+
+def test_learning_curve_is_drawn_when_a_run_is_stopped(tmp_path, monkeypatch):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 64
+  config['training'].update(num_epochs=1.0, checkpoint_every_steps=100)
+  workdir, drawn = str(tmp_path / 'run'), []
+
+  def draw(records, path, title):
+    saved = checkpoint.list_steps(f'{workdir}/checkpoints')
+    drawn.append((records[-1]['step'], path, saved))
+
+  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  monkeypatch.setattr(
+    training.StopRequests,
+    'reached',
+    lambda self, step: signal.SIGTERM if step == 2 else None,
+  )
+  with pytest.raises(Interrupted, match='SIGTERM after step 2'):
+    training.train_and_evaluate(config, workdir)
+  # What stops a run may kill it soon: the checkpoint comes first.
+  assert drawn == [(2, f'{workdir}/learning_curve.png', [2])]
 
 
 def test_what_was_left_out_is_said_at_the_start():

@@ -10,7 +10,13 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import TRAIN_SPLIT, Example, Source, is_folder
+from bn_inception.sources.source import (
+  TRAIN_SPLIT,
+  Example,
+  Source,
+  hash_of,
+  is_folder,
+)
 
 # What OpenCV decodes; of animations and pages the first image.
 IMAGE_SUFFIXES = (
@@ -163,6 +169,9 @@ class _Names:
     start, end = self._ends[index], self._ends[index + 1]
     return os.fsdecode(self._joined[start:end])
 
+  def fingerprint(self) -> str:
+    return hash_of(self._ends.tobytes(), self._joined)
+
 
 class ImageFolderSource(Source):
   """SPLIT/CLASS/IMAGE under a folder, which may be in a bucket (gs://, s3://).
@@ -302,6 +311,10 @@ class ImageFolderSource(Source):
   def origin(self) -> dict:
     return super().origin() | {'folder': str(self._folder)}
 
+  def fingerprint(self) -> str:
+    """Of the paths in the folder of the split, in order."""
+    return self._paths.fingerprint()
+
   def remarks(self) -> list[str]:
     remarks = [f'not read: {self._not_read}'] if self._not_read else []
     is_there = np.bincount(self.labels, minlength=len(self.class_names)) > 0
@@ -381,6 +394,10 @@ class ValidationArchiveSource(Source):
 
   def origin(self) -> dict:
     return super().origin() | {'archive': self._archive}
+
+  def fingerprint(self) -> str:
+    """Of the names, in order."""
+    return _Names(self._names).fingerprint()
 
 
 def _ground_truth(names: Sequence[str], place: str) -> list[int]:

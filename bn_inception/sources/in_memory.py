@@ -79,5 +79,8 @@ class InMemory(Source):
   def origin(self) -> dict:
     return self._whole.origin()
 
+  def fingerprint(self) -> str | None:
+    return self._whole.fingerprint()
+
   def remarks(self) -> list[str]:
     return self._whole.remarks()

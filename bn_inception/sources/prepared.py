@@ -5,6 +5,7 @@ import collections
 import errno
 import itertools
 import json
+import os
 import threading
 
 import numpy as np
@@ -18,6 +19,7 @@ from bn_inception.sources.source import (
   Example,
   Source,
   check_machine,
+  hash_of,
   is_folder,
   number_of_machine,
 )
@@ -210,6 +212,12 @@ class _Records:
   def __len__(self) -> int:
     return self._ends[-1]
 
+  def fingerprint(self, version: str) -> str:
+    """Of a version's files: their names, and which records of each."""
+    names = [os.path.basename(path) for path in self._paths]
+    parts = [version, names, self._skipped, self._ends]
+    return hash_of(json.dumps(parts).encode())
+
   def __getitem__(self, index: int) -> bytes:
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is none of {len(self)} records')
@@ -273,6 +281,7 @@ class TfdsSource(Source):
       ) from error
     self._records = _Records(shards)
     self.folder = str(builder.data_dir)
+    self._version = str(builder.version)
     self._check_readable()
 
   def _check_readable(self) -> None:
@@ -319,6 +328,10 @@ class TfdsSource(Source):
   def file_name(self, index: int) -> str:
     names = self._features(index)['file_name'].bytes_list.value
     return names[0].decode() if names else super().file_name(index)
+
+  def fingerprint(self) -> str:
+    """Of the version, and of the files and the number of records in each."""
+    return self._records.fingerprint(self._version)
 
   def origin(self) -> dict:
     origin = super().origin() | {'folder': self.folder}

@@ -1,6 +1,7 @@
 """What the input pipeline asks of a data set."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -93,6 +94,14 @@ def check_machine(error: Exception, what: str) -> None:
     ) from error
 
 
+def hash_of(*parts: bytes) -> str:
+  """A fingerprint of bytes: 16 digits of their SHA-256."""
+  digest = hashlib.sha256()
+  for part in parts:
+    digest.update(part)
+  return digest.hexdigest()[:16]
+
+
 class Source(Protocol):
   """A random-access split of labelled images. Can be pickled, for workers.
 
@@ -121,6 +130,14 @@ class Source(Protocol):
   def origin(self) -> dict:
     """Where the data come from, for the manifest of a run."""
     return {'dataset': self.name, 'examples': len(self)}
+
+  def fingerprint(self) -> str | None:
+    """A hash of which examples there are, in which order, as far as names tell.
+
+    Copies in other folders have the same one, and no example is read for it.
+    None: there is nothing cheap to tell other examples by.
+    """
+    return None
 
   def remarks(self) -> list[str]:
     """What a user should know of what was found, such as files not read."""
@@ -184,6 +201,9 @@ class Part(Source):
 
   def origin(self) -> dict:
     return self._whole.origin() | {'examples': len(self)}
+
+  def fingerprint(self) -> str | None:
+    return self._whole.fingerprint()
 
   def remarks(self) -> list[str]:
     return self._whole.remarks()
