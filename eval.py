@@ -153,7 +153,7 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '
-  'beside the checkpoint, with unusual settings in its name. Example: --output=digits.json',
+  'beside the checkpoint, with unusual settings and other data in its name. Example: --output=digits.json',
 )
 
 

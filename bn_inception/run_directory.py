@@ -216,6 +216,26 @@ def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:
   write_json(path, {'starts': [*starts, manifest() | {'data': origin}]})
 
 
+def read_origin(workdir: str, remedy: str) -> dict:
+  """Where the data of a run's first start came from; {} if it is not known.
+
+  Args:
+    workdir: of the run; may have no manifest.
+    remedy: what to do about a damaged one.
+
+  Returns:
+    What `Source.origin` returned.
+
+  Raises:
+    UserError: if the manifest is damaged.
+  """
+  path = os.path.join(workdir, MANIFEST_FILE)
+  if not os.path.exists(path):
+    return {}
+  starts = read_json(path, remedy).get('starts') or [{}]
+  return starts[0].get('data', {})
+
+
 def manifest() -> dict:
   """Versions, commit and devices of this process."""
   return {
