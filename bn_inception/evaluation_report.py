@@ -88,10 +88,9 @@ def _name_data(origin: dict, trained_on: dict) -> list[str]:
   """
   parts = []
   path = _path(origin)
-  # Any images may be in an image_folder: it is always told.
-  is_own = origin['dataset'] != 'image_folder' and _split_path(
-    path
-  ) == _split_path(_path(trained_on))
+  is_own = _split_path(path) == _split_path(_path(trained_on))
+  if origin['dataset'] == 'image_folder':
+    is_own = False  # any images may be in one: it is always told
   if path is not None and not is_own:
     data_dir, _ = _split_path(path)
     parts.append(f'{os.path.basename(data_dir)}-{_digest(path)}')
