@@ -17,10 +17,11 @@ from bn_inception import (
   evaluation,
   inference,
   predictions,
+  run_directory,
   scores,
 )
 from bn_inception import evaluation_report as report
-from bn_inception.errors import UserError, check_writable, writing
+from bn_inception.errors import UserError, check_room, writing
 from bn_inception.sources import imagenet
 
 CROPS = {
@@ -211,6 +212,12 @@ def main() -> None:
   }
   files['by class'] = os.path.splitext(files['output'])[0] + '.csv'
   distributed.from_first(lambda: check_files(files))
+  if _SAVE_PREDICTIONS.value:
+    source, names = members[0].evaluator.source, members[0].names
+    size = 4 * len(source) * len(source.class_names) + names.nbytes
+    distributed.from_first(
+      lambda: check_room(_SAVE_PREDICTIONS.value, size, REMEDY)
+    )
   result, found = evaluation.evaluate_members(members)
   report.print_table(result)
   *_, last = found.values()  # of both statistics, those of the population
@@ -231,7 +238,7 @@ def check_files(
   """
   wanted = [path for path in files.values() if path]
   for path in wanted:
-    check_writable(path, REMEDY)
+    run_directory.check_output(path, REMEDY)
   real_paths = [os.path.realpath(path) for path in (*wanted, *inputs)]
   for path in wanted:
     if real_paths.count(os.path.realpath(path)) > 1:

@@ -223,7 +223,7 @@ def export_checkpoint(path: str, output: str) -> None:
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--to={output} must end with .safetensors')
-  check_writable(output, 'give another --to')
+  run_directory.check_output(output, 'give another --to')
   description = checkpoint.read_description(path)
   state = checkpoint.restore_weights(
     path,
