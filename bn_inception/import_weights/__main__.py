@@ -169,7 +169,7 @@ def import_file(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
   )
   weights, notes = files.read(path)
-  imported = importing.import_weights(weights, keep_background)
+  imported = importing.import_weights(weights, keep_background, path)
   if SCALING_NOTE in notes:
     scaling = _read_scaling(notes[SCALING_NOTE], path)
     imported = imported._replace(input_scaling=scaling)
