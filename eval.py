@@ -288,7 +288,7 @@ def evaluate_predictions() -> None:
     print(
       f'{alone["top1"]:.2f} % top-1, {alone["top5"]:.2f} % top-5: {member.origin}'
     )
-  mean = predictions.average(members)
+  mean = predictions.average(members, _PREDICTIONS.value)
   result = scores.summary(mean.log_probabilities, mean.labels)
   if _REAL.value:
     result['real'] = scores.label_set_summary(
