@@ -17,10 +17,11 @@ from bn_inception import (
   evaluation,
   inference,
   predictions,
+  run_directory,
   scores,
 )
 from bn_inception import evaluation_report as report
-from bn_inception.errors import UserError, check_writable, writing
+from bn_inception.errors import UserError, check_room, writing
 from bn_inception.sources import imagenet
 
 CROPS = {
@@ -153,7 +154,7 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '
-  'beside the checkpoint, with unusual settings in its name. Example: --output=digits.json',
+  'beside the checkpoint, with unusual settings and other data in its name. Example: --output=digits.json',
 )
 
 
@@ -211,6 +212,12 @@ def main() -> None:
   }
   files['by class'] = os.path.splitext(files['output'])[0] + '.csv'
   distributed.from_first(lambda: check_files(files))
+  if _SAVE_PREDICTIONS.value:
+    source, names = members[0].evaluator.source, members[0].names
+    size = 4 * len(source) * len(source.class_names) + names.nbytes
+    distributed.from_first(
+      lambda: check_room(_SAVE_PREDICTIONS.value, size, REMEDY)
+    )
   result, found = evaluation.evaluate_members(members)
   report.print_table(result)
   *_, last = found.values()  # of both statistics, those of the population
@@ -231,7 +238,7 @@ def check_files(
   """
   wanted = [path for path in files.values() if path]
   for path in wanted:
-    check_writable(path, REMEDY)
+    run_directory.check_output(path, REMEDY)
   real_paths = [os.path.realpath(path) for path in (*wanted, *inputs)]
   for path in wanted:
     if real_paths.count(os.path.realpath(path)) > 1:
@@ -281,7 +288,7 @@ def evaluate_predictions() -> None:
     print(
       f'{alone["top1"]:.2f} % top-1, {alone["top5"]:.2f} % top-5: {member.origin}'
     )
-  mean = predictions.average(members)
+  mean = predictions.average(members, _PREDICTIONS.value)
   result = scores.summary(mean.log_probabilities, mean.labels)
   if _REAL.value:
     result['real'] = scores.label_set_summary(

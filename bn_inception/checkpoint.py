@@ -22,10 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from bn_inception import integrity
 from bn_inception.errors import UserError
+from bn_inception.import_weights import check_values
 from bn_inception.train_state import TrainState
 
 DAMAGED_FOLDER = 'damaged_checkpoints'
@@ -433,6 +435,19 @@ def restore(
     abstract_state,
   )
   return _restore(path, {_STATE: ocp.args.StandardRestore(target)})[_STATE]
+
+
+def restore_weights(
+  path: str, abstract_state: TrainState, sharding: jax.sharding.Sharding
+) -> TrainState:
+  """As `restore`, for all that computes with the weights: they are numbers.
+
+  Raises:
+    UserError: as `restore`, or as `import_weights.check_values`.
+  """
+  state = restore(path, abstract_state, sharding)
+  check_values(flatten_dict(state.evaluation_variables, sep='/'), path)
+  return state
 
 
 def _restore(path: str, items: dict[str, Any]):

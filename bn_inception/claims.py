@@ -21,8 +21,8 @@ from absl import flags
 
 from bn_inception import claims_networks, claims_transform, command_line
 from bn_inception.claims_transform import Claim
-from bn_inception.errors import UserError, check_writable
-from bn_inception.run_directory import manifest, write_json
+from bn_inception.errors import UserError
+from bn_inception.run_directory import check_output, manifest, write_json
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
   claims_networks.gradient_estimate,
@@ -243,7 +243,7 @@ def check_and_report(
       output = f'{os.path.splitext(output)[0]}_{only}.json'
   for path, flag in ((output, '--output'), (markdown, '--markdown')):
     if path is not None:
-      check_writable(path, f'give another {flag}')
+      check_output(path, f'give another {flag}')
   results = []
   for function in functions:
     results.append(run_one(function))

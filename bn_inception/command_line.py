@@ -79,6 +79,7 @@ def run(
     if len(remaining) > 1:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
+      _refuse_empty_flags()
       if 'process_id' in flags.FLAGS:
         _join_processes()
       if not jax.distributed.is_initialized():
@@ -99,6 +100,21 @@ def run(
       raise
 
   app.run(guarded, arguments, _parse)
+
+
+def _refuse_empty_flags() -> None:
+  """Refuses '--init_from=', as scripts give it whose variable is not set.
+
+  A flag whose default is empty may say so.
+  """
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    values = (
+      flag.value if flag.flag_type().startswith('multi') else [flag.value]
+    )
+    if flag.present and flag.default != '' and '' in (values or ()):
+      raise UserError(
+        f'--{flag.name} is empty: give it a value, or leave it out'
+      )
 
 
 def _keep_compiled_programs(folder: str) -> None:

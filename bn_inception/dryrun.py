@@ -29,14 +29,14 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from bn_inception import command_line, hlo_text, mesh
-from bn_inception.errors import UserError, check_writable
+from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Update,
   examples_sharing_statistics,
   make_update,
   open_split,
 )
-from bn_inception.run_directory import manifest, write_json
+from bn_inception.run_directory import check_output, manifest, write_json
 from bn_inception.sources import imagenet
 from bn_inception.training import PAPER_BATCH_SIZE
 
@@ -373,7 +373,7 @@ def dry_run(
     UserError: for whatever the caller can mend.
   """
   if output is not None:
-    check_writable(output, 'give another --output')
+    check_output(output, 'give another --output')
   updates = {}
   for name in topology_names:  # what is wrong shows before minutes of work
     devices = open_topology(name)

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 
 
@@ -76,3 +78,25 @@ def check_writable(path: str, remedy: str) -> None:
       folder = os.path.dirname(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
       raise OSError(errno.EACCES, f'no permission to write in {folder}')
+    # Some folders, such as /proc, take no file whatever the permissions are.
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+
+
+def check_room(path: str, num_bytes: int, remedy: str) -> None:
+  """Refuses a file that is larger than the room on its disk.
+
+  Args:
+    path: of the file; its folder exists.
+    num_bytes: that it may take.
+    remedy: what to do then.
+
+  Raises:
+    UserError: with both sizes.
+  """
+  free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+  if num_bytes > free:
+    raise UserError(
+      f'{path} may take {num_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are '
+      f'free: make room, or {remedy}'
+    )

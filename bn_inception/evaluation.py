@@ -471,7 +471,7 @@ def _name_images(
 
 def _evaluate_member(member: Member) -> _Evaluated:
   evaluator, config = member.evaluator, member.config
-  state = checkpoint.restore(
+  state = checkpoint.restore_weights(
     member.path,
     evaluator.abstract_state,
     mesh.replicated(evaluator.device_mesh),

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 
 from bn_inception import run_directory, scores
@@ -19,6 +20,7 @@ from bn_inception.sources import imagenet
 NUM_WORST_CLASSES = 5
 _MOST_STEPS = 8  # of an ensemble, in the name of a file
 _REMEDY = 'give another --output'
+_VERSION = re.compile(r'\d+\.\d+\.\d+')  # of TFDS, in the name of a folder
 
 
 def default_output(
@@ -26,12 +28,16 @@ def default_output(
 ) -> str:
   """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between.
 
-  The name has all that decides what is in the file.
+  The name has all that decides what is in the file. Data in another place than
+  the run's own, or if that is not known, add their folder and a digest of it.
 
   Args:
     members: of `evaluation.prepare`.
     options: that they were prepared with.
     folder: to put it in.
+
+  Raises:
+    UserError: if the manifest of the run is damaged.
   """
   first = members[0]
   facts, usual, special = first.facts, first.usual, []
@@ -42,7 +48,9 @@ def default_output(
     special += _name_statistics(first, options.statistics)
   if facts['dataset'] != usual['dataset']:
     special.append(facts['dataset'])
-  special += _name_data(facts['data'])
+  run = os.path.dirname(os.path.dirname(os.path.abspath(first.path)))
+  trained_on = run_directory.read_origin(run, _REMEDY)
+  special += _name_data(facts['data'], trained_on)
   if facts['crops'] != usual['crops']:
     special.append(f'{facts["crops"]}_crops')
   if facts['folded']:
@@ -71,23 +79,46 @@ def _name_statistics(member: Member, statistics: str) -> list[str]:
   return parts
 
 
-def _name_data(origin: dict) -> list[str]:
+def _name_data(origin: dict, trained_on: dict) -> list[str]:
   """What the name of a data set does not say of it.
 
   Args:
     origin: see `Source.origin`.
+    trained_on: the same of the run's own data; {} if it is not known.
   """
   parts = []
-  if origin['dataset'] == 'image_folder':  # whose images may be any
-    folder = origin['folder']
-    if '://' not in folder:
-      folder = os.path.abspath(folder)
-    place = os.path.basename(os.path.dirname(folder))
-    parts.append(f'{place}-{_digest(folder)}')
+  path = _path(origin)
+  is_own = _split_path(path) == _split_path(_path(trained_on))
+  if origin['dataset'] == 'image_folder':
+    is_own = False  # any images may be in one: it is always told
+  if path is not None and not is_own:
+    data_dir, _ = _split_path(path)
+    parts.append(f'{os.path.basename(data_dir)}-{_digest(path)}')
   if 'shrunk' in origin:
     shrunk = origin['shrunk']
     parts.append(f'shrunk_{shrunk["short_side"]}_{shrunk["quality"]}')
   return parts
+
+
+def _path(origin: dict) -> str | None:
+  """Of the data; None: they are in no file, or it is not known in which."""
+  path = origin.get('archive') or origin.get('folder')
+  is_local = path is not None and '://' not in path
+  return os.path.realpath(path) if is_local else path
+
+
+def _split_path(path: str | None) -> tuple[str, str] | None:
+  """The data_dir of a path, and what the splits of a copy share below it.
+
+  TFDS prepares all splits in NAME/VERSION; images have a folder for each split.
+  """
+  if path is None:
+    return None
+  folder, name = os.path.split(path)
+  if not _VERSION.fullmatch(name):
+    return folder, ''
+  data_dir, dataset = os.path.split(folder)
+  return data_dir, f'{dataset}/{name}'
 
 
 def _digest(text: str) -> str:

@@ -34,7 +34,8 @@ def load(
     [N, classes]. It uses moving averages for batch statistics, and all devices.
 
   Raises:
-    UserError: if it is no checkpoint; `apply`: if an image cannot be read.
+    UserError: if it is no checkpoint, or one of weights that are no numbers:
+      see `checkpoint.restore_weights`; `apply`: if an image cannot be read.
   """
   description = checkpoint.read_description(path)
   config = description['config']
@@ -49,7 +50,7 @@ def load(
     )
 
   evaluator = make_evaluator(config, list_images([]), device_mesh)
-  state = checkpoint.restore(
+  state = checkpoint.restore_weights(
     path, evaluator.abstract_state, mesh.replicated(device_mesh)
   )
   predict_step = evaluator.make_predict_step(evaluator.model)

@@ -7,7 +7,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bn_inception import checkpoint, mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
-from bn_inception.import_weights import check_values
 from bn_inception.run_directory import flatten
 from bn_inception.train_state import TrainState
 
@@ -92,7 +91,7 @@ def _read(
 ) -> tuple[TrainState, dict]:
   """The state of a checkpoint, with weights that are numbers; its description."""
   description = checkpoint.read_description(path)
-  saved = checkpoint.restore(
+  saved = checkpoint.restore_weights(
     path,
     make_abstract_state(
       description['config'],
@@ -101,7 +100,6 @@ def _read(
     ),
     sharding,
   )
-  check_values(flatten_dict(saved.evaluation_variables, sep='/'), path)
   return saved, description
 
 

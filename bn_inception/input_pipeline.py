@@ -321,7 +321,9 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
   """An example, not yet decoded.
 
   Raises:
-    BadImageError: if it cannot be read, is no image, or has no label.
+    BadImageError: if it cannot be read or is no image.
+    UserError: if its label is none of the classes: the fault is the data
+      set's, and skipping the example would hide it.
   """
   try:
     image, label = source[index]
@@ -329,8 +331,10 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
     check_machine(error, source.describe(index))
     raise images.BadImageError(f'it cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
-    raise images.BadImageError(
-      f'label {label} is none of the {len(source.class_names)} classes'
+    raise UserError(
+      f'{source.describe(index)}: label {label} is none of the '
+      f'{len(source.class_names)} classes: prepare the data set again, or use '
+      'a split that has labels'
     )
   return images.open_image(image, source.num_channels), label
 

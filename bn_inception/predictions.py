@@ -4,6 +4,7 @@ import dataclasses
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,14 +46,23 @@ class Predictions:
     return np.exp(self.log_probabilities)
 
 
-def average(members: list[Predictions]) -> Predictions:
+def average(
+  members: list[Predictions], paths: Sequence[str] | None = None
+) -> Predictions:
   """The arithmetic mean of class probabilities (Section 4.2.3).
+
+  Args:
+    members: at least one.
+    paths: of their files, for messages; None: they have none.
 
   Raises:
     UserError: if the members are not of the same images and classes.
   """
   first = members[0]
-  for other in members[1:]:
+  places = [member.origin for member in members]
+  if paths is not None:
+    places = [f'{p} ({o})' for p, o in zip(paths, places, strict=True)]
+  for other, place in zip(members[1:], places[1:], strict=True):
     for what, ours, theirs in (
       ('classes', first.class_names, other.class_names),
       ('images', first.names, other.names),
@@ -60,14 +70,14 @@ def average(members: list[Predictions]) -> Predictions:
     ):
       if len(ours) != len(theirs):
         raise UserError(
-          f'{first.origin} has {len(ours):,} {what} and {other.origin} has '
+          f'{places[0]} has {len(ours):,} {what} and {place} has '
           f'{len(theirs):,}: only predictions of the same images can be averaged'
         )
       different = np.flatnonzero(ours != theirs)
       if len(different):
         i = different[0]
         raise UserError(
-          f'{first.origin} and {other.origin} have other {what}: number {i} is '
+          f'{places[0]} and {place} have other {what}: number {i} is '
           f'{ours[i]} and {theirs[i]}'
         )
   total = np.float64(first.log_probabilities)

@@ -16,19 +16,27 @@ import functools
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 
 import jax
 
 from bn_inception import checkpoint, data_facts, native
-from bn_inception.errors import UserError, writing
-from bn_inception.logbook import METRICS_FILE
+from bn_inception.errors import UserError, check_writable, writing
+from bn_inception.logbook import DROPPED_FILE, METRICS_FILE
 
 CONFIG_FILE, DATA_FILE = 'config.json', 'data.json'
 MANIFEST_FILE = 'manifest.json'
 RESULT_FILE, CHECKPOINTS_FOLDER = 'result.json', 'checkpoints'
+
+# What a run directory has at its top, for `check_output`.
+_OWN_FILES = (
+  CONFIG_FILE, DATA_FILE, MANIFEST_FILE, RESULT_FILE, METRICS_FILE,
+  DROPPED_FILE, 'learning_curve.png', '.lock',
+)  # fmt: skip
 
 # Running longer, logging or saving at other times, or reading with other
 # workers is the same experiment.
@@ -117,6 +125,27 @@ def read_json(
   if not isinstance(value, dict):
     raise UserError(f'{path} is damaged (no object): {remedy}')
   return value
+
+
+def check_output(path: str, remedy: str) -> None:
+  """Refuses an output that cannot be written or would replace a run's own file.
+
+  Args:
+    path, remedy: as of `errors.check_writable`.
+
+  Raises:
+    UserError: as `errors.check_writable`, or for a file of a run, or one in a
+      checkpoint.
+  """
+  real = pathlib.Path(path).resolve()
+  for folder in real.parents:
+    first, *rest = real.relative_to(folder).parts
+    is_own = first in _OWN_FILES and not rest
+    if first in (CHECKPOINTS_FOLDER, checkpoint.DAMAGED_FOLDER) and rest:
+      is_own = re.fullmatch(r'\d+(\.\d+)?', rest[0])
+    if is_own and (folder / CONFIG_FILE).exists():
+      raise UserError(f'{path} is a file of the run in {folder}: {remedy}')
+  check_writable(path, remedy)
 
 
 @contextlib.contextmanager
@@ -214,6 +243,26 @@ def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:
   path = os.path.join(workdir, MANIFEST_FILE)
   starts = read_json(path)['starts'] if os.path.exists(path) else []
   write_json(path, {'starts': [*starts, manifest() | {'data': origin}]})
+
+
+def read_origin(workdir: str, remedy: str) -> dict:
+  """Where the data of a run's first start came from; {} if it is not known.
+
+  Args:
+    workdir: of the run; may have no manifest.
+    remedy: what to do about a damaged one.
+
+  Returns:
+    What `Source.origin` returned.
+
+  Raises:
+    UserError: if the manifest is damaged.
+  """
+  path = os.path.join(workdir, MANIFEST_FILE)
+  if not os.path.exists(path):
+    return {}
+  starts = read_json(path, remedy).get('starts') or [{}]
+  return starts[0].get('data', {})
 
 
 def manifest() -> dict:

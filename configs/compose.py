@@ -62,6 +62,8 @@ def perceptron(argument: str) -> ConfigDict:
 
 def of_run(workdir: str) -> ConfigDict:
   """The config in the folder of a run, to fine-tune it on data of any size."""
+  if not workdir:
+    raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
   path = pathlib.Path(workdir, 'config.json')
   try:
     values = json.loads(path.read_text())

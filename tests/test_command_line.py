@@ -243,9 +243,18 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       [*EVAL, '--predictions', 'a.npz', '--output=eval.py/x.json'],
       'eval.py/x.json cannot be written (Not a directory): give another',
     ),
+    ([*TRAIN, '--init_from='], '--init_from is empty: give it a value'),
+    (
+      [*EVAL, '--predictions', 'a.npz', '', '--output=x.json'],
+      '--predictions is empty: give it a value',
+    ),
     (
       [*TRAIN, '--init_from=/no/9'],
       'checkpoint /no/9 does not exist',
+    ),
+    (
+      [*TRAIN, '--config=configs/of_run.py:'],
+      'give the run after the colon: configs/of_run.py:runs/a',
     ),
     (
       [*TRAIN, '--config=configs/of_run.py:/no'],

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bn_inception.errors import UserError, check_writable
+from bn_inception.errors import UserError, check_room, check_writable
 
 
 def refusal(path):
@@ -28,6 +28,19 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
   assert f'no permission to write in {tmp_path}' in refusal(
     tmp_path / 'new' / 'x.json'
   )
+
+
+def test_a_folder_that_takes_no_files_is_refused():
+  refusal('/proc/p.npz')  # which the system's own answer calls writable
+
+
+def test_a_file_larger_than_the_room_is_refused(tmp_path):
+  path = str(tmp_path / 'p.npz')
+  check_room(path, 1, 'give another file')
+  with pytest.raises(
+    UserError, match=f'{path} may take 1,000,000,000,000.0 MB'
+  ):
+    check_room(path, 10**18, 'give another file')
 
 
 def test_nothing_is_changed(tmp_path):

@@ -11,7 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from bn_inception import checkpoint, evaluation, experiment, scores
+from bn_inception import (
+  checkpoint,
+  evaluation,
+  experiment,
+  run_directory,
+  scores,
+)
 from bn_inception import evaluation_report as report
 from bn_inception.errors import UserError
 from bn_inception.evaluation import EvaluationOptions, PopulationOptions
@@ -104,11 +110,16 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
 # ---- names of files ----
 
 TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
+FOLDER = f'{TFDS_DIR}/fashion_mnist/3.0.1'
 
 
 @pytest.fixture
 def described(monkeypatch):
   """The description of every checkpoint: of a run on Fashion-MNIST."""
+  origin = {'dataset': 'fashion_mnist', 'folder': FOLDER}
+  monkeypatch.setattr(
+    report.run_directory, 'read_origin', lambda workdir, remedy: origin
+  )
   config = compose.preset('bn_x5', 'fashion_mnist').to_dict()
   description = {
     'config': json.loads(json.dumps(config)),
@@ -229,9 +240,54 @@ def test_images_of_other_folders_go_to_other_files(described, tmp_path):
     assert re.fullmatch('runs/evaluation_birds-[0-9a-f]{8}_test_9.json', name)
 
 
+def test_other_data_of_the_same_name_go_to_other_files(tmp_path):
+  def name(path, own, dataset='imagenet2012'):
+    key = 'archive' if path.endswith('.tar') else 'folder'
+    trained_on = {'dataset': 'imagenet2012', 'folder': own} if own else {}
+    return report._name_data({'dataset': dataset, key: path}, trained_on)
+
+  for path, own in (
+    ('/a/imagenet2012/5.1.0', '/a/imagenet2012/5.1.0'),
+    ('/a/validation', '/a/train'),
+    ('gs://a/imagenet2012/5.1.0', 'gs://a/imagenet2012/5.1.0'),
+  ):
+    assert name(path, own) == []
+  names = [
+    name(path, own)
+    for path, own in (
+      ('/b/imagenet2012/5.1.0', '/a/imagenet2012/5.1.0'),
+      ('/c/b/imagenet2012/5.1.0', '/a/imagenet2012/5.1.0'),
+      ('/b/imagenet2012/5.1.1', '/b/imagenet2012/5.1.0'),
+      ('/b/imagenet2012/validation', '/b/imagenet2012/5.1.0'),
+      ('/a/imagenet2012/5.1.0', ''),  # imported weights have no manifest
+      ('/a/validation', ''),
+      ('/a/val.tar', ''),
+    )
+  ]
+  assert [n.partition('-')[0] for (n,) in names] == [
+    'b', 'b', 'b', 'imagenet2012', 'a', 'a', 'a'
+  ]  # fmt: skip
+  assert len({n for (n,) in names}) == len(names)
+  # A link that leads elsewhere later leads to other data.
+  (tmp_path / 'link').symlink_to(tmp_path / 'a')
+  link, real = (str(tmp_path / n / 'x' / '1.0.0') for n in ('link', 'a'))
+  assert name(link, '') == name(real, '') and name(link, real) == []
+
+
+def test_the_data_of_a_run_are_those_of_its_first_start(tmp_path):
+  assert run_directory.read_origin(str(tmp_path), 'x') == {}
+  starts = [{'data': {'folder': folder}} for folder in ('/a', '/b')]
+  path = tmp_path / 'manifest.json'
+  run_directory.write_json(str(path), {'starts': starts})
+  assert run_directory.read_origin(str(tmp_path), 'x') == {'folder': '/a'}
+  path.write_text('{')
+  with pytest.raises(UserError, match=f'{path} is damaged .*: give --output'):
+    run_directory.read_origin(str(tmp_path), 'give --output')
+
+
 def test_copies_and_labels_are_named():
   shrunk = {'dataset': 'x', 'shrunk': {'short_side': 256, 'quality': 95}}
-  assert report._name_data(shrunk) == ['shrunk_256_95']
+  assert report._name_data(shrunk, {}) == ['shrunk_256_95']
   facts = {
     'dataset': 'x', 'data': {'dataset': 'x'}, 'crops': 'whole',
     'folded': False, 'dtype': 'float32', 'split': 'test',

@@ -119,9 +119,24 @@ def test_old_files_without_counters_and_with_vectors_of_two_dimensions(
     ('inception_4a_3x3_bn.running_var', 3, -1.0, '[3] is -1.0'),
     ('inception_3a_1x1.weight', 0, np.inf, '[0, 0, 0, 0] is inf'),
     ('inception_5b_1x1_bn.running_mean', 2, -np.inf, '[2] is -inf'),
-    ('last_linear.weight', (7, 8), 1e300, '[7, 8] is inf'),
-    ('conv1_7x7_s2_bn.num_batches_tracked', (), -1, ' is -1'),
-    ('conv1_7x7_s2_bn.num_batches_tracked', (), 2**31, ' is 2147483648'),
+    (
+      'last_linear.weight',
+      (7, 8),
+      1e300,
+      '[7, 8] is 1e+300, too large for float32',
+    ),
+    (
+      'conv1_7x7_s2_bn.num_batches_tracked',
+      (),
+      -1,
+      ' is -1, not in 0 to 2147483647',
+    ),
+    (
+      'conv1_7x7_s2_bn.num_batches_tracked',
+      (),
+      2**31,
+      ' is 2147483648, not in 0 to 2147483647',
+    ),
   ],
 )
 def test_weights_that_are_no_numbers_are_named(
@@ -132,8 +147,10 @@ def test_weights_that_are_no_numbers_are_named(
   weights[name] = np.array(array, np.float64 if array.ndim else np.int64)
   weights[name][index] = value
   with pytest.raises(UserError) as error:
-    import_weights.import_weights(weights)
-  assert f': {name}{message}: take' in str(error.value)
+    import_weights.import_weights(weights, path='a.pth')
+  assert str(error.value).startswith(
+    f'a.pth cannot be used: {name}{message}: take'
+  )
 
 
 def test_integers_are_no_weights(variables):

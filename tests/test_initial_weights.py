@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from bn_inception import checkpoint, evaluation, training
+from bn_inception import checkpoint, evaluation, inference, training
 from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_experiment
@@ -90,7 +90,7 @@ def test_weights_and_statistics_are_those_of_the_checkpoint(first):
     ('batch_stats', -1.0, 'batch_stats/conv1/norm/var[0] is -1.0'),
   ],
 )
-def test_weights_that_are_no_numbers_are_refused_before_a_folder_is_made(
+def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
   digits_config, tmp_path, monkeypatch, name, value, message
 ):
   state = make_experiment(digits_config, None).create_state()
@@ -107,10 +107,16 @@ def test_weights_that_are_no_numbers_are_refused_before_a_folder_is_made(
   }
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
-  digits_config['init_from'] = f'{directory}/0'
-  with pytest.raises(UserError) as caught:
-    training.train_and_evaluate(digits_config, str(workdir))
-  assert f'{directory}/0 cannot be used: {message}: take' in str(caught.value)
+  path = digits_config['init_from'] = f'{directory}/0'
+  options = evaluation.EvaluationOptions()
+  for use in (
+    lambda: training.train_and_evaluate(digits_config, str(workdir)),
+    lambda: evaluation.evaluate_checkpoints([path], options),
+    lambda: inference.load(path),
+  ):
+    with pytest.raises(UserError) as caught:
+      use()
+    assert f'{path} cannot be used: {message}: take' in str(caught.value)
   assert not workdir.exists()
 
 

@@ -482,7 +482,6 @@ class Files(Source):
 BAD = {
   'cut_short': [3],
   'empty': [11],
-  'unlabelled': [20],
   'unreadable': [7, 8],
 }
 
@@ -522,7 +521,6 @@ def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
   [
     ({'cut_short': [3]}, 'files, example 3: 200 bytes do not decode'),
     ({'empty': [3]}, 'files, example 3: an image of 0 bytes'),
-    ({'unlabelled': [3]}, 'files, example 3: label -1 is none of the 2'),
     ({'unreadable': [3]}, r'files, example 3: it cannot be read \(the disk'),
   ],
   ids=str,
@@ -539,6 +537,23 @@ def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
       list(batches)
     # Not with `match`: Grain adds notes, which are no part of the line.
     assert re.fullmatch(f'{message}.*{remedy}', str(caught.value))
+
+
+def test_a_label_outside_the_classes_is_never_skipped():
+  source = Files(8, unlabelled=[3])
+  for on_bad_image in ('raise', 'skip'):
+    options = dataclasses.replace(
+      OPTIONS, num_shards=2, on_bad_image=on_bad_image
+    )
+    for batches in (
+      training_batches(source, options, 4, 0, 0, 2),
+      evaluation_batches(source, options, 4),
+    ):
+      with pytest.raises(UserError) as caught:
+        list(batches)
+      message = str(caught.value)
+      assert message.startswith('files, example 3: label -1 is none of the 2 ')
+      assert 'skip' not in message
 
 
 def test_nothing_but_bad_images_is_an_error():

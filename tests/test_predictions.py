@@ -60,6 +60,8 @@ def test_the_mean_is_that_of_probabilities():
 def test_members_must_be_of_the_same_images(changes, message):
   with pytest.raises(UserError, match=message):
     predictions.average([member(0), member(1, **changes)])
+  with pytest.raises(UserError, match=r'a.npz \(run 0\) .* b.npz \(run 1\) '):
+    predictions.average([member(0), member(1, **changes)], ['a.npz', 'b.npz'])
 
 
 def test_files_give_back_what_was_saved(tmp_path):

@@ -122,3 +122,23 @@ def test_results_are_strict_json(tmp_path):
   with pytest.raises(ValueError, match='not JSON compliant'):
     run_directory.write_json(str(tmp_path / 'x.json'), {'loss': float('nan')})
   assert not list(tmp_path.iterdir())
+
+
+def test_outputs_do_not_replace_the_files_of_a_run(tmp_path):
+  run = tmp_path / 'run'
+  (run / 'checkpoints' / '9' / 'state').mkdir(parents=True)
+  own = (
+    'config.json', 'data.json', 'result.json', 'manifest.json', 'metrics.jsonl',
+    'checkpoints/9/x.json', 'checkpoints/9/state/x', 'checkpoints/10',
+    'damaged_checkpoints/9.1/x',
+  )  # fmt: skip
+  for name in own:  # of no run
+    run_directory.check_output(str(run / name), 'give another --output')
+  (run / 'config.json').write_text('{}')
+  for name in own:
+    with pytest.raises(
+      UserError, match=f'{name} is a file of the run in {run}'
+    ):
+      run_directory.check_output(str(run / name), 'give another --output')
+  for name in 'evaluation_test_9.json', 'checkpoints/evaluation_test_9.json':
+    run_directory.check_output(str(run / name), 'give another --output')

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import imagenet, make_source, prepared, shrink
+from bn_inception.sources import check, imagenet, make_source, prepared, shrink
 
 TFDS_DIR = str(pathlib.Path(__file__).parent / 'data' / 'tfds')
 
@@ -208,6 +209,7 @@ def test_images_of_16_bits_are_read(tmp_path):
 
 
 IMAGE = 'tensorflow_datasets.core.features.image_feature.Image'
+LABEL = 'tensorflow_datasets.core.features.class_label_feature.ClassLabel'
 TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
 
 
@@ -222,12 +224,46 @@ TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
       ],
       'images as Tensor',
     ),
+    (
+      [
+        (LABEL, TENSOR),
+        (
+          '"classLabel": {\n                    "numClasses": "10"',
+          '"tensor": {"dtype": "int64", "encoding": "none", "shape": {}',
+        ),
+      ],
+      'labels as Tensor',
+    ),
   ],
 )
-def test_images_of_other_types_are_refused(tmp_path, replacements, message):
+def test_images_and_labels_of_other_types_are_refused(
+  tmp_path, replacements, message
+):
   own_copy(tmp_path, *replacements)
   with pytest.raises(UserError, match=message):
     make_source('my_pets', 'train', str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'replacement, message',
+  [
+    (('Sandal\n', ''), 'has 9 names for 10 classes'),
+    (('Sandal\n', 'Sandal\nSocks\n'), 'has 11 names for 10 classes'),
+    (('Sandal\n', 'Coat\n'), "has the name 'Coat' 2 times"),
+  ],
+)
+def test_label_names_that_do_not_fit_the_classes_are_refused(
+  tmp_path, capsys, replacement, message
+):
+  folder = own_copy(tmp_path, replacement)
+  expected = re.escape(f'{folder}/label.labels.txt {message}: ')
+  with pytest.raises(UserError, match=expected):
+    make_source('my_pets', 'train', str(tmp_path))
+  with pytest.raises(UserError, match=expected):
+    shrink.shrink('my_pets', str(tmp_path), str(tmp_path / 'out'))
+  with pytest.raises(UserError, match='^1 problem with my_pets'):
+    check.check('my_pets', str(tmp_path))
+  assert re.search(f'PROBLEM: {expected}', capsys.readouterr().out)
 
 
 @pytest.mark.parametrize('version', ['', ':3.0.1'])

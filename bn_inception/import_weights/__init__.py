@@ -56,6 +56,7 @@ _NUM_UPDATES = 100_000
 # Absent before PyTorch 0.4.1; later ones read such files and save them with 0.
 _COUNTER = 'num_batches_tracked'
 _LARGEST_COUNT = np.iinfo(np.int32).max
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 _REDUCTIONS = tuple(row.name for row in FIGURE_5 if row.stride == 2)
 
@@ -82,19 +83,22 @@ class Imported(NamedTuple):
     return self.variables['params']['logits']['bias'].size
 
 
-def import_weights(weights: Weights, keep_background: bool = False) -> Imported:
+def import_weights(
+  weights: Weights, keep_background: bool = False, path: str | None = None
+) -> Imported:
   """Weights of any of the layouts, which their names tell.
 
   Args:
     weights: by name.
     keep_background: see `from_slim`.
+    path: of their file, for messages.
 
   Raises:
     UserError: if the names are of none of them; see also `from_pytorch`.
   """
   if any(name.startswith('InceptionV2/') for name in weights):
-    return from_slim(weights, keep_background)
-  return from_pytorch(weights)
+    return from_slim(weights, keep_background, path)
+  return from_pytorch(weights, path)
 
 
 # ---- PyTorch ----
@@ -205,7 +209,7 @@ PYTORCHCV = PytorchLayout(
 PYTORCH_LAYOUTS = (CADENE, PYTORCHCV)
 
 
-def from_pytorch(weights: Weights) -> Imported:
+def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
   """Weights of `pretrainedmodels.bninception` or `pytorchcv`'s bninception.
 
   Their convolutions have biases, which batch norm subtracts again: they go into
@@ -213,6 +217,7 @@ def from_pytorch(weights: Weights) -> Imported:
 
   Args:
     weights: a state_dict as arrays, for any number of classes.
+    path: of their file, for messages.
 
   Raises:
     UserError: for names of another model; for missing and unknown weights, all
@@ -238,7 +243,7 @@ def from_pytorch(weights: Weights) -> Imported:
   expected = jax.eval_shape(partial(_pytorch_weights, layout), abstract)
   counters = {name for name in expected if name.endswith(_COUNTER)}
   weights = _checked(
-    weights, expected, counters, f'bninception of {layout.name}'
+    weights, expected, counters, f'bninception of {layout.name}', path
   )
   params, stats = {}, {}
   for unit in _units(abstract['params']):
@@ -362,7 +367,9 @@ def _slim_unit(unit: str) -> str:
   return f'{_SLIM}Mixed_{_SLIM_MODULES[module]}/Branch_{branch}/{scope}'
 
 
-def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
+def from_slim(
+  weights: Weights, keep_background: bool = False, path: str | None = None
+) -> Imported:
   """Weights of TF-Slim's `inception_v2`.
 
   The stem has a bias and no batch norm if the names say so, as in the published
@@ -373,6 +380,7 @@ def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
       step, moving averages of weights and slots of the optimizer are left out.
     keep_background: of 1,001 classes keep the first, which is none of
       ImageNet's.
+    path: of their file, for messages.
 
   Raises:
     UserError: as of `from_pytorch`.
@@ -391,7 +399,7 @@ def from_slim(weights: Weights, keep_background: bool = False) -> Imported:
     if name in expected
     or (name.startswith(_SLIM) and name.rpartition('/')[0] not in expected)
   }
-  weights = _checked(weights, expected, set(), "TF-Slim's inception_v2")
+  weights = _checked(weights, expected, set(), "TF-Slim's inception_v2", path)
   params, stats = {}, {}
   for unit in _units(abstract['params']):
     name = _slim_unit(unit)
@@ -485,7 +493,11 @@ def _units(params: dict) -> list[str]:
 
 
 def _checked(
-  weights: Weights, expected: dict, optional: set[str], what: str
+  weights: Weights,
+  expected: dict,
+  optional: set[str],
+  what: str,
+  path: str | None,
 ) -> Weights:
   """The weights, in float32, if names and shapes are right."""
   missing = sorted(expected.keys() - weights.keys() - optional)
@@ -505,18 +517,20 @@ def _checked(
       wrong.append(f'{name} is {value.shape}, not {shape}')
     elif not jnp.issubdtype(value.dtype, kind):
       wrong.append(f'{name} is of {value.dtype}, not {kind.__name__}')
-    elif not is_counter:
-      with np.errstate(over='ignore'):  # of float64; it is refused below
-        value = value.astype(np.float32)
     checked[name] = value
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise UserError(
-      f'weights of other shapes or types than those of {what}: '
-      f'{"; ".join(wrong[:3])}{more}'
+      f'{f"{path}: " if path else ""}weights of other shapes or types than '
+      f'those of {what}: {"; ".join(wrong[:3])}{more}'
     )
-  check_values(checked, f'weights of {what}')
-  return checked
+  check_values(checked, path or f'weights of {what}')
+  return {
+    name: value
+    if expected[name].dtype == np.int32
+    else value.astype(np.float32)
+    for name, value in checked.items()
+  }
 
 
 _VARIANCES = ('running_var', 'moving_variance', '/var')
@@ -538,7 +552,7 @@ def check_values(weights: Weights, what: str) -> None:
   wrong = []
   for name, value in weights.items():
     value = np.asarray(value)
-    is_good = np.isfinite(value)
+    is_good = np.abs(value) <= _LARGEST_FLOAT  # and so is no NaN
     if name.endswith((*_VARIANCES, *_COUNTERS)):
       is_good &= value >= 0
     if name.endswith(_COUNTERS):
@@ -547,6 +561,10 @@ def check_values(weights: Weights, what: str) -> None:
       index = tuple(int(i) for i in np.argwhere(~is_good)[0])
       place = f'[{", ".join(map(str, index))}]' if index else ''
       wrong.append(f'{name}{place} is {value[index]}')
+      if name.endswith(_COUNTERS):
+        wrong[-1] += f', not in 0 to {_LARGEST_COUNT}'
+      elif _LARGEST_FLOAT < abs(value[index]) < np.inf:
+        wrong[-1] += ', too large for float32'
   if wrong:
     more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
     raise UserError(

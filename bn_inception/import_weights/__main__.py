@@ -21,7 +21,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax.traverse_util import flatten_dict
 
 from bn_inception import augment, checkpoint, command_line, mesh, run_directory
 from bn_inception import import_weights as importing
@@ -170,7 +169,7 @@ def import_file(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
   )
   weights, notes = files.read(path)
-  imported = importing.import_weights(weights, keep_background)
+  imported = importing.import_weights(weights, keep_background, path)
   if SCALING_NOTE in notes:
     scaling = _read_scaling(notes[SCALING_NOTE], path)
     imported = imported._replace(input_scaling=scaling)
@@ -224,9 +223,9 @@ def export_checkpoint(path: str, output: str) -> None:
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--to={output} must end with .safetensors')
-  check_writable(output, 'give another --to')
+  run_directory.check_output(output, 'give another --to')
   description = checkpoint.read_description(path)
-  state = checkpoint.restore(
+  state = checkpoint.restore_weights(
     path,
     make_abstract_state(
       description['config'],
@@ -237,7 +236,6 @@ def export_checkpoint(path: str, output: str) -> None:
   )
   model = make_model(description['config'], len(description['class_names']))
   variables = state.evaluation_variables
-  importing.check_values(flatten_dict(variables, sep='/'), path)
   weights = importing.to_pytorch(variables, model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),

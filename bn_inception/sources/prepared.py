@@ -51,7 +51,8 @@ def open_builder(name: str, data_dir: str | None):
 
   Raises:
     UserError: if the data set is unknown, not prepared under `data_dir`, in
-      another file format, or not one of labelled images.
+      another file format, or not one of labelled images, or if the copy does
+      not name each class once.
   """
   import tensorflow_datasets as tfds
 
@@ -75,6 +76,7 @@ def open_builder(name: str, data_dir: str | None):
   _check_prepared(name, builder)
   _choose_format(builder)
   _check_features(name, builder.info.features)
+  _check_label_names(builder)
   return builder
 
 
@@ -130,10 +132,46 @@ def _check_features(name: str, features) -> None:
       f'{name} has images of {image_type}: prepare it again with '
       f'those of {" or ".join(IMAGE_TYPES)}'
     )
+  label = features['label']
+  if not isinstance(label, tfds.features.ClassLabel):
+    raise UserError(
+      f'{name} has labels as {type(label).__name__}: prepare it again with '
+      'tfds.features.ClassLabel'
+    )
   num_channels = image.shape[-1]
   if num_channels not in (1, 3):
     raise UserError(
       f'{name} has images of {num_channels} channels: use a data set of 1 or 3'
+    )
+
+
+def _read_label_names(file: epath.Path) -> tuple[str, ...]:
+  lines = (line.strip() for line in file.read_text().splitlines())
+  return tuple(line for line in lines if line)
+
+
+def _check_label_names(builder) -> None:
+  """Refuses a copy that does not name each class once.
+
+  TFDS notices, too, but in a thread whose errors it drops, and then uses the
+  wrong names.
+  """
+  file = epath.Path(builder.data_dir) / LABEL_FILE
+  if not file.exists():  # the classes are named by their numbers
+    return
+  names = _read_label_names(file)
+  num_classes = builder.info.features['label'].num_classes
+  if len(names) != num_classes:
+    raise UserError(
+      f'{file} has {len(names):,} name{"" if len(names) == 1 else "s"} for '
+      f'{num_classes:,} classes: '
+      'copy or prepare the data set again'
+    )
+  name, count = collections.Counter(names).most_common(1)[0]
+  if count > 1:
+    raise UserError(
+      f"{file} has the name '{name}' {count} times: give each class a name of "
+      'its own, and prepare the data set again'
     )
 
 
@@ -240,10 +278,7 @@ def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
     UserError: if the copy's are in another order than these, or ImageNet's in
       another than its own; names that others spell otherwise are let pass.
   """
-  own = names
-  if file.exists():
-    lines = (line.strip() for line in file.read_text().splitlines())
-    own = tuple(line for line in lines if line)
+  own = _read_label_names(file) if file.exists() else names
   for expected in (names, imagenet.class_names()):
     if own != expected and sorted(own) == sorted(expected):
       i = next(i for i, name in enumerate(expected) if own[i] != name)
