@@ -1,8 +1,8 @@
 """What a run depends on in its data: classes, examples and their order.
 
 These facts are stored with every run (data.json) and checkpoint, and compared
-wherever one is used again. Where the data lie is none of them: a copy in another
-folder is the same data.
+wherever one is used again. The folder of the data is not among them: a copy in
+another folder is the same data.
 """
 
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')  # of TFDS, in the name of a folder
 def default_output(
   members: Sequence[Member], options: EvaluationOptions, folder: str
 ) -> str:
-  """evaluation_SPLIT_STEP.json in a folder, with what is not usual in between.
+  """evaluation[_NON_DEFAULTS]_SPLIT_STEP.json in a folder.
 
   The name has all that decides what is in the file. Data in another place than
   the run's own, or if that is not known, add their folder and a digest of it.

@@ -322,7 +322,7 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
 
   Raises:
     BadImageError: if it cannot be read or is no image.
-    UserError: if its label is none of the classes: the fault is the data
+    UserError: if its label is not one of the classes: the fault is the data
       set's, and skipping the example would hide it.
   """
   try:
@@ -332,7 +332,7 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
     raise images.BadImageError(f'it cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise UserError(
-      f'{source.describe(index)}: label {label} is none of the '
+      f'{source.describe(index)}: label {label} is not one of the '
       f'{len(source.class_names)} classes: prepare the data set again, or use '
       'a split that has labels'
     )

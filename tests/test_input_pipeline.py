@@ -552,7 +552,9 @@ def test_a_label_outside_the_classes_is_never_skipped():
       with pytest.raises(UserError) as caught:
         list(batches)
       message = str(caught.value)
-      assert message.startswith('files, example 3: label -1 is none of the 2 ')
+      assert message.startswith(
+        'files, example 3: label -1 is not one of the 2 '
+      )
       assert 'skip' not in message
 
 

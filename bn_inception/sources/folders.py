@@ -82,7 +82,7 @@ def _entries(folder: epath.Path) -> tuple[list[str], list[str]]:
         ]
   except OSError as error:
     raise UserError(
-      f'{folder} cannot be listed ({error.strerror}): mend its permissions or '
+      f'{folder} cannot be listed ({error.strerror}): fix its permissions or '
       'its disk'
     ) from error
   found = sorted(entry for entry in found if not entry[0].startswith('.'))

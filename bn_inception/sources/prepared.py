@@ -258,7 +258,7 @@ class _Records:
 
   def __getitem__(self, index: int) -> bytes:
     if not 0 <= index < len(self):
-      raise IndexError(f'{index} is none of {len(self)} records')
+      raise IndexError(f'{index} is not one of {len(self)} records')
     shard = bisect.bisect_right(self._ends, index)
     start = self._ends[shard - 1] if shard else 0
     return _readers.read(
