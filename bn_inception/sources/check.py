@@ -22,7 +22,12 @@ from bn_inception.sources import (
   imagenet_forms,
   make_source,
 )
-from bn_inception.sources.copies import LABEL_FILE, class_names, parse_name
+from bn_inception.sources.copies import (
+  LABEL_FILE,
+  class_names,
+  describe_error,
+  parse_name,
+)
 from bn_inception.sources.finding import IMAGE_FOLDER, SPLITS
 from bn_inception.sources.folders import ImageFolderSource
 from bn_inception.sources.listing import (
@@ -34,7 +39,6 @@ from bn_inception.sources.listing import (
 )
 from bn_inception.sources.prepared import (
   SHRUNK_FILE,
-  describe_error,
   is_prepared,
   open_builder,
 )
@@ -110,7 +114,12 @@ def check(
   else:
     forms = [PREPARED] if is_prepared(name, data_dir) else []
   if not forms:  # the line of whoever would open it
-    make_source(dataset, TRAIN_SPLIT, data_dir)
+    is_v2 = name == imagenet.V2_NAME
+    make_source(dataset, imagenet.V2_SPLIT if is_v2 else TRAIN_SPLIT, data_dir)
+    raise UserError(
+      f'{dataset} is not checked in this form: --dataset takes {imagenet.NAME}, '
+      f'{IMAGE_FOLDER}, or a data set that TFDS prepared'
+    )
   report = _Report()
   if PREPARED in forms:
     _check_prepared(dataset, data_dir, expected, report)

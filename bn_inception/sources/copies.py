@@ -1,12 +1,15 @@
 """Copies prepared by TFDS: which a folder holds, and what their files say."""
 
 import collections
+import contextlib
+import io
 import json
 import re
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
+from google.protobuf import json_format
 
 from bn_inception.errors import UserError
 from bn_inception.sources.listing import entries, is_folder
@@ -19,6 +22,11 @@ _NEEDED = {
   INFO_FILE: [('name',), ('version',), ('splits',)],
   FEATURES_FILE: [('pythonClassName', 'type')],
 }
+# What TFDS raises for files that say nonsense, or for want of TensorFlow.
+TFDS_ERRORS = (
+  json_format.Error, AssertionError, AttributeError, ImportError, KeyError,
+  OSError, TypeError, ValueError,
+)  # fmt: skip
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
@@ -43,6 +51,19 @@ class Copy(NamedTuple):
       return info['name'] == self.name
     except (OSError, ValueError, KeyError, TypeError):  # no whole copy
       return False
+
+
+def quiet():
+  """Keeps TFDS's advice on TensorFlow, a paragraph, from being printed."""
+  return contextlib.redirect_stdout(io.StringIO())
+
+
+def describe_error(error: Exception) -> str:
+  """The kind and the first line of an error of array_record or TFDS."""
+  first_line = str(error).partition('\n')[0]
+  # TFDS's own prefix is the arguments.
+  first_line = re.sub('^Failed to construct dataset .*}": ', '', first_line)
+  return f'{type(error).__name__}{": " if first_line else ""}{first_line}'
 
 
 def parse_name(dataset: str) -> tuple[str, str, str]:
@@ -121,14 +142,28 @@ def _problem_of_json(
   return None
 
 
-def named_kinds(folder: epath.Path) -> str:
-  """The features of a copy that TFDS cannot rebuild: 'image (Image), ...'."""
+def check_rebuilt(folder: epath.Path) -> None:
+  """Refuses a copy with features that TFDS cannot rebuild from its file.
+
+  Raises:
+    UserError: which names all features and their kinds.
+  """
+  import tensorflow_datasets as tfds
+
   content = json.loads((folder / FEATURES_FILE).read_text())
-  features = content.get('featuresDict', {}).get('features', {})
-  return ', '.join(
-    f'{name} ({feature.get("pythonClassName", "unknown").split(".")[-1]})'
-    for name, feature in sorted(features.items())
-  )
+  try:
+    with quiet():
+      tfds.features.FeatureConnector.from_json(content)
+  except TFDS_ERRORS as error:
+    features = content.get('featuresDict', {}).get('features', {})
+    kinds = ', '.join(
+      f"'{name}' ({feature.get('pythonClassName', 'unknown').split('.')[-1]})"
+      for name, feature in sorted(features.items())
+    )
+    raise UserError(
+      f'TFDS cannot read {folder} ({describe_error(error)}), whose features are '
+      f'{kinds}: prepare it again with an Image and a ClassLabel only'
+    ) from error
 
 
 def check_features(name: str, folder: epath.Path, features) -> None:
@@ -146,7 +181,9 @@ def check_features(name: str, folder: epath.Path, features) -> None:
 
   missing = {'image', 'label'} - set(features)
   if missing:
-    found = ', '.join(f"'{key}' ({_kind(features[key])})" for key in features)
+    found = ', '.join(
+      f"'{key}' ({_kind(features[key])})" for key in sorted(features)
+    )
     raise UserError(
       f'{name} is not a classification data set: its examples have {found}, '
       f'without {sorted(missing)}; prepare it again with features of these names'
@@ -205,7 +242,7 @@ def _kind(feature) -> str:
   import tensorflow_datasets as tfds
 
   if isinstance(feature, tfds.features.FeaturesDict):
-    return f'a dict of {", ".join(feature)}'
+    return f'a dict of {", ".join(sorted(feature))}'
   if isinstance(feature, tfds.features.Sequence):
     return f'a list of {_kind(feature.feature)}'
   kind = type(feature).__name__

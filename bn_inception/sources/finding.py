@@ -59,8 +59,10 @@ _FORMS = (
   (r'(.*[-_])?\d{4,6}\.tar', 'a shard of WebDataset', _EXTRACT),
   (r'.*\.tar', 'a tar of another name than the official ones', _EXTRACT),
 )
+_SPLIT_FOLDERS = ('train', 'val', 'validation', 'test', 'ILSVRC2012_img_val')
 _MAX_DEPTH = 3
-_MAX_FOLDERS = 100  # more are those of classes
+_MAX_LISTED = 100  # folders in one; more are those of classes
+_MAX_FOLDERS = 300  # to look into, on a slow file system
 
 
 def nothing_found(dataset: str, data_dir: str, otherwise: str) -> UserError:
@@ -85,8 +87,8 @@ def find_remedy(dataset: str, data_dir: str) -> str | None:
     return None
   looks = [_other_versions, _above, _below]
   if name in IN_FOLDERS:
-    looks += [_images_of_no_split, _renamed_splits]
-  for look in (*looks, _unfinished, _broken_links, other_forms):
+    looks += [_images_of_no_split, _renamed_splits, _broken_links, other_forms]
+  for look in (*looks, _unfinished):
     if remedy := look(root, name):
       return remedy
   return None
@@ -97,35 +99,54 @@ def _absolute(data_dir: str) -> epath.Path:
   return root if '://' in data_dir else epath.Path(os.path.abspath(root))
 
 
-def holds(root: epath.Path, name: str) -> bool:
+def _entries(folder: epath.Path) -> tuple[list[str], list[str]]:
+  """As `entries`; nothing of folders that are others' own."""
+  try:
+    return entries(folder)
+  except UserError:
+    return [], []
+
+
+def _holds(root: epath.Path, name: str) -> bool:
   """Whether `make_source` would find a data set in a folder, in any form."""
-  if list_copies(root, name):
-    return True
-  if name == imagenet.V2_NAME:
-    return any(is_folder(str(root / f)) for f in imagenet.V2_FOLDERS.values())
-  if name == imagenet.NAME and any(
-    (root / archive).exists() for archive in imagenet.ARCHIVES
-  ):
-    return True
-  return name in IN_FOLDERS and any(
-    _holds_images(folder) for s in SPLITS if (folder := find_split(root, s))
-  )
+  try:
+    if list_copies(root, name):
+      return True
+    if name == imagenet.V2_NAME:
+      return any(is_folder(str(root / f)) for f in imagenet.V2_FOLDERS.values())
+    if name == imagenet.NAME and any(
+      (root / archive).exists() for archive in imagenet.ARCHIVES
+    ):
+      return True
+    return name in IN_FOLDERS and any(
+      _holds_images(folder, name)
+      for split in SPLITS
+      if (folder := find_split(root, split))
+    )
+  except UserError:  # others' own
+    return False
 
 
-def _holds_images(folder: epath.Path) -> bool:
-  """Whether a folder has images, or folders of images."""
-  names, files = entries(folder)
-  return any(map(is_image, files)) or any(_classes(folder, names))
+def _holds_images(folder: epath.Path, name: str) -> bool:
+  return any(_images_of(folder, name))
 
 
-def _classes(folder: epath.Path, names: list[str]) -> list[str]:
-  """Which of the first folders have images."""
-  return [
-    name
-    for name in names[:_MAX_FOLDERS]
-    if name not in JUNK_FOLDERS
-    and any(map(is_image, entries(folder / name)[1]))
+def _images_of(folder: epath.Path, name: str) -> tuple[list[str], list[str]]:
+  """Folders of classes and single images that may be of a data set."""
+  names, files = _entries(folder)
+  classes = [
+    entry
+    for entry in names[:_MAX_LISTED]
+    if entry not in JUNK_FOLDERS
+    and any(map(is_image, _entries(folder / entry)[1]))
   ]
+  if name != imagenet.NAME:
+    return classes, [file for file in files if is_image(file)]
+  known, labels = set(imagenet.class_names()), imagenet.validation_labels()
+  return (
+    [entry for entry in classes if entry in known],
+    [file for file in files if file in labels],
+  )
 
 
 def _call_it(name: str) -> str:
@@ -141,51 +162,47 @@ def _other_versions(root: epath.Path, name: str) -> str | None:
 
 def _above(root: epath.Path, name: str) -> str | None:
   """For the folder of a split, a data set or its version."""
-  inside = [root.name]
-  for folder in list(root.parents)[:_MAX_DEPTH]:
-    is_inside = (
-      name == inside[-1]
-      and list_copies(folder, name)
-      or inside[-1] in imagenet.V2_FOLDERS.values()
-      or len(inside) < _MAX_DEPTH
-      and name in IN_FOLDERS
-      and inside[-1] in ('train', 'val', 'validation', 'ILSVRC2012_img_val')
-      and _holds_images(folder / inside[-1])
+  for depth, folder in enumerate(list(root.parents)[:_MAX_DEPTH]):
+    inside = root.parts[len(folder.parts)]
+    is_split = depth < 2 and (
+      name in IN_FOLDERS
+      and inside in _SPLIT_FOLDERS
+      and _holds_images(folder / inside, name)
     )
-    if is_inside:
+    is_copy = inside == name and list_copies(folder, name)
+    is_v2 = name == imagenet.V2_NAME and inside in imagenet.V2_FOLDERS.values()
+    if is_split or is_copy or is_v2:
       return f'it is a folder inside a copy: give --data_dir={folder}'
-    inside.append(folder.name)
   return None
 
 
 def _below(root: epath.Path, name: str) -> str | None:
-  folders = [root]
+  folders, num_left = [root], _MAX_FOLDERS
   for _ in range(1 if '://' in str(root) else _MAX_DEPTH):
-    deeper = []
-    for folder in folders:
-      names, _ = entries(folder)
-      if len(names) <= _MAX_FOLDERS:
-        deeper += [folder / n for n in names if n not in JUNK_FOLDERS]
+    deeper = [
+      folder / entry
+      for folder in folders
+      if len(names := _entries(folder)[0]) <= _MAX_LISTED
+      for entry in names
+      if entry not in JUNK_FOLDERS
+    ][:num_left]
     for folder in deeper:
-      if holds(folder, name):
+      if _holds(folder, name):
         return f'a folder in it holds one: give --data_dir={folder}'
-    folders = deeper
+    folders, num_left = deeper, num_left - len(deeper)
   return None
 
 
 def _images_of_no_split(root: epath.Path, name: str) -> str | None:
-  names, files = entries(root)
-  split, found = 'train', [f'{n}/' for n in _classes(root, names)]
-  if name == imagenet.NAME:
-    known = imagenet.class_names()
-    found = [folder for folder in found if folder[:-1] in known]
-    labels = imagenet.validation_labels()
-    if flat := [file for file in files if file in labels]:
-      split, found = 'val', flat
-  if not found:
+  classes, flat = _images_of(root, name)
+  if classes:
+    split, first = 'train', f'{classes[0]}/'
+  elif flat and name == imagenet.NAME:
+    split, first = 'val', flat[0]
+  else:
     return None
   return (
-    f'it has {found[0]} itself, without the folder of a split: give '
+    f'it has {first} itself, without the folder of a split: give '
     f'--data_dir=FOLDER after `mkdir FOLDER && ln -s {root} FOLDER/{split}`'
   )
 
@@ -199,8 +216,8 @@ def renamed_splits(root: epath.Path) -> str | None:
   """Such as 'Train/, valid/: rename to train/, val/' for folders of images."""
   renamed = {
     name: _SPLIT_NAMES[name.lower()]
-    for name in entries(root)[0]
-    if name.lower() in _SPLIT_NAMES and _holds_images(root / name)
+    for name in _entries(root)[0]
+    if name.lower() in _SPLIT_NAMES and _holds_images(root / name, IMAGE_FOLDER)
   }
   renamed = {name: split for name, split in renamed.items() if name != split}
   return renamed and (
@@ -212,7 +229,7 @@ def renamed_splits(root: epath.Path) -> str | None:
 def _unfinished(root: epath.Path, name: str) -> str | None:
   if not is_folder(str(root / name)):
     return None
-  for folder in entries(root / name)[0]:
+  for folder in _entries(root / name)[0]:
     if '.incomplete' in folder:
       return (
         f'{root / name / folder} was never finished: give the command that '
@@ -222,7 +239,7 @@ def _unfinished(root: epath.Path, name: str) -> str | None:
 
 
 def _broken_links(root: epath.Path, _: str) -> str | None:
-  for file in entries(root)[1]:
+  for file in _entries(root)[1]:
     if '://' not in str(root) and not os.path.exists(root / file):
       return (
         f'{root / file} is a link to {os.readlink(root / file)}, which does not '
@@ -233,9 +250,10 @@ def _broken_links(root: epath.Path, _: str) -> str | None:
 
 def other_forms(root: epath.Path, _: str = '') -> str | None:
   """Says what files of another form than images are in a folder, and what to do."""
-  names, files = entries(root)
-  for folder in names[:_MAX_FOLDERS]:
-    files += [f'{folder}/{file}' for file in entries(root / folder)[1]]
+  names, files = _entries(root)
+  for folder in names:
+    if folder.lower() in ('data', *_SPLIT_NAMES):
+      files += [f'{folder}/{file}' for file in _entries(root / folder)[1]]
   for pattern, form, remedy in _FORMS:
     for file in files:
       base = file.rpartition('/')[2]
@@ -252,10 +270,11 @@ def _other_data_sets(root: epath.Path, name: str) -> str:
     return ''
   others = [
     copy.dataset
-    for folder in entries(root)[0][:_MAX_FOLDERS]
+    for folder in _entries(root)[0][:_MAX_LISTED]
+    if _holds(root, folder)
     for copy in list_copies(root, folder)[:1]
     if copy.is_of_its_name()
   ]
-  if name != IMAGE_FOLDER and holds(root, IMAGE_FOLDER):
+  if name != IMAGE_FOLDER and _holds(root, IMAGE_FOLDER):
     others.append(IMAGE_FOLDER)
   return ', '.join(others)

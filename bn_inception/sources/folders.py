@@ -33,8 +33,9 @@ def _no_folder(name: str, data_dir: str, split: str) -> UserError:
   """The one line for a split that has no folder."""
   if '[' in split:
     return UserError(
-      f"{name} in folders has no part '{split}' of a split: give a whole split, "
-      'or hold out training images with source.num_holdout'
+      f"'{split}' is part of a split, which only copies by TFDS have: of the "
+      f'folders in {data_dir} give a whole split, or hold out training images '
+      'with source.num_holdout'
     )
   root = epath.Path(data_dir).expanduser()
   needed = ' or '.join(
@@ -322,12 +323,14 @@ class ValidationArchiveSource(Source):
     self.class_names = imagenet.class_names()
     self._archive = path
     files = [m for m in _members(path) if not _is_junk(m.name)]
-    members = [m for m in files if is_image(m.name)]
-    members.sort(key=lambda member: os.path.basename(member.name))
-    self._names = [os.path.basename(member.name) for member in members]
+    names = [os.path.basename(member.name) for member in files]
+    chosen = [i for i, name in enumerate(names) if is_image(name)]
+    chosen.sort(key=names.__getitem__)
+    self._names = [names[i] for i in chosen]
+    members = [files[i] for i in chosen]
     self._labels = _ground_truth(self._names, path)
     others = collections.Counter(
-      _suffix(m.name) for m in files if not is_image(m.name)
+      _suffix(name) for name in names if not is_image(name)
     )
     self._not_read = f'not read: {_describe_files(others)}' if others else ''
     if not members:

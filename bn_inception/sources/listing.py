@@ -35,11 +35,12 @@ def is_folder(path: str) -> bool:
   """Whether a path, which may be a bucket's, is a folder.
 
   Raises:
-    UserError: if the library for such a bucket is not installed.
+    UserError: if the library for such a bucket is not installed, or if folders
+      above it may not be entered.
   """
   try:
     return epath.Path(path).expanduser().is_dir()
-  except ImportError as error:
+  except (ImportError, PermissionError) as error:
     raise UserError(f'{path} cannot be read: {error}') from error
 
 

@@ -2,12 +2,11 @@
 
 import bisect
 import collections
-import contextlib
 import errno
-import io
 import itertools
 import json
 import os
+import re
 import threading
 
 from etils import epath
@@ -19,14 +18,17 @@ from bn_inception.sources.copies import (
   FEATURES_FILE,
   INFO_FILE,
   LABEL_FILE,
+  TFDS_ERRORS,
   Copy,
   check_features,
   check_label_names,
   check_metadata,
+  check_rebuilt,
   class_names,
+  describe_error,
   list_copies,
-  named_kinds,
   parse_name,
+  quiet,
   read_label_names,
   wanted_copies,
 )
@@ -49,12 +51,6 @@ SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 def is_prepared(name: str, data_dir: str) -> bool:
   """Whether a folder holds a copy of a data set in TFDS's layout."""
   return bool(list_copies(epath.Path(data_dir).expanduser(), name))
-
-
-def describe_error(error: Exception) -> str:
-  """The kind and the first line of an error of array_record or TFDS."""
-  first_line = str(error).partition('\n')[0]
-  return f'{type(error).__name__}{": " if first_line else ""}{first_line}'
 
 
 def open_builder(name: str, data_dir: str | None):
@@ -85,23 +81,31 @@ def how_to_prepare(name: str, data_dir: str) -> str:
   """The remedy for a data set of TFDS's catalogue that is nowhere."""
   base = parse_name(name)[0]
   root = epath.Path(data_dir).expanduser()
-  manual, needs = '', ''
-  if base == imagenet.NAME:
-    has_tars = any((root / tar).exists() for tar in imagenet.ARCHIVES)
-    tars = data_dir if has_tars else 'FOLDER_OF_THE_TWO_TARS'
-    manual = f' --manual_dir={tars}'
-    needs = f', train/ or val/, or {" or ".join(imagenet.ARCHIVES)}'
+  command = (
+    f'`pip install -r requirements-prepare.txt && tfds build {name} '
+    f'--file_format={FILE_FORMAT} --data_dir={data_dir}'
+  )
+  if base != imagenet.NAME:
+    return (
+      f'it needs {base}/ as TFDS prepares it; point --data_dir at a copy, or run '
+      f'{command}`'
+    )
+  tars = [tar for tar in imagenet.ARCHIVES if (root / tar).exists()]
+  if tars:
+    return (
+      f'it has {" and ".join(tars)}: with both tars there, run {command} '
+      f'--manual_dir={data_dir}`'
+    )
   return (
-    f'it needs {base}/ as TFDS prepares it{needs}; point --data_dir at a copy, '
-    f'or run `pip install -r requirements-prepare.txt && tfds build {name} '
-    f'--file_format={FILE_FORMAT} --data_dir={data_dir}{manual}`'
+    f'it needs {base}/ as TFDS prepares it, train/ or val/, or '
+    f'{" or ".join(imagenet.ARCHIVES)}; point --data_dir at a copy, or run '
+    f'{command} --manual_dir=FOLDER_OF_THE_TWO_TARS`'
   )
 
 
 def _build(name: str, data_dir: str | None):
   """TFDS's builder of a data set, whether it is prepared or not."""
   import tensorflow_datasets as tfds
-  from google.protobuf import json_format
 
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
   base, config, version = parse_name(name)
@@ -111,19 +115,15 @@ def _build(name: str, data_dir: str | None):
     is_known = True
   except tfds.core.DatasetNotFoundError:
     is_known = False
-  if not is_known and not version and copies and copies[0].config == config:
-    # TFDS would take the newest version even if its folder is empty.
-    version = f':{copies[0].version}'
-  else:
-    version = ''
+  # TFDS would take the newest version even if its folder is empty.
+  is_any = not is_known and not version
+  is_newest = is_any and copies and copies[0].config == config
+  version = f':{copies[0].version}' if is_newest else ''
   try:
-    with contextlib.redirect_stdout(io.StringIO()):  # advice on TensorFlow
+    with quiet():
       return tfds.builder(f'{name}{version}', data_dir=data_dir)
   # TFDS asserts that versions and builder configs exist, and trusts the files.
-  except (
-    json_format.Error, AssertionError, AttributeError, ImportError, KeyError,
-    OSError, TypeError, ValueError,
-  ) as error:  # fmt: skip
+  except TFDS_ERRORS as error:
     check_machine(error, str(root))
     raise _explain(name, root, copies, is_known, error) from error
 
@@ -143,11 +143,12 @@ def _explain(
     check_metadata(
       folder, (INFO_FILE,) if is_known else (INFO_FILE, FEATURES_FILE)
     )
+    if not is_known:
+      check_rebuilt(folder)
     if not isinstance(error, tfds.core.DatasetNotFoundError):
       return UserError(
-        f'TFDS cannot read {folder} ({describe_error(error)}), whose features '
-        f'are {named_kinds(folder)}: prepare it again with '
-        'tfds.features.Image and ClassLabel, and without others'
+        f'TFDS cannot read {folder} ({describe_error(error)}): copy it again '
+        'from where it was made, or prepare it again'
       )
   if remedy := find_remedy(name, str(root)):
     return UserError(f'{root} holds no copy of {name}: {remedy}')
@@ -262,6 +263,10 @@ class _Records:
     parts = [version, names, self._skipped, self._ends]
     return hash_of(json.dumps(parts).encode())
 
+  def path(self, index: int) -> str:
+    """Of the file that has a record."""
+    return self._paths[bisect.bisect_right(self._ends, index)]
+
   def __getitem__(self, index: int) -> bytes:
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not one of {len(self)} records')
@@ -303,25 +308,35 @@ def _find_shards(name: str, info, split: str) -> list:
   """
   from tensorflow_datasets.core.data_sources.base import file_instructions
 
-  has = ', '.join(f'{s} ({i.num_examples:,})' for s, i in info.splits.items())
   wanted = {part.partition('[')[0].strip() for part in split.split('+')}
   if wanted - {*info.splits, 'all'}:
     raise UserError(
       f"{name} has no split '{split}': use one of {', '.join(info.splits)}"
     )
+  counts = {s: i.num_examples for s, i in info.splits.items()}
   try:
     shards = file_instructions(info, split)
-  except ValueError as error:
-    raise UserError(
-      f"{name} has no part '{split}' of its splits, whose examples are {has}: "
-      'give a part inside of one, such as train[:100] or train[80%:]'
-    ) from error
-  if not shards or any(shard.take < 1 for shard in shards):
-    raise UserError(
-      f"the part '{split}' of {name} has no examples, and its splits have {has}: "
-      'give a larger part'
-    )
-  return shards
+    fault = 'is empty'
+  except ValueError:  # no such syntax, or past the end
+    shards, fault = [], 'does not exist'
+  if shards and all(shard.take > 0 for shard in shards):
+    return shards
+  has = ', '.join(f'{number:,} in {s}' for s, number in counts.items())
+  raise UserError(
+    f"'{split}' of {name} {fault}, and its examples are {has}: give a part such "
+    f'as {_nearest_part(split, counts)}'
+  )
+
+
+def _nearest_part(split: str, counts: dict[str, int]) -> str:
+  """'test[36:100]' of 40 examples -> 'test[36:40]'; else some part of it."""
+  name, _, rest = split.partition('[')
+  name = name if counts.get(name) else max(counts, key=counts.get)
+  if found := re.fullmatch(r'(\d+):(\d+)\]', rest):
+    start, stop = int(found[1]), min(int(found[2]), counts[name])
+    if start < stop:
+      return f'{name}[{start}:{stop}]'
+  return f'{name}[:50%]'
 
 
 class TfdsSource(Source):
@@ -348,16 +363,17 @@ class TfdsSource(Source):
 
   def _check_readable(self) -> None:
     """Reads the first and the last record."""
-    try:
-      for index in (0, len(self) - 1):
+    for index in (0, len(self) - 1):
+      try:
         self[index]
-    except UNREADABLE as error:
-      check_machine(error, self.folder)
-      raise UserError(
-        f'the records in {self.folder} cannot be read '
-        f'({type(error).__name__}): the copy is incomplete or damaged, copy or '
-        'prepare it again'
-      ) from error
+      except UNREADABLE as error:
+        check_machine(error, self.folder)
+        path = epath.Path(self._records.path(index))
+        damage = f'has damaged records ({type(error).__name__})'
+        raise UserError(
+          f'{path} {damage if path.exists() else "is missing"}: the copy is '
+          'incomplete or damaged, copy or prepare it again'
+        ) from error
 
   def __len__(self) -> int:
     return len(self._records)

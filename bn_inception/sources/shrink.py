@@ -29,13 +29,12 @@ from bn_inception.sources import (
   imagenet_forms,
   make_source,
 )
-from bn_inception.sources.copies import parse_name
+from bn_inception.sources.copies import LABEL_FILE, describe_error, parse_name
 from bn_inception.sources.finding import IMAGE_FOLDER
 from bn_inception.sources.listing import find_split, require_folder
 from bn_inception.sources.prepared import (
   SHRUNK_FILE,
   TfdsSource,
-  describe_error,
   open_builder,
 )
 from bn_inception.sources.progress import Progress
@@ -265,6 +264,9 @@ def _write_splits(
     )
   info.set_splits(tfds.core.SplitDict(infos))
   info.write_to_directory(folder)
+  if not isinstance(info.features['label'], tfds.features.ClassLabel):
+    names = next(iter(opened.values())).source.class_names
+    (folder / LABEL_FILE).write_text('\n'.join(names) + '\n')
 
 
 def _write_shards(
