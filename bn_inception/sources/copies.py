@@ -12,7 +12,7 @@ from etils import epath
 from google.protobuf import json_format
 
 from bn_inception.errors import UserError
-from bn_inception.sources.listing import entries, is_folder
+from bn_inception.sources.listing import names_in
 
 IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
 INFO_FILE, FEATURES_FILE = 'dataset_info.json', 'features.json'
@@ -78,19 +78,17 @@ def list_copies(root: epath.Path, name: str) -> list[Copy]:
 
   Folders without any file, and unfinished ones of `tfds build`, are none.
   """
-  if not is_folder(str(root / name)):
-    return []
   copies = []
-  for folder in entries(root / name)[0]:
+  for folder in names_in(root / name):
     if _VERSION.fullmatch(folder):
       copies.append(Copy(name, '', folder, root / name / folder))
     else:
       copies += [
         Copy(name, folder, version, root / name / folder / version)
-        for version in entries(root / name / folder)[0]
+        for version in names_in(root / name / folder)
         if _VERSION.fullmatch(version)
       ]
-  copies = [copy for copy in copies if entries(copy.folder)[1]]
+  copies = [copy for copy in copies if names_in(copy.folder)]
   return sorted(
     copies, key=lambda c: [int(n) for n in c.version.split('.')], reverse=True
   )

@@ -86,14 +86,35 @@ def entries(folder: epath.Path) -> tuple[list[str], list[str]]:
           for entry in listed
         ]
   except OSError as error:
-    raise UserError(
-      f'{folder} cannot be listed ({error.strerror}): fix its permissions or '
-      'its disk'
-    ) from error
+    raise _not_listed(folder, error) from error
   found = sorted(entry for entry in found if not entry[0].startswith('.'))
   return (
     [name for name, is_directory in found if is_directory],
     [name for name, is_directory in found if not is_directory],
+  )
+
+
+def names_in(folder: epath.Path) -> list[str]:
+  """Of folders and files, without the hidden ones; none of what is no folder.
+
+  Asks a bucket only once.
+
+  Raises:
+    UserError: if the folder cannot be listed.
+  """
+  try:
+    found = [path.name for path in folder.iterdir()]
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except OSError as error:
+    raise _not_listed(folder, error) from error
+  return sorted(name for name in found if not name.startswith('.'))
+
+
+def _not_listed(folder: epath.Path, error: OSError) -> UserError:
+  return UserError(
+    f'{folder} cannot be listed ({error.strerror}): fix its permissions or its '
+    'disk'
   )
 
 

@@ -33,7 +33,7 @@ from bn_inception.sources.copies import (
   wanted_copies,
 )
 from bn_inception.sources.finding import find_remedy, nothing_found
-from bn_inception.sources.listing import entries, is_folder
+from bn_inception.sources.listing import names_in
 from bn_inception.sources.source import (
   UNREADABLE,
   Example,
@@ -68,7 +68,7 @@ def open_builder(name: str, data_dir: str | None):
   builder = _build(name, data_dir)
   root = data_dir or str(builder.data_dir_root)
   folder = epath.Path(builder.data_dir)
-  if not is_folder(str(folder)) or not entries(folder)[1]:
+  if not names_in(folder):
     raise nothing_found(name, root, how_to_prepare(name, root))
   check_metadata(folder, (INFO_FILE,))
   _choose_format(builder)
@@ -125,31 +125,31 @@ def _build(name: str, data_dir: str | None):
   # TFDS asserts that versions and builder configs exist, and trusts the files.
   except TFDS_ERRORS as error:
     check_machine(error, str(root))
-    raise _explain(name, root, copies, is_known, error) from error
+    # TFDS takes the features from its code, or the newest copy.
+    is_by_code = is_known and not parse_name(name)[2]
+    raise _explain(name, root, copies, is_by_code, error) from error
 
 
 def _explain(
   name: str,
   root: epath.Path,
   copies: list[Copy],
-  is_known: bool,
+  is_by_code: bool,
   error: Exception,
 ) -> UserError:
   """Why TFDS has no builder of a data set."""
   import tensorflow_datasets as tfds
 
-  if copies:
-    folder = copies[0].folder
-    check_metadata(
-      folder, (INFO_FILE,) if is_known else (INFO_FILE, FEATURES_FILE)
+  for copy in copies if is_by_code else copies[:1]:
+    check_metadata(copy.folder, (INFO_FILE,))
+    if not is_by_code:
+      check_metadata(copy.folder, (FEATURES_FILE,))
+      check_rebuilt(copy.folder)
+  if copies and not isinstance(error, tfds.core.DatasetNotFoundError):
+    return UserError(
+      f'TFDS cannot read {copies[0].folder} ({describe_error(error)}): copy it '
+      'again from where it was made, or prepare it again'
     )
-    if not is_known:
-      check_rebuilt(folder)
-    if not isinstance(error, tfds.core.DatasetNotFoundError):
-      return UserError(
-        f'TFDS cannot read {folder} ({describe_error(error)}): copy it again '
-        'from where it was made, or prepare it again'
-      )
   if remedy := find_remedy(name, str(root)):
     return UserError(f'{root} holds no copy of {name}: {remedy}')
   if isinstance(error, ImportError):
