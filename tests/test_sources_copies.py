@@ -184,7 +184,9 @@ def test_features_that_need_tensorflow_are_named(
   edit(folder / FEATURES, change)
   kind = feature['pythonClassName'].split('.')[-1]
   assert f"'{name}' ({kind})" in complaint(tmp_path)
-  assert capsys.readouterr() == ('', '')  # no paragraph on TensorFlow
+  with pytest.raises(UserError):
+    make_source('my_pets', 'train', str(tmp_path))
+  assert capsys.readouterr().out == ''  # no paragraph on TensorFlow
 
 
 def test_integer_labels_are_read_once_the_classes_are_named(tmp_path):
@@ -220,16 +222,16 @@ def test_copies_of_other_file_formats_are_converted(tmp_path, file_format):
 
 
 def test_an_empty_newer_version_is_passed_over(tmp_path):
-  own_copy(tmp_path, '3.0.1')
+  own_copy(tmp_path, '3.0.9')
   folder = own_copy(tmp_path, '3.0.10')
   (tmp_path / 'my_pets' / '3.1.0').mkdir()
   source = make_source('my_pets', 'train', str(tmp_path))
   assert source.folder == str(folder)
   found = copies.list_copies(epath.Path(tmp_path), 'my_pets')
-  assert [copy.version for copy in found] == ['3.0.10', '3.0.1']
+  assert [copy.version for copy in found] == ['3.0.10', '3.0.9']
   for dataset, versions in (
-    ('my_pets:3.0.1', ['3.0.1']),
-    ('my_pets:3.0.*', ['3.0.10', '3.0.1']),
+    ('my_pets:3.0.9', ['3.0.9']),
+    ('my_pets:3.0.*', ['3.0.10', '3.0.9']),
     ('my_pets:4.*.*', []),
     ('my_pets/big', []),
   ):
