@@ -139,10 +139,14 @@ def test_the_folder_of_a_split_without_images_is_told_its_form(tmp_path):
 
 
 def test_a_broken_link_is_named(tmp_path):
-  (tmp_path / 'train').symlink_to('/no/where')
-  assert '/train is a link to /no/where, which' in said(
-    'image_folder', tmp_path
-  )
+  for dataset, name in (
+    ('image_folder', 'train'),
+    ('imagenet2012', 'val'),
+    ('fashion_mnist', 'fashion_mnist'),
+  ):
+    (tmp_path / name).symlink_to('/no/where')
+    assert f'/{name} is a link to /no/where, w' in said(dataset, tmp_path)
+    (tmp_path / name).unlink()
 
 
 def test_tars_are_to_be_prepared(tmp_path):

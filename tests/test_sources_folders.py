@@ -149,7 +149,10 @@ def test_other_splits_of_folders_are_named(tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       open_own(root, split)
-  (root / 'val').rename(root / 'Valid')
+  (root / 'val').rename(root / 'validation')
+  with pytest.raises(UserError, match='it has, train or validation$'):
+    open_own(root, 'test')
+  (root / 'validation').rename(root / 'Valid')
   with pytest.raises(UserError, match='it has Valid/: rename to val/'):
     open_own(root, 'validation')
 

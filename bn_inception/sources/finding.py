@@ -87,8 +87,8 @@ def find_remedy(dataset: str, data_dir: str) -> str | None:
     return None
   looks = [_other_versions, _above, _below]
   if name in IN_FOLDERS:
-    looks += [_images_of_no_split, _renamed_splits, _broken_links, other_forms]
-  for look in (*looks, _unfinished):
+    looks += [_images_of_no_split, _renamed_splits, other_forms]
+  for look in (*looks, _broken_links, _unfinished):
     if remedy := look(root, name):
       return remedy
   return None
@@ -217,9 +217,10 @@ def renamed_splits(root: epath.Path) -> str | None:
   renamed = {
     name: _SPLIT_NAMES[name.lower()]
     for name in _entries(root)[0]
-    if name.lower() in _SPLIT_NAMES and _holds_images(root / name, IMAGE_FOLDER)
+    if name.lower() in _SPLIT_NAMES
+    and name not in _SPLIT_FOLDERS
+    and _holds_images(root / name, IMAGE_FOLDER)
   }
-  renamed = {name: split for name, split in renamed.items() if name != split}
   return renamed and (
     f'{", ".join(f"{name}/" for name in renamed)}: rename to '
     f'{", ".join(f"{name}/" for name in renamed.values())}'
@@ -238,9 +239,14 @@ def _unfinished(root: epath.Path, name: str) -> str | None:
   return None
 
 
-def _broken_links(root: epath.Path, _: str) -> str | None:
+def _broken_links(root: epath.Path, name: str) -> str | None:
+  if '://' in str(root):
+    return None
+  sought = {name}
+  if name in IN_FOLDERS:
+    sought |= {*_SPLIT_FOLDERS, *imagenet.ARCHIVES, 'ILSVRC'}
   for file in _entries(root)[1]:
-    if '://' not in str(root) and not os.path.exists(root / file):
+    if file in sought and not os.path.exists(root / file):
       return (
         f'{root / file} is a link to {os.readlink(root / file)}, which does not '
         'exist: mend the link'
