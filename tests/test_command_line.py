@@ -208,7 +208,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
     (
       [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/data'],
-      'imagenet2012 is not prepared in tests/data: point --data_dir at a prepa',
+      'tests/data holds no copy of imagenet2012: it needs imagenet2012/ as TFDS',
     ),
     (
       [*TRAIN, '--config=configs/bn_x5.py:fashion_mnist', '--data_dir=/no'],

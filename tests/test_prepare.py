@@ -127,7 +127,7 @@ def folders(tmp_path_factory):
 def build(tars, tmp_path_factory):
   """The command that prepares a copy, and the copy's data_dir."""
   data_dir = tmp_path_factory.mktemp('prepared')
-  command = printed_command(data_dir, 'is not prepared in')
+  command = printed_command(data_dir, 'holds no copy of')
   in_readme = command.replace(str(data_dir), '/data/tfds')
   in_readme = in_readme.replace('FOLDER_OF_THE_TWO_TARS', '/data/tars')
   assert in_readme in (ROOT / 'README.md').read_text()

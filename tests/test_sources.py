@@ -53,11 +53,11 @@ def test_missing_things_are_named_with_the_remedy(tmp_path):
     (('digits', 'val', None), "digits has no split 'val': use train or test"),
     (
       ('fashion_mnist:9.9.9', 'train', TFDS_DIR),
-      "unknown data set 'fashion_mni",
+      'it has fashion_mnist:3.0.1: give --config.source.dataset=fashion_mni',
     ),
     (
       ('fashion_mnist/foo', 'train', TFDS_DIR),
-      "unknown data set 'fashion_mnist",
+      'it has fashion_mnist:3.0.1: give --config.source.dataset=fashion_mni',
     ),
     (
       ('imagenet2012', 'train', str(tmp_path)),

@@ -225,10 +225,20 @@ def test_a_folder_without_any_copy_is_told_what_it_needs(tmp_path):
     UserError, match='holds no copy .* train/ or val/, or ILS'
   ):
     check.check('imagenet2012', str(tmp_path))
-  with pytest.raises(UserError, match='needs cifar10/ as TFDS prepares it$'):
+  with pytest.raises(UserError, match='needs cifar10/ as TFDS prepares it; '):
     check.check('cifar10', str(tmp_path))
   with pytest.raises(UserError, match='/none does not exist'):
     check.check('cifar10', f'{tmp_path}/none')
+
+
+def test_what_is_not_checked_is_named(tmp_path):
+  folder = tmp_path / imagenet.V2_FOLDERS['matched-frequency'] / '0'
+  write_images(folder, ['1.jpeg'])
+  for dataset in 'digits', 'imagenet_v2':
+    with pytest.raises(
+      UserError, match=f'{dataset} is not checked in this form'
+    ):
+      check.check(dataset, str(tmp_path))
 
 
 def run(*arguments):
@@ -310,5 +320,5 @@ def test_folders_of_ones_own_are_checked(tmp_path, capsys):
     strict=True,
   ):
     assert re.match(pattern, problem), problem
-  with pytest.raises(UserError, match='needs train/CLASS/IMAGE.jpg or'):
+  with pytest.raises(UserError, match=f'give --data_dir={tmp_path}$'):
     check.check('image_folder', f'{tmp_path}/train')

@@ -13,7 +13,7 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.images import decode_image
-from bn_inception.sources import folders, imagenet, make_source
+from bn_inception.sources import folders, imagenet, listing, make_source
 from bn_inception.sources.in_memory import InMemory
 
 
@@ -85,7 +85,7 @@ def test_folders_of_imagenet_v2_are_labels_and_not_names(tmp_path):
   with pytest.raises(UserError, match="no split 'validation': use test"):
     make_source(dataset, 'validation', str(tmp_path))
   for absent in ('imagenet_v2', 'imagenet_v2/topimages'):
-    with pytest.raises(UserError, match=f'{absent} is not prepared in'):
+    with pytest.raises(UserError, match=f'holds no copy of {absent}: '):
       make_source(absent, 'test', str(tmp_path))
   with pytest.raises(UserError, match="unknown data set 'imagenet_v2/none'"):
     make_source('imagenet_v2/none', 'test', str(tmp_path))
@@ -121,6 +121,40 @@ def test_validation_images_have_their_ground_truth(tmp_path, form):
     assert decode_image(encoded, 3).shape == (30, 40, 3)
     if form == 'archive':
       assert encoded == jpeg(shuffled.index(name))
+
+
+def test_what_systems_put_into_the_archive_is_passed_over(tmp_path):
+  archive = tmp_path / imagenet.VALIDATION_ARCHIVE
+  name = VALIDATION[0]
+  junk = ['.DS_Store', f'._{name}', f'val/._{name}', f'__MACOSX/val/{name}']
+  junk += [f'./__MACOSX/._{name}', 'val/@eaDir/thumbnail.jpg']
+  write_archive(archive, ['val/readme.txt', *junk, f'./val/{name}'])
+  source = make_source('imagenet2012', 'validation', str(tmp_path))
+  assert len(source) == 1 and source.file_name(0) == name
+  assert source[0] == (jpeg(7), imagenet_labels([name])[0])
+  assert source.remarks() == ['not read: 1 file (.txt 1)']
+  write_archive(archive, [*junk, 'readme.txt'])
+  with pytest.raises(UserError, match='no images .not read: 1 file .*download'):
+    make_source('imagenet2012', 'validation', str(tmp_path))
+  write_archive(archive, ['test/ILSVRC2012_test_00000001.JPEG'])
+  with pytest.raises(UserError, match='test_00000001.JPEG .* of the test set'):
+    make_source('imagenet2012', 'validation', str(tmp_path))
+
+
+def test_other_splits_of_folders_are_named(tmp_path):
+  root = write_own_folders(tmp_path)
+  for split, message in (
+    ('test', r'split test, .*: give a split that it has, train or validation$'),
+    ('train[:5]', r"^'train\[:5\]' is part of a split, .* give a whole split"),
+  ):
+    with pytest.raises(UserError, match=message):
+      open_own(root, split)
+  (root / 'val').rename(root / 'validation')
+  with pytest.raises(UserError, match='it has, train or validation$'):
+    open_own(root, 'test')
+  (root / 'validation').rename(root / 'Valid')
+  with pytest.raises(UserError, match='it has Valid/: rename to val/'):
+    open_own(root, 'validation')
 
 
 def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
@@ -194,7 +228,9 @@ def test_missing_and_surplus_things_are_named(tmp_path):
   assert 'cat.jpg in' in complaint('imagenet2012', 'validation', tmp_path)
   archive.write_bytes(archive.read_bytes()[:100])
   assert 'cannot be read' in complaint('imagenet2012', 'validation', tmp_path)
-  assert 'is not prepared in' in complaint('imagenet2012', 'train', tmp_path)
+  assert f'give --data_dir={good}' in complaint(
+    'imagenet2012', 'train', tmp_path
+  )
   with pytest.raises(UserError, match='image_folder needs --data_dir'):
     make_source('image_folder', 'train')
 
@@ -240,7 +276,7 @@ def test_all_that_decodes_is_read(tmp_path):
   assert source.remarks() == []
   for i in range(len(source)):
     assert decode_image(source[i][0], 3).shape[-1] == 3
-  assert {'.' + s for s in suffixes} < set(folders.IMAGE_SUFFIXES)
+  assert {'.' + s for s in suffixes} < set(listing.IMAGE_SUFFIXES)
 
 
 def test_what_is_not_read_is_counted(tmp_path):

@@ -85,7 +85,7 @@ def test_a_fingerprint_is_of_the_version_and_the_files(tmp_path):
 def test_an_incomplete_copy_is_told(tmp_path):
   copy_info(tmp_path, ('', ''))
   with pytest.raises(
-    UserError, match='cannot be read .* incomplete or damaged'
+    UserError, match='-00000-of-00004 is missing: .* incomplete or damaged'
   ):
     make_source('fashion_mnist', 'train', str(tmp_path))
 
@@ -126,6 +126,36 @@ def test_parts_of_a_split_have_their_records():
   for index in -1, 75:
     with pytest.raises(IndexError):
       part[index]
+
+
+@pytest.mark.parametrize(
+  'split, fault, part',
+  [
+    ('test[36:100]', 'does not exist', 'test[36:80]'),
+    ('test[90:95]', 'does not exist', 'test[:50%]'),
+    ('test[:200%]', 'does not exist', 'test[:50%]'),
+    ('test[:9', 'does not exist', 'test[:50%]'),
+    ('train[10:10]', 'is empty', 'train[:50%]'),
+    ('train[5:2]', 'is empty', 'train[:50%]'),
+    ('test[:0%]', 'is empty', 'test[:50%]'),
+    ('test+train[3:3]+train[5:2]', 'is empty', 'train[:50%]'),
+  ],
+)
+def test_parts_that_are_not_there_are_told_with_one_that_is(split, fault, part):
+  with pytest.raises(UserError) as caught:
+    make_source('fashion_mnist', split, TFDS_DIR)
+  assert str(caught.value) == (
+    f"'{split}' of fashion_mnist {fault}, and its examples are 200 in train, 80 "
+    f'in test: give a part such as {part}'
+  )
+  assert len(make_source('fashion_mnist', part, TFDS_DIR)) > 0
+
+
+def test_all_splits_at_once_are_read():
+  assert len(make_source('fashion_mnist', 'all', TFDS_DIR)) == 280
+  assert len(make_source('fashion_mnist', 'train + test[:5]', TFDS_DIR)) == 205
+  with pytest.raises(UserError, match='no split .*: use one of train, test'):
+    make_source('fashion_mnist', 'train+val[:5]', TFDS_DIR)
 
 
 WITH_FEW_FILES = """
@@ -222,17 +252,17 @@ TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
         (IMAGE, TENSOR),
         ('                "image"', '                "tensor"'),
       ],
-      'images as Tensor',
+      "'image' as Tensor of uint8 .28, 28, 1., and an encoded",
     ),
     (
       [
         (LABEL, TENSOR),
         (
           '"classLabel": {\n                    "numClasses": "10"',
-          '"tensor": {"dtype": "int64", "encoding": "none", "shape": {}',
+          '"tensor": {"dtype": "float32", "encoding": "none", "shape": {}',
         ),
       ],
-      'labels as Tensor',
+      "'label' as Tensor of float32, and the number of one class",
     ),
   ],
 )

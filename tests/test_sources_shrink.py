@@ -7,6 +7,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from google.protobuf.json_format import MessageToDict
 from test_sources_folders import (
   VALIDATION,
   imagenet_labels,
@@ -140,6 +142,29 @@ def test_a_prepared_copy_keeps_its_shards_order_and_features(
   assert history['source']['train']['shrunk']['short_side'] == 30
 
 
+def test_integer_labels_keep_the_names_of_their_classes(tmp_path):
+  write_training_folders(tmp_path / 'in')
+  copies = [str(tmp_path / name) for name in ('in', 'first', 'second')]
+  folder = shrink.shrink('imagenet2012', *copies[:2], short_side=20)
+  features = pathlib.Path(folder) / 'features.json'
+  content = json.loads(features.read_text())
+  label = tfds.features.Scalar(np.int64).to_proto()
+  content['featuresDict']['features']['label'] = MessageToDict(label)
+  features.write_text(json.dumps(content))
+  dataset = 'imagenet2012:5.1.0'  # TFDS then reads the copy's own features
+  shrink.shrink(dataset, *copies[1:], short_side=10)
+  source = make_source(dataset, 'train', copies[2])
+  assert source.class_names == imagenet.class_names()
+  assert [source[i][1] for i in (0, 3, 6)] == list(LABELS)
+  assert shape(source[0][0]) == (10, 14, 3)
+
+
+def test_what_is_not_shrunk_is_named(tmp_path):
+  for dataset in 'image_folder', 'digits':
+    with pytest.raises(UserError, match=f'{dataset} is not shrunk: --dataset'):
+      shrink.shrink(dataset, str(tmp_path), str(tmp_path / 'out'))
+
+
 def test_the_validation_archive_is_shrunk(tmp_path):
   write_archive(tmp_path / imagenet.VALIDATION_ARCHIVE, VALIDATION)
   out = str(tmp_path / 'out')
@@ -196,7 +221,7 @@ def test_failures_are_named_and_leave_nothing_that_could_be_used(tmp_path):
   assert str(bad) in complaint(source, out)
   unfinished = out / 'imagenet2012' / '5.1.0.incomplete'
   assert unfinished.exists()
-  with pytest.raises(UserError, match='is not prepared in'):
+  with pytest.raises(UserError, match='5.1.0.incomplete was never finished'):
     make_source('imagenet2012', 'train', str(out))
   bad.unlink()
   (unfinished / 'stale').write_text('')

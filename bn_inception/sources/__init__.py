@@ -12,12 +12,12 @@ from etils import epath
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.built_in import DigitsSource, SyntheticSource
+from bn_inception.sources.finding import IMAGE_FOLDER
 from bn_inception.sources.folders import (
-  IMAGE_FOLDER,
   ImageFolderSource,
   ValidationArchiveSource,
-  find_split,
 )
+from bn_inception.sources.listing import find_split, is_folder, require_folder
 from bn_inception.sources.prepared import TfdsSource, is_prepared
 from bn_inception.sources.source import (
   TRAIN_SPLIT,
@@ -27,7 +27,6 @@ from bn_inception.sources.source import (
   Part,
   Source,
   check_machine,
-  is_folder,
 )
 
 __all__ = [
@@ -91,6 +90,8 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
     return SyntheticSource(split)
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:[\w.]+)?', dataset):
     raise UserError(f"'{dataset}' is not the name of a data set")
+  if data_dir is not None:
+    require_folder(data_dir)
   if dataset == IMAGE_FOLDER:
     if data_dir is None:
       raise UserError('image_folder needs --data_dir=FOLDER, with train/CLASS/')
@@ -109,7 +110,7 @@ def imagenet_forms(data_dir: str) -> list[str]:
   Returns:
     Of PREPARED, FOLDERS and ARCHIVES those that are there.
   """
-  root = epath.Path(data_dir)
+  root = epath.Path(data_dir).expanduser()
   is_there = {
     PREPARED: is_prepared(imagenet.NAME, data_dir),
     FOLDERS: find_split(root, TRAIN_SPLIT) or find_split(root, 'validation'),
@@ -123,12 +124,14 @@ def _open_imagenet(split: str, data_dir: str) -> Source:
   forms = imagenet_forms(data_dir)
   if PREPARED in forms:
     return TfdsSource(imagenet.NAME, split, data_dir)
-  if FOLDERS in forms:
+  root = epath.Path(data_dir).expanduser()
+  archive = root / imagenet.VALIDATION_ARCHIVE
+  has_archive = split == 'validation' and archive.exists()
+  if FOLDERS in forms and (find_split(root, split) or not has_archive):
     return ImageFolderSource(
       data_dir, split, imagenet.NAME, imagenet.class_names()
     )
-  archive = epath.Path(data_dir) / imagenet.VALIDATION_ARCHIVE
-  if split == 'validation' and archive.exists():
+  if has_archive:
     return ValidationArchiveSource(str(archive))
   return TfdsSource(imagenet.NAME, split, data_dir)
 

@@ -4,7 +4,6 @@ Prints a line for each thing that was looked at, and one for each problem.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,26 +20,31 @@ from bn_inception.sources import (
   check_machine,
   imagenet,
   imagenet_forms,
+  make_source,
 )
-from bn_inception.sources.folders import (
+from bn_inception.sources.copies import (
+  LABEL_FILE,
+  class_names,
+  describe_error,
+  parse_name,
+)
+from bn_inception.sources.finding import IMAGE_FOLDER, SPLITS
+from bn_inception.sources.folders import ImageFolderSource
+from bn_inception.sources.listing import (
   FOLDERS_OF_SPLITS,
-  IMAGE_FOLDER,
-  ImageFolderSource,
   class_folders,
   find_split,
   name_some,
+  require_folder,
 )
 from bn_inception.sources.prepared import (
-  LABEL_FILE,
   SHRUNK_FILE,
-  describe_error,
   is_prepared,
   open_builder,
 )
 from bn_inception.sources.progress import Progress
-from bn_inception.sources.source import TRAIN_SPLIT, is_folder
+from bn_inception.sources.source import TRAIN_SPLIT
 
-OWN_SPLITS = ('train', 'validation', 'test')  # of folders of one's own
 CHUNK_BYTES = 2**24
 BYTES_PER_MB = 10**6
 
@@ -99,24 +103,23 @@ def check(
   Raises:
     UserError: if there is no copy, or if any problem was found and printed.
   """
-  if not is_folder(data_dir):
-    raise UserError(f'data_dir {data_dir} does not exist')
-  root = epath.Path(data_dir)
-  name = re.split('[/:]', dataset)[0]
+  require_folder(data_dir)
+  root = epath.Path(data_dir).expanduser()
+  name = parse_name(dataset)[0]
   if name == imagenet.NAME:
     expected = expected or expected_of_imagenet()
     forms = imagenet_forms(data_dir)
   elif name == IMAGE_FOLDER:
-    forms = [FOLDERS] if any(find_split(root, s) for s in OWN_SPLITS) else []
+    forms = [FOLDERS] if any(find_split(root, s) for s in SPLITS) else []
   else:
     forms = [PREPARED] if is_prepared(name, data_dir) else []
-  if not forms:
-    needed = f'{name}/ as TFDS prepares it'
-    if name == imagenet.NAME:
-      needed += f', train/ or val/, or {" or ".join(imagenet.ARCHIVES)}'
-    if name == IMAGE_FOLDER:
-      needed = ' or '.join(f'{split}/CLASS/IMAGE.jpg' for split in OWN_SPLITS)
-    raise UserError(f'{data_dir} holds no copy of {dataset}: it needs {needed}')
+  if not forms:  # the line of whoever would open it
+    is_v2 = name == imagenet.V2_NAME
+    make_source(dataset, imagenet.V2_SPLIT if is_v2 else TRAIN_SPLIT, data_dir)
+    raise UserError(
+      f'{dataset} is not checked in this form: --dataset takes {imagenet.NAME}, '
+      f'{IMAGE_FOLDER}, or a data set that TFDS prepared'
+    )
   report = _Report()
   if PREPARED in forms:
     _check_prepared(dataset, data_dir, expected, report)
@@ -158,7 +161,7 @@ def _check_prepared(
 def _check_label_names(
   builder, expected: Expected | None, report: _Report
 ) -> None:
-  names = tuple(builder.info.features['label'].names)
+  names = class_names(builder)
   if expected:
     # Of data sets in its catalogue, TFDS does not read the copy's own names.
     file = epath.Path(builder.data_dir) / LABEL_FILE
@@ -222,7 +225,7 @@ def _problem_of_shard(builder, path: epath.Path, length: int) -> str | None:
   except UNREADABLE as error:
     check_machine(error, str(path))
     return f'cannot be read ({describe_error(error)})'
-  num_classes = features['label'].num_classes
+  num_classes = len(class_names(builder))
   for which, example in zip(('first', 'last'), examples, strict=False):
     if not 0 <= example['label'] < num_classes:
       return f'has the label {example["label"]} in its {which} record'
@@ -319,7 +322,7 @@ def _check_source(
 def _check_own_folders(root: epath.Path, report: _Report) -> None:
   """Of a data set of one's own, of which only the folders say what it has."""
   report.title(FOLDERS, root)
-  for split in OWN_SPLITS:
+  for split in SPLITS:
     folder = find_split(root, split)
     if folder is None:
       continue

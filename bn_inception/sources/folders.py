@@ -10,85 +10,46 @@ from etils import epath
 
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
-from bn_inception.sources.source import (
-  TRAIN_SPLIT,
-  Example,
-  Source,
-  hash_of,
-  is_folder,
+from bn_inception.sources.finding import (
+  IMAGE_FOLDER,
+  SPLITS,
+  nothing_found,
+  other_forms,
+  renamed_splits,
 )
-
-# What OpenCV decodes; of animations and pages the first image.
-IMAGE_SUFFIXES = (
-  '.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.bmp', '.dib', '.webp', '.gif',
-  '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.avif',
-)  # fmt: skip
-IMAGE_FOLDER = 'image_folder'  # the data set of whatever classes there are
-FOLDERS_OF_SPLITS = {'validation': ('validation', 'val')}
-# Folders that file systems, network drives and archives make, at any depth.
-_JUNK_FOLDERS = {
-  'lost+found', '@eaDir', '#recycle', '#snapshot', '__MACOSX', '$RECYCLE.BIN',
-  'System Volume Information', '__pycache__',
-}  # fmt: skip
-_NUM_NAMED = 5
+from bn_inception.sources.listing import (
+  FOLDERS_OF_SPLITS,
+  JUNK_FOLDERS,
+  class_folders,
+  entries,
+  find_split,
+  is_image,
+  name_some,
+)
+from bn_inception.sources.source import TRAIN_SPLIT, Example, Source, hash_of
 
 
-def is_image(name: str) -> bool:
-  """Whether a file's name is that of an image."""
-  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-
-
-def find_split(root: epath.Path, split: str) -> epath.Path | None:
-  """The folder of a split: 'validation' may be val/; None if there is none."""
-  for name in FOLDERS_OF_SPLITS.get(split, (split,)):
-    if is_folder(str(root / name)):
-      return root / name
-  return None
-
-
-def class_folders(folder: epath.Path) -> list[str]:
-  """Names of the folders of classes, sorted."""
-  names, _ = _entries(folder)
-  return [name for name in names if name not in _JUNK_FOLDERS]
-
-
-def name_some(
-  names: Sequence[str], one: str = 'class', several: str = 'classes'
-) -> str:
-  """['a', 'b'] -> '2 classes (a, b)'."""
-  named = ', '.join(names[:_NUM_NAMED])
-  more = ', ...' if len(names) > _NUM_NAMED else ''
-  noun = one if len(names) == 1 else several
-  return f'{len(names):,} {noun} ({named}{more})'
-
-
-def _entries(folder: epath.Path) -> tuple[list[str], list[str]]:
-  """Names of folders and of files, sorted; hidden ones are left out.
-
-  Raises:
-    UserError: if the folder cannot be listed.
-  """
-  try:
-    if '://' in str(folder):  # where each question takes a request
-      found = [
-        (path.name, not is_image(path.name) and path.is_dir())
-        for path in folder.iterdir()
-      ]
-    else:  # an eighth of the time that epath takes
-      with os.scandir(folder) as entries:
-        found = [
-          (entry.name, entry.is_dir(follow_symlinks=not is_image(entry.name)))
-          for entry in entries
-        ]
-  except OSError as error:
-    raise UserError(
-      f'{folder} cannot be listed ({error.strerror}): fix its permissions or '
-      'its disk'
-    ) from error
-  found = sorted(entry for entry in found if not entry[0].startswith('.'))
-  return (
-    [name for name, is_directory in found if is_directory],
-    [name for name, is_directory in found if not is_directory],
+def _no_folder(name: str, data_dir: str, split: str) -> UserError:
+  """The one line for a split that has no folder."""
+  if '[' in split:
+    return UserError(
+      f"'{split}' is part of a split, which only copies by TFDS have: of the "
+      f'folders in {data_dir} give a whole split, or hold out training images '
+      'with source.num_holdout'
+    )
+  root = epath.Path(data_dir).expanduser()
+  needed = ' or '.join(
+    f'{folder}/CLASS/IMAGE.jpg'
+    for folder in FOLDERS_OF_SPLITS.get(split, (split,))
+  )
+  present = [s for s in SPLITS if find_split(root, s)]
+  if not present:
+    return nothing_found(name, data_dir, f'it needs {needed}')
+  remedy = f'give a split that it has, {" or ".join(present)}'
+  if renamed := renamed_splits(root):
+    remedy = f'it has {renamed}'
+  return UserError(
+    f'{data_dir} has no folder for the split {split}, which is {needed}: {remedy}'
   )
 
 
@@ -106,13 +67,13 @@ class _Listing:
   def __init__(self, folder: epath.Path):
     self.classes, self.too_deep, self.ignored = {}, [], []
     self.not_read = collections.Counter()
-    names, files = _entries(folder)
+    names, files = entries(folder)
     self.loose = self._images(files)
     for name in names:
-      if name in _JUNK_FOLDERS:
+      if name in JUNK_FOLDERS:
         self.ignored.append(name)
         continue
-      deeper, files = _entries(folder / name)
+      deeper, files = entries(folder / name)
       self.classes[name] = self._images(files)
       for other in deeper:
         has_images = _holds_images(folder / name / other)
@@ -121,31 +82,33 @@ class _Listing:
 
   def _images(self, files: list[str]) -> list[str]:
     images = [file for file in files if is_image(file)]
-    if len(images) < len(files):
-      self.not_read.update(
-        os.path.splitext(file)[1].lower() or 'no suffix'
-        for file in files
-        if not is_image(file)
-      )
+    self.not_read.update(_suffix(file) for file in files if not is_image(file))
     return images
 
   def describe_not_read(self) -> str:
     """Such as '3 files (.txt 2, .pdf 1), 1 folder (lost+found)', or ''."""
-    parts = []
-    if self.not_read:
-      number = self.not_read.total()
-      kinds = ', '.join(f'{k} {n:,}' for k, n in self.not_read.most_common())
-      parts.append(f'{number:,} {"file" if number == 1 else "files"} ({kinds})')
+    parts = [_describe_files(self.not_read)] if self.not_read else []
     if self.ignored:
       parts.append(name_some(self.ignored, 'folder', 'folders'))
     return ', '.join(parts)
 
 
+def _suffix(file: str) -> str:
+  return os.path.splitext(file)[1].lower() or 'no suffix'
+
+
+def _describe_files(count_of: collections.Counter) -> str:
+  """Files of each suffix -> such as '3 files (.txt 2, .pdf 1)'."""
+  number = count_of.total()
+  kinds = ', '.join(f'{k} {n:,}' for k, n in count_of.most_common())
+  return f'{number:,} {"file" if number == 1 else "files"} ({kinds})'
+
+
 def _holds_images(folder: epath.Path) -> bool:
   """Whether there is an image in a folder, or in one of its folders."""
-  if folder.name in _JUNK_FOLDERS:
+  if folder.name in JUNK_FOLDERS:
     return False
-  names, files = _entries(folder)
+  names, files = entries(folder)
   return any(map(is_image, files)) or any(
     _holds_images(folder / name) for name in names
   )
@@ -215,10 +178,7 @@ class ImageFolderSource(Source):
     root = epath.Path(data_dir).expanduser()
     folder = find_split(root, split)
     if folder is None:
-      raise UserError(
-        f'{data_dir} has no folder for the split {split}: it needs '
-        f'{" or ".join(FOLDERS_OF_SPLITS.get(split, (split,)))}/CLASS/IMAGE.jpg'
-      )
+      raise _no_folder(name, data_dir, split)
     self.name, self._folder = name, folder
     found = _Listing(folder)
     if class_names is None:
@@ -237,10 +197,8 @@ class ImageFolderSource(Source):
       self._refuse_misplaced(split)
     paths, labels = self._list(found, label_of)
     if not paths:
-      raise UserError(
-        f'{folder} has no images{self._but_others()}: it needs '
-        f'{folder}/CLASS/IMAGE.jpg'
-      )
+      remedy = other_forms(folder) or f'it needs {folder}/CLASS/IMAGE.jpg'
+      raise UserError(f'{folder} has no images{self._but_others()}: {remedy}')
     self._paths = _Names(paths)
     self.labels = np.array(labels, np.int32)
 
@@ -352,8 +310,10 @@ def _and_more(names: Sequence[str]) -> str:
 class ValidationArchiveSource(Source):
   """ImageNet's validation images in the official tar, in the order of names.
 
+  What folders pass over is passed over here, too.
+
   Raises:
-    UserError: if the archive cannot be read, or holds other files.
+    UserError: if the archive cannot be read, or holds other images.
   """
 
   name = imagenet.NAME
@@ -362,18 +322,20 @@ class ValidationArchiveSource(Source):
   def __init__(self, path: str):
     self.class_names = imagenet.class_names()
     self._archive = path
-    try:
-      with tarfile.open(path, 'r:') as archive:
-        members = [m for m in archive if m.isfile()]
-    except (tarfile.TarError, OSError) as error:
-      raise UserError(
-        f'{path} cannot be read ({error}): download it again'
-      ) from error
-    members.sort(key=lambda member: os.path.basename(member.name))
-    self._names = [os.path.basename(member.name) for member in members]
+    files = [m for m in _members(path) if not _is_junk(m.name)]
+    names = [os.path.basename(member.name) for member in files]
+    chosen = [i for i, name in enumerate(names) if is_image(name)]
+    chosen.sort(key=names.__getitem__)
+    self._names = [names[i] for i in chosen]
+    members = [files[i] for i in chosen]
     self._labels = _ground_truth(self._names, path)
+    others = collections.Counter(
+      _suffix(name) for name in names if not is_image(name)
+    )
+    self._not_read = f'not read: {_describe_files(others)}' if others else ''
     if not members:
-      raise UserError(f'{path} holds no images: download it again')
+      found = f' ({self._not_read})' if others else ''
+      raise UserError(f'{path} holds no images{found}: download it again')
     self._start = np.array([m.offset_data for m in members], np.int64)
     self._size = np.array([m.size for m in members], np.int64)
 
@@ -399,11 +361,47 @@ class ValidationArchiveSource(Source):
     """Of the names, in order."""
     return _Names(self._names).fingerprint()
 
+  def remarks(self) -> list[str]:
+    return [self._not_read] if self._not_read else []
+
+
+def _members(path: str) -> list[tarfile.TarInfo]:
+  """The files in a tar."""
+  try:
+    with tarfile.open(path, 'r:') as archive:
+      return [member for member in archive if member.isfile()]
+  except (tarfile.TarError, OSError) as error:
+    remedy = 'download it again'
+    if isinstance(error, tarfile.TarError) and _is_compressed(path):
+      remedy = 'it is compressed, decompress it first'
+    raise UserError(f'{path} cannot be read ({error}): {remedy}') from error
+
+
+def _is_compressed(path: str) -> bool:
+  """Whether a file begins as gzip, bzip2, xz, zstd and zip do."""
+  with open(path, 'rb') as file:
+    return file.read(4).startswith(
+      (b'\x1f\x8b', b'BZh', b'\xfd7zX', b'\x28\xb5\x2f\xfd', b'PK')
+    )
+
+
+def _is_junk(path: str) -> bool:
+  """Whether a path in an archive is hidden, or in a folder that systems make."""
+  *folders, name = path.removeprefix('./').split('/')
+  return name.startswith('.') or any(
+    folder in JUNK_FOLDERS or folder.startswith('.') for folder in folders
+  )
+
 
 def _ground_truth(names: Sequence[str], place: str) -> list[int]:
   """Labels of validation images by their official names."""
   labels = imagenet.validation_labels()
   unknown = [name for name in names if name not in labels]
+  if unknown and unknown[0].startswith('ILSVRC2012_test_'):
+    raise UserError(
+      f'{unknown[0]} in {place} is an image of the test set, whose labels are '
+      'secret: give the validation images'
+    )
   if unknown:
     raise UserError(
       f'{unknown[0]} in {place} is not the name of an ImageNet validation '

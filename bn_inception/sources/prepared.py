@@ -6,40 +6,51 @@ import errno
 import itertools
 import json
 import os
+import re
 import threading
 
-import numpy as np
 from etils import epath
 
 from bn_inception import host
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
+from bn_inception.sources.copies import (
+  FEATURES_FILE,
+  INFO_FILE,
+  LABEL_FILE,
+  TFDS_ERRORS,
+  Copy,
+  check_features,
+  check_label_names,
+  check_metadata,
+  check_rebuilt,
+  class_names,
+  describe_error,
+  list_copies,
+  parse_name,
+  quiet,
+  read_label_names,
+  wanted_copies,
+)
+from bn_inception.sources.finding import find_remedy, nothing_found
+from bn_inception.sources.listing import names_in
 from bn_inception.sources.source import (
   UNREADABLE,
   Example,
   Source,
   check_machine,
   hash_of,
-  is_folder,
   number_of_machine,
 )
 
 FILE_FORMAT = 'array_record'  # the one that can be read in any order
-IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
 _BUFFER_BYTES = 2**15  # array_record's own for random access
-LABEL_FILE = 'label.labels.txt'  # the names of the classes, as it was prepared
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
   """Whether a folder holds a copy of a data set in TFDS's layout."""
-  return is_folder(f'{data_dir}/{name}')
-
-
-def describe_error(error: Exception) -> str:
-  """The kind and the first line of an error of array_record or TFDS."""
-  first_line = str(error).partition('\n')[0]
-  return f'{type(error).__name__}{": " if first_line else ""}{first_line}'
+  return bool(list_copies(epath.Path(data_dir).expanduser(), name))
 
 
 def open_builder(name: str, data_dir: str | None):
@@ -54,42 +65,102 @@ def open_builder(name: str, data_dir: str | None):
       another file format, or not one of labelled images, or if the copy does
       not name each class once.
   """
-  import tensorflow_datasets as tfds
-
-  if data_dir is not None and not is_folder(data_dir):
-    raise UserError(
-      f'data_dir {data_dir} does not exist: give the folder that holds '
-      f'{name}/, the data_dir of `tfds build`'
-    )
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  # TFDS asserts that versions and builder configs exist.
-  except (
-    tfds.core.DatasetNotFoundError,
-    AssertionError,
-    ValueError,
-  ) as error:
-    raise UserError(
-      f"unknown data set '{name}': use digits, synthetic, or a name of the "
-      'TFDS catalogue, such as fashion_mnist or imagenet2012'
-    ) from error
-  _check_prepared(name, builder)
+  builder = _build(name, data_dir)
+  root = data_dir or str(builder.data_dir_root)
+  folder = epath.Path(builder.data_dir)
+  if not names_in(folder):
+    raise nothing_found(name, root, how_to_prepare(name, root))
+  check_metadata(folder, (INFO_FILE,))
   _choose_format(builder)
-  _check_features(name, builder.info.features)
-  _check_label_names(builder)
+  check_features(name, folder, builder.info.features)
+  check_label_names(builder)
   return builder
 
 
-def _check_prepared(name: str, builder) -> None:
-  root = builder.data_dir_root
-  if not builder.info.splits:
-    manual = ' --manual_dir=FOLDER_OF_THE_TWO_TARS'
-    raise UserError(
-      f'{name} is not prepared in {root}: point --data_dir at a prepared '
-      f'copy, or run `pip install -r requirements-prepare.txt && tfds build '
-      f'{name} --file_format={FILE_FORMAT} --data_dir={root}'
-      f'{manual if name == imagenet.NAME else ""}`'
+def how_to_prepare(name: str, data_dir: str) -> str:
+  """The remedy for a data set of TFDS's catalogue that is nowhere."""
+  base = parse_name(name)[0]
+  root = epath.Path(data_dir).expanduser()
+  command = (
+    f'`pip install -r requirements-prepare.txt && tfds build {name} '
+    f'--file_format={FILE_FORMAT} --data_dir={data_dir}'
+  )
+  if base != imagenet.NAME:
+    return (
+      f'it needs {base}/ as TFDS prepares it; point --data_dir at a copy, or run '
+      f'{command}`'
     )
+  tars = [tar for tar in imagenet.ARCHIVES if (root / tar).exists()]
+  if tars:
+    return (
+      f'it has {" and ".join(tars)}: with both tars there, run {command} '
+      f'--manual_dir={data_dir}`'
+    )
+  return (
+    f'it needs {base}/ as TFDS prepares it, train/ or val/, or '
+    f'{" or ".join(imagenet.ARCHIVES)}; point --data_dir at a copy, or run '
+    f'{command} --manual_dir=FOLDER_OF_THE_TWO_TARS`'
+  )
+
+
+def _build(name: str, data_dir: str | None):
+  """TFDS's builder of a data set, whether it is prepared or not."""
+  import tensorflow_datasets as tfds
+
+  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  base, config, version = parse_name(name)
+  copies = wanted_copies(root, name)
+  try:
+    tfds.builder_cls(base)
+    is_known = True
+  except tfds.core.DatasetNotFoundError:
+    is_known = False
+  # TFDS would take the newest version even if its folder is empty.
+  is_any = not is_known and not version
+  is_newest = is_any and copies and copies[0].config == config
+  version = f':{copies[0].version}' if is_newest else ''
+  try:
+    with quiet():
+      return tfds.builder(f'{name}{version}', data_dir=data_dir)
+  # TFDS asserts that versions and builder configs exist, and trusts the files.
+  except TFDS_ERRORS as error:
+    check_machine(error, str(root))
+    # TFDS takes the features from its code, or the newest copy.
+    is_by_code = is_known and not parse_name(name)[2]
+    raise _explain(name, root, copies, is_by_code, error) from error
+
+
+def _explain(
+  name: str,
+  root: epath.Path,
+  copies: list[Copy],
+  is_by_code: bool,
+  error: Exception,
+) -> UserError:
+  """Why TFDS has no builder of a data set."""
+  import tensorflow_datasets as tfds
+
+  for copy in copies if is_by_code else copies[:1]:
+    check_metadata(copy.folder, (INFO_FILE,))
+    if not is_by_code:
+      check_metadata(copy.folder, (FEATURES_FILE,))
+      check_rebuilt(copy.folder)
+  if copies and not isinstance(error, tfds.core.DatasetNotFoundError):
+    return UserError(
+      f'TFDS cannot read {copies[0].folder} ({describe_error(error)}): copy it '
+      'again from where it was made, or prepare it again'
+    )
+  if remedy := find_remedy(name, str(root)):
+    return UserError(f'{root} holds no copy of {name}: {remedy}')
+  if isinstance(error, ImportError):
+    return UserError(
+      f'TFDS cannot read {name} without TensorFlow ({describe_error(error)}): '
+      'use a data set of images'
+    )
+  return UserError(
+    f"unknown data set '{name}': use digits, synthetic, image_folder, or a name "
+    'of the TFDS catalogue, such as fashion_mnist or imagenet2012'
+  )
 
 
 def _choose_format(builder) -> None:
@@ -108,70 +179,6 @@ def _choose_format(builder) -> None:
   if formats[0] != FILE_FORMAT:
     info.set_file_format(
       FILE_FORMAT, override=True, override_if_initialized=True
-    )
-
-
-def _check_features(name: str, features) -> None:
-  missing = {'image', 'label'} - set(features)
-  if missing:
-    raise UserError(
-      f'{name} is not a classification data set: its examples have '
-      f'{sorted(features)}, without {sorted(missing)}'
-    )
-  import tensorflow_datasets as tfds
-
-  image = features['image']
-  if not isinstance(image, tfds.features.Image):
-    raise UserError(
-      f'{name} has images as {type(image).__name__}, and not encoded: prepare it '
-      'again with tfds.features.Image'
-    )
-  image_type = np.dtype(image.np_dtype).name
-  if image_type not in IMAGE_TYPES:
-    raise UserError(
-      f'{name} has images of {image_type}: prepare it again with '
-      f'those of {" or ".join(IMAGE_TYPES)}'
-    )
-  label = features['label']
-  if not isinstance(label, tfds.features.ClassLabel):
-    raise UserError(
-      f'{name} has labels as {type(label).__name__}: prepare it again with '
-      'tfds.features.ClassLabel'
-    )
-  num_channels = image.shape[-1]
-  if num_channels not in (1, 3):
-    raise UserError(
-      f'{name} has images of {num_channels} channels: use a data set of 1 or 3'
-    )
-
-
-def _read_label_names(file: epath.Path) -> tuple[str, ...]:
-  lines = (line.strip() for line in file.read_text().splitlines())
-  return tuple(line for line in lines if line)
-
-
-def _check_label_names(builder) -> None:
-  """Refuses a copy that does not name each class once.
-
-  TFDS notices, too, but in a thread whose errors it drops, and then uses the
-  wrong names.
-  """
-  file = epath.Path(builder.data_dir) / LABEL_FILE
-  if not file.exists():  # the classes are named by their numbers
-    return
-  names = _read_label_names(file)
-  num_classes = builder.info.features['label'].num_classes
-  if len(names) != num_classes:
-    raise UserError(
-      f'{file} has {len(names):,} name{"" if len(names) == 1 else "s"} for '
-      f'{num_classes:,} classes: '
-      'copy or prepare the data set again'
-    )
-  name, count = collections.Counter(names).most_common(1)[0]
-  if count > 1:
-    raise UserError(
-      f"{file} has the name '{name}' {count} times: give each class a name of "
-      'its own, and prepare the data set again'
     )
 
 
@@ -256,6 +263,10 @@ class _Records:
     parts = [version, names, self._skipped, self._ends]
     return hash_of(json.dumps(parts).encode())
 
+  def path(self, index: int) -> str:
+    """Of the file that has a record."""
+    return self._paths[bisect.bisect_right(self._ends, index)]
+
   def __getitem__(self, index: int) -> bytes:
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not one of {len(self)} records')
@@ -278,7 +289,7 @@ def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
     UserError: if the copy's are in another order than these, or ImageNet's in
       another than its own; names that others spell otherwise are let pass.
   """
-  own = _read_label_names(file) if file.exists() else names
+  own = read_label_names(file) if file.exists() else names
   for expected in (names, imagenet.class_names()):
     if own != expected and sorted(own) == sorted(expected):
       i = next(i for i, name in enumerate(expected) if own[i] != name)
@@ -286,6 +297,46 @@ def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
         f"{file} has the classes in another order: number {i} is '{own[i]}', "
         f"not '{expected[i]}': copy or prepare the data set again"
       )
+
+
+def _find_shards(name: str, info, split: str) -> list:
+  """TFDS's instructions for a split or parts of splits.
+
+  Raises:
+    UserError: if there is no such split, or no such part of it, or if the part
+      has no examples.
+  """
+  from tensorflow_datasets.core.data_sources.base import file_instructions
+
+  wanted = {part.partition('[')[0].strip() for part in split.split('+')}
+  if wanted - {*info.splits, 'all'}:
+    raise UserError(
+      f"{name} has no split '{split}': use one of {', '.join(info.splits)}"
+    )
+  counts = {s: i.num_examples for s, i in info.splits.items()}
+  try:
+    shards = file_instructions(info, split)
+    fault = 'is empty'
+  except ValueError:  # no such syntax, or past the end
+    shards, fault = [], 'does not exist'
+  if shards and all(shard.take > 0 for shard in shards):
+    return shards
+  has = ', '.join(f'{number:,} in {s}' for s, number in counts.items())
+  raise UserError(
+    f"'{split}' of {name} {fault}, and its examples are {has}: give a part such "
+    f'as {_nearest_part(split, counts)}'
+  )
+
+
+def _nearest_part(split: str, counts: dict[str, int]) -> str:
+  """'test[36:100]' of 40 examples -> 'test[36:40]'; else some part of it."""
+  name, _, rest = split.partition('[')
+  name = name if counts.get(name) else max(counts, key=counts.get)
+  if found := re.fullmatch(r'(\d+):(\d+)\]', rest):
+    start, stop = int(found[1]), min(int(found[2]), counts[name])
+    if start < stop:
+      return f'{name}[{start}:{stop}]'
+  return f'{name}[:50%]'
 
 
 class TfdsSource(Source):
@@ -300,37 +351,29 @@ class TfdsSource(Source):
   """
 
   def __init__(self, name: str, split: str, data_dir: str | None):
-    from tensorflow_datasets.core.data_sources.base import file_instructions
-
     builder = open_builder(name, data_dir)
     self.name = name
-    self.class_names = tuple(builder.info.features['label'].names)
+    self.class_names = class_names(builder)
     _check_order(self.class_names, epath.Path(builder.data_dir) / LABEL_FILE)
     self.num_channels = builder.info.features['image'].shape[-1]
-    try:
-      shards = file_instructions(builder.info, split)
-    except ValueError as error:
-      raise UserError(
-        f"{name} has no split '{split}': use one of "
-        f'{", ".join(builder.info.splits)}'
-      ) from error
-    self._records = _Records(shards)
+    self._records = _Records(_find_shards(name, builder.info, split))
     self.folder = str(builder.data_dir)
     self._version = str(builder.version)
     self._check_readable()
 
   def _check_readable(self) -> None:
     """Reads the first and the last record."""
-    try:
-      for index in (0, len(self) - 1):
+    for index in (0, len(self) - 1):
+      try:
         self[index]
-    except UNREADABLE as error:
-      check_machine(error, self.folder)
-      raise UserError(
-        f'the records in {self.folder} cannot be read '
-        f'({type(error).__name__}): the copy is incomplete or damaged, copy or '
-        'prepare it again'
-      ) from error
+      except UNREADABLE as error:
+        check_machine(error, self.folder)
+        path = epath.Path(self._records.path(index))
+        damage = f'has damaged records ({type(error).__name__})'
+        raise UserError(
+          f'{path} {damage if path.exists() else "is missing"}: the copy is '
+          'incomplete or damaged, copy or prepare it again'
+        ) from error
 
   def __len__(self) -> int:
     return len(self._records)

@@ -7,7 +7,6 @@ no more than 224 x 224 pixels.
 import json
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import threading
@@ -30,11 +29,12 @@ from bn_inception.sources import (
   imagenet_forms,
   make_source,
 )
-from bn_inception.sources.folders import find_split
+from bn_inception.sources.copies import LABEL_FILE, describe_error, parse_name
+from bn_inception.sources.finding import IMAGE_FOLDER
+from bn_inception.sources.listing import find_split, require_folder
 from bn_inception.sources.prepared import (
   SHRUNK_FILE,
   TfdsSource,
-  describe_error,
   open_builder,
 )
 from bn_inception.sources.progress import Progress
@@ -173,7 +173,13 @@ def _open_splits(dataset: str, data_dir: str, splits: list[str] | None):
   """TFDS's info of the data set, and the splits by their names."""
   import tensorflow_datasets as tfds
 
-  name = re.split('[/:]', dataset)[0]
+  require_folder(data_dir)
+  name = parse_name(dataset)[0]
+  if name in (IMAGE_FOLDER, 'digits', 'synthetic'):
+    raise UserError(
+      f'{name} is not shrunk: --dataset takes {imagenet.NAME}, or a data set that '
+      'TFDS prepared'
+    )
   forms = imagenet_forms(data_dir) if name == imagenet.NAME else [PREPARED]
   # A folder that holds no form is complained about as TFDS's would be.
   if PREPARED in forms or not forms:
@@ -182,7 +188,7 @@ def _open_splits(dataset: str, data_dir: str, splits: list[str] | None):
       split: _open_prepared(dataset, split, data_dir, builder)
       for split in splits or builder.info.splits
     }
-  root = epath.Path(data_dir)
+  root = epath.Path(data_dir).expanduser()
   if splits is None and FOLDERS in forms:
     splits = [s for s in imagenet.NUM_EXAMPLES if find_split(root, s)]
   elif splits is None:
@@ -258,6 +264,9 @@ def _write_splits(
     )
   info.set_splits(tfds.core.SplitDict(infos))
   info.write_to_directory(folder)
+  if not isinstance(info.features['label'], tfds.features.ClassLabel):
+    names = next(iter(opened.values())).source.class_names
+    (folder / LABEL_FILE).write_text('\n'.join(names) + '\n')
 
 
 def _write_shards(

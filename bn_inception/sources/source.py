@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from etils import epath
 from google.protobuf.message import DecodeError
 
 from bn_inception.errors import UserError
@@ -44,18 +43,6 @@ _OF_MACHINE = {
 
 # An image is either encoded bytes (JPEG, PNG) or uint8 [H, W, C].
 Example = tuple[bytes | np.ndarray, int]
-
-
-def is_folder(path: str) -> bool:
-  """Whether a path, which may be a bucket's, is a folder.
-
-  Raises:
-    UserError: if the library for such a bucket is not installed.
-  """
-  try:
-    return epath.Path(path).expanduser().is_dir()
-  except ImportError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def number_of_machine(error: Exception) -> int | None:
