@@ -28,39 +28,47 @@ class Launch(NamedTuple):
 
 
 class _Launcher(NamedTuple):
-  """The names of a scheduler's variables."""
+  """The names of a scheduler's variables.
+
+  Attributes:
+    name: of the scheduler.
+    num_processes: how many there are.
+    process_id: which of them this is.
+    num_local: how many are on this host.
+    local_id: which of those this is.
+    first_host: from which JAX learns where the first process is.
+    jax_name: JAX's name of the scheduler.
+    jax_needs: what JAX reads besides.
+  """
 
   name: str
   num_processes: str
   process_id: str
-  on_this_host: str  # how many
-  which_on_this_host: str
+  num_local: str
+  local_id: str
+  first_host: str = ''
   jax_name: str | None = None
   jax_needs: tuple[str, ...] = ()
 
 
 _SLURM = _Launcher(
   'SLURM', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_STEP_TASKS_PER_NODE',
-  'SLURM_LOCALID', 'slurm', ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_LOCALID'),
+  'SLURM_LOCALID', 'SLURM_STEP_NODELIST', 'slurm',
+  ('SLURM_JOB_ID', 'SLURM_LOCALID'),
 )  # fmt: skip
-# mpirun may run in a job of SLURM, and jobs of SLURM set torchrun's variables for
-# PyTorch's sake.
+# Open MPI's mpirun may run in a job of SLURM, and jobs of SLURM set torchrun's
+# variables for PyTorch's sake. Open MPI has its variable of the first host before
+# version 5.
 _LAUNCHERS = (
   _Launcher(
     'Open MPI', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
-    'OMPI_COMM_WORLD_LOCAL_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'ompi',
-    ('OMPI_COMM_WORLD_LOCAL_RANK',),
+    'OMPI_COMM_WORLD_LOCAL_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK',
+    'OMPI_MCA_orte_hnp_uri', 'ompi', ('OMPI_COMM_WORLD_LOCAL_RANK',),
   ),
   _SLURM,
-  _Launcher(
-    'MPICH', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALNRANKS', 'MPI_LOCALRANKID',
-  ),
-  _Launcher(
-    'torchrun', 'WORLD_SIZE', 'RANK', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK',
-  ),
+  _Launcher('MPICH', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALNRANKS', 'MPI_LOCALRANKID'),
+  _Launcher('torchrun', 'WORLD_SIZE', 'RANK', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK'),
 )  # fmt: skip
-# By Open MPI before version 5: where JAX reads the first host's address.
-_OPEN_MPI_ADDRESS = 'OMPI_MCA_orte_hnp_uri'
 
 
 def find() -> Launch | None:
@@ -76,6 +84,7 @@ def find() -> Launch | None:
     num_processes = _count(launcher)
     if num_processes > 1:
       return _read(launcher, num_processes)
+  _note_unused_tasks()
   return None
 
 
@@ -89,22 +98,25 @@ def _count(launcher: _Launcher) -> int:
 
 
 def _count_tasks() -> int:
-  num_tasks, in_step = _integer('SLURM_NTASKS', 1), 1
-  is_in_step = 'SLURM_STEP_NODELIST' in os.environ
-  if is_in_step:
-    # In the step that is salloc's shell, SLURM_NTASKS is still the job's.
-    in_step = _integer('SLURM_STEP_NUM_TASKS', num_tasks)
-  in_job = max(num_tasks, _integer('SLURM_JOB_NUM_NODES', 1))
-  is_torn = is_in_step and not {'SLURM_NTASKS', 'SLURM_STEP_NUM_TASKS'} & set(
-    os.environ
+  """Of SLURM's step, which srun starts; 1 outside of one."""
+  if _SLURM.first_host not in os.environ:
+    return 1
+  # In the step that is salloc's shell, SLURM_NTASKS is still the job's.
+  return _integer('SLURM_STEP_NUM_TASKS', _integer('SLURM_NTASKS', 1))
+
+
+def _note_unused_tasks() -> None:
+  num_tasks = _integer('SLURM_NTASKS', 1)
+  has_several = max(num_tasks, _integer('SLURM_JOB_NUM_NODES', 1)) > 1
+  is_torn = _SLURM.first_host in os.environ and not (
+    {'SLURM_NTASKS', 'SLURM_STEP_NUM_TASKS'} & set(os.environ)
   )
-  if in_step == 1 and (in_job > 1 or is_torn):
+  if has_several or is_torn:
     print(
       'this process runs alone: it is in a job of SLURM, but is not one of '
       'several tasks that srun started',
       flush=True,
     )
-  return in_step
 
 
 def _read(launcher: _Launcher, num_processes: int) -> Launch:
@@ -112,10 +124,10 @@ def _read(launcher: _Launcher, num_processes: int) -> Launch:
   missing = [name for name in needed if name not in os.environ]
   if missing:
     raise UserError(
-      f'{launcher.name} is said to have started {num_processes} processes, but '
+      f'{launcher.num_processes} tells of {num_processes} processes, but '
       f'{" and ".join(missing)} {"is" if len(missing) == 1 else "are"} not set, '
-      f'as in a shell that it did not start itself: start the program with it, '
-      f'or {ALONE}'
+      f'as if {launcher.name} had not started this one: start the program with '
+      f'it, or {ALONE}'
     )
   process_id = _integer(launcher.process_id, 0)
   if not 0 <= process_id < num_processes:
@@ -123,22 +135,18 @@ def _read(launcher: _Launcher, num_processes: int) -> Launch:
       f'{launcher.process_id} is {process_id} and there are {num_processes} '
       f'processes: {ALONE}'
     )
-  has_host_alone = re.fullmatch(
-    r'1(\(x\d+\))?', os.environ.get(launcher.on_this_host, '')
+  is_alone_on_host = re.fullmatch(
+    r'1(\(x\d+\))?', os.environ.get(launcher.num_local, '')
   )
-  local_id = None
-  if not has_host_alone and launcher.which_on_this_host in os.environ:
-    local_id = _integer(launcher.which_on_this_host, 0)
-  is_old = _OPEN_MPI_ADDRESS in os.environ
-  is_known = launcher.jax_name is not None and (
-    launcher.jax_name != 'ompi' or is_old
-  )
+  local_device_ids = None
+  if not is_alone_on_host and launcher.local_id in os.environ:
+    local_device_ids = [_integer(launcher.local_id, 0)]
   return Launch(
     launcher.name,
     num_processes,
     process_id,
-    None if local_id is None else [local_id],
-    launcher.jax_name if is_known else None,
+    local_device_ids,
+    launcher.jax_name if launcher.first_host in os.environ else None,
   )
 
 

@@ -25,7 +25,8 @@ _NEWS_EVERY_SECONDS = 1.0
 _LOOK_EVERY_SECONDS = 0.5
 # For one attempt, and for what is sent on a new connection to arrive.
 _NETWORK_SECONDS = 3.0
-_GO, _NO = 'go', 'no: '  # the first process's answers, of a line each
+_ANSWER_SECONDS = 10.0  # of the first process, which hears one after the other
+_HERE, _GO, _NO = 'here', 'go', 'no: '  # its answers, of a line each
 _MAX_LINE = 2**20
 _BIND_VARIABLE = 'JAX_COORDINATOR_BIND_ADDRESS'
 
@@ -94,12 +95,14 @@ def meet(address: Address, me: Member) -> None:
   Raises:
     UserError: if one is not there in time or does not belong to the others.
   """
-  patience = _Patience(f'process {me.process_id}')
+  who = f'process {me.process_id}'
+  patience = _Patience(who)
   if me.process_id == 0:
     _receive_all(address, me, patience)
     return
   while not _report(address, me, patience):
     time.sleep(_LOOK_EVERY_SECONDS)
+  patience = _Patience(who)
   # JAX's coordinator is about to listen there; its client is slow to try again.
   while not _is_open(address, patience):
     time.sleep(_LOOK_EVERY_SECONDS / 10)
@@ -110,15 +113,16 @@ class _Patience:
 
   def __init__(self, who: str):
     self._who, self._start = who, time.monotonic()
+    self._end = self._start + TIMEOUT_SECONDS
     self._said, self._said_at = set(), -math.inf
 
   def wait_for(self, what: str, remedy: str) -> None:
     """Raises UserError, with the remedy, after `TIMEOUT_SECONDS`."""
     now = time.monotonic()
-    waited = now - self._start
-    if waited >= TIMEOUT_SECONDS:
+    if now >= self._end:
       raise UserError(
-        f'{self._who} waited {waited:.0f} s for {what}, in vain: {remedy}'
+        f'{self._who} waited {now - self._start:.0f} s for {what}, in vain: '
+        f'{remedy}'
       )
     pause = SAY_EVERY_SECONDS if what in self._said else _NEWS_EVERY_SECONDS
     if now - self._said_at >= pause:
@@ -137,17 +141,17 @@ def _receive_all(address: Address, me: Member, patience: _Patience) -> None:
     try:
       while missing := sorted(set(range(1, me.num_processes)) - set(came)):
         patience.wait_for(
-          f'the others at {address}{elsewhere}: of {me.num_processes} '
-          f'processes {_join(missing)} {"is" if len(missing) == 1 else "are"} '
-          'not there yet',
+          f'the others at {address}{elsewhere} ({len(came) + 1} of '
+          f'{me.num_processes} are here; missing: {_join(missing)})',
           'see what they print, and whether they were started',
         )
+        connection = None
         with contextlib.suppress(TimeoutError):
-          connection, peer = server.accept()
-          stack.enter_context(connection)
-          _admit(connection, peer[0], me, came)
+          connection, _ = server.accept()
         for process_id in [i for i, c in came.items() if _is_closed(c)]:
           del came[process_id]
+        if connection is not None:
+          _admit(stack.enter_context(connection), me, came)
     except UserError as error:
       for connection in came.values():
         _send(connection, f'{_NO}{error}')
@@ -202,10 +206,7 @@ def _listen(address: Address) -> socket.socket:
 
 
 def _admit(
-  connection: socket.socket,
-  host: str,
-  me: Member,
-  came: dict[int, socket.socket],
+  connection: socket.socket, me: Member, came: dict[int, socket.socket]
 ) -> None:
   """Takes a process in, or sends it away and says why."""
   try:
@@ -216,8 +217,10 @@ def _admit(
     return
   if refusal is None:
     came[it.process_id] = connection
+    _send(connection, _HERE)
     return
-  print(f'process 0: one from {host} was sent away: {refusal}', flush=True)
+  host = connection.getpeername()[0].removeprefix('::ffff:')
+  print(f'process 0: sent away one from {host}: {refusal}', flush=True)
   _send(connection, f'{_NO}{refusal}')
   connection.close()
 
@@ -226,9 +229,9 @@ def _refuse(it: Member, me: Member, came: Mapping[int, object]) -> str | None:
   """Why a process does not belong to the run of this one; None: it does."""
   if it.num_processes != me.num_processes:
     return (
-      f'process {it.process_id} was told of {it.num_processes} processes and '
-      f'process 0 of {me.num_processes}: give all the same --num_processes, and '
-      'each run a port of its own'
+      f'process {it.process_id} has --num_processes={it.num_processes} and '
+      f'process 0 has {me.num_processes}: give all the same, and each run a '
+      'port of its own'
     )
   if it.process_id in came:
     return (
@@ -239,7 +242,7 @@ def _refuse(it: Member, me: Member, came: Mapping[int, object]) -> str | None:
     theirs, mine = it.traits.get(name), me.traits.get(name)
     if theirs != mine:
       return (
-        f'process {it.process_id} has {name} {theirs} and process 0 {mine}: '
+        f'process {it.process_id} has {name}={theirs} and process 0 has {mine}: '
         'start all with the same command and the same versions'
       )
   return None
@@ -254,18 +257,20 @@ def _report(address: Address, me: Member, patience: _Patience) -> bool:
     return False
   with connection:
     _send(connection, json.dumps(me))
-    answer = None
-    while answer is None:
-      patience.wait_for(
-        f'process 0 at {address} to say that all are there',
-        'see what process 0 prints',
-      )
-      try:
-        answer = _receive(connection, _LOOK_EVERY_SECONDS)
-      except TimeoutError:
-        continue
-      except OSError:
-        answer = ''
+    try:
+      answer = _receive(connection, _ANSWER_SECONDS)
+      # Process 0 has waited for longer, and says so if it gives up.
+      until_told = _Patience(f'process {me.process_id}')
+      while answer == _HERE:
+        until_told.wait_for(
+          f'the others (process 0 at {address} is here)',
+          'see what process 0 prints',
+        )
+        with contextlib.suppress(TimeoutError):
+          answer = _receive(connection, _LOOK_EVERY_SECONDS)
+    except OSError:
+      answer = ''
+  answer = answer.removeprefix(f'{_HERE}\n')
   if answer.startswith(_NO):
     raise UserError(answer.removeprefix(_NO))
   if answer == _GO:
@@ -273,7 +278,7 @@ def _report(address: Address, me: Member, patience: _Patience) -> bool:
   # An older run that is ending may have the port, or process 0 was stopped.
   _wait_for_first(
     address,
-    'another program has that port' if answer else 'it has closed the line',
+    'another program has that port' if answer else 'no answer',
     patience,
   )
   return False
@@ -297,7 +302,9 @@ def _is_open(address: Address, patience: _Patience) -> bool:
 
 
 def _reason(error: OSError) -> str:
-  return (error.strerror or str(error)).lower()
+  if isinstance(error, socket.gaierror) or not error.errno:
+    return (error.strerror or str(error)).lower()
+  return os.strerror(error.errno).lower()  # without what Python adds
 
 
 def _send(connection: socket.socket, line: str) -> None:
