@@ -28,12 +28,14 @@ def define_process_flags() -> None:
     'coordinator_address',
     None,
     'Of several processes, HOST:PORT of the first one; not needed with SLURM, '
-    'Open MPI and Cloud TPU. Example: --coordinator_address=10.0.0.1:1234',
+    'Open MPI before version 5 and Cloud TPU, and enough with Open MPI 5, MPICH '
+    'and torchrun. Example: --coordinator_address=10.0.0.1:1234',
   )
   flags.DEFINE_integer(
     'num_processes',
     None,
-    'How many there are. Example: --num_processes=4',
+    'How many there are; 1: this one runs alone, whatever started it. Example: '
+    '--num_processes=4',
   )
   flags.DEFINE_integer(
     'process_id',

@@ -240,3 +240,45 @@ def test_what_jax_finds_wrong_after_all_is_an_error(joined, monkeypatch):
     UserError, match=r'\(DEADLINE_EXCEEDED: Barrier timed out'
   ):
     distributed.initialize('127.0.0.1:1', 2, 1, {})
+
+
+MEET = """
+import sys
+from bn_inception import command_line, distributed, rendezvous
+rendezvous.TIMEOUT_SECONDS = float(sys.argv.pop(1))
+command_line.define_process_flags()
+command_line.run(lambda: print(distributed.gather([3])))
+"""
+
+
+def start(process_id, port, seconds, **environment):
+  return subprocess.Popen(
+    [
+      sys.executable, '-c', MEET, str(seconds), f'--process_id={process_id}',
+      '--num_processes=2', f'--coordinator_address=localhost:{port}',
+    ],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', **environment},
+    cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+@pytest.mark.distributed
+def test_processes_meet_without_a_proxy():
+  """Of the web, at whose address nobody listens."""
+  names = ('http_proxy', 'https_proxy', 'grpc_proxy')
+  port, proxy = free_port(), dict.fromkeys(names, 'http://127.0.0.1:9')
+  second, first = (start(i, port, 60, **proxy) for i in (1, 0))
+  (said, errors), _ = first.communicate(timeout=90), second.communicate()
+  assert (first.returncode, second.returncode) == (0, 0), errors
+  assert said.splitlines()[-1] == '[3, 3]'
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize('process_id', [0, 1])
+def test_a_process_whose_others_do_not_come_ends_with_one_line(process_id):
+  alone = start(process_id, free_port(), 1)
+  said, errors = alone.communicate(timeout=60)
+  assert alone.returncode == 2
+  assert said.startswith(f'process {process_id}: waiting for ')
+  assert errors.count('\n') == 1
+  assert f'process {process_id} waited 1 s for ' in errors

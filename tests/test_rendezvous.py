@@ -15,8 +15,8 @@ from bn_inception.rendezvous import Address, Member
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-  monkeypatch.setattr(rendezvous, 'TIMEOUT_SECONDS', 0.6)
-  monkeypatch.setattr(rendezvous, 'SAY_EVERY_SECONDS', 0.2)
+  monkeypatch.setattr(rendezvous, 'TIMEOUT_SECONDS', 0.4)
+  monkeypatch.setattr(rendezvous, 'SAY_EVERY_SECONDS', 0.1)
   monkeypatch.setattr(rendezvous, '_NEWS_EVERY_SECONDS', 0.0)
   monkeypatch.setattr(rendezvous, '_LOOK_EVERY_SECONDS', 0.02)
   monkeypatch.setattr(rendezvous, '_ANSWER_SECONDS', 0.3)
