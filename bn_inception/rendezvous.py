@@ -156,7 +156,7 @@ def _receive_all(address: Address, me: Member, patience: _Patience) -> None:
       for connection in came.values():
         _send(connection, f'{_NO}{error}')
       raise
-    server.close()
+    server.close()  # so that who is told to go on finds JAX's there
     for connection in came.values():
       _send(connection, _GO)
 
