@@ -268,7 +268,10 @@ def test_processes_meet_without_a_proxy():
   names = ('http_proxy', 'https_proxy', 'grpc_proxy')
   port, proxy = free_port(), dict.fromkeys(names, 'http://127.0.0.1:9')
   second, first = (start(i, port, 60, **proxy) for i in (1, 0))
-  (said, errors), _ = first.communicate(timeout=90), second.communicate()
+  try:
+    (said, errors), _ = first.communicate(timeout=90), second.communicate()
+  finally:
+    first.kill(), second.kill()
   assert (first.returncode, second.returncode) == (0, 0), errors
   assert said.splitlines()[-1] == '[3, 3]'
 
