@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from bn_inception import distributed, host, interruption
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
+from bn_inception.run_directory import flatten
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
@@ -27,12 +28,14 @@ def define_process_flags() -> None:
     'coordinator_address',
     None,
     'Of several processes, HOST:PORT of the first one; not needed with SLURM, '
-    'Open MPI and Cloud TPU. Example: --coordinator_address=10.0.0.1:1234',
+    'Open MPI before version 5 and Cloud TPU, and enough with Open MPI 5, MPICH '
+    'and torchrun. Example: --coordinator_address=10.0.0.1:1234',
   )
   flags.DEFINE_integer(
     'num_processes',
     None,
-    'How many there are. Example: --num_processes=4',
+    'How many there are; 1: this one runs alone, whatever started it. Example: '
+    '--num_processes=4',
   )
   flags.DEFINE_integer(
     'process_id',
@@ -97,6 +100,8 @@ def run(
       raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
+      if missing := host.explain_missing_devices(error):
+        _stop(missing)
       raise
 
   app.run(guarded, arguments, _parse)
@@ -129,10 +134,24 @@ def _keep_compiled_programs(folder: str) -> None:
 def _join_processes() -> None:
   values = flags.FLAGS
   distributed.initialize(
-    values.coordinator_address, values.num_processes, values.process_id
+    values.coordinator_address,
+    values.num_processes,
+    values.process_id,
+    _describe_program(),
   )
-  if not distributed.is_first():
+  # Who is alone has no devices yet, which keep_memory needs.
+  if jax.distributed.is_initialized() and not distributed.is_first():
     sys.stdout = open(os.devnull, 'w')  # all would say the same
+
+
+def _describe_program() -> dict[str, str]:
+  """What has to be the same in all processes; paths may differ."""
+  described = {'program': os.path.basename(sys.argv[0])}
+  if 'config' in flags.FLAGS:
+    config = flags.FLAGS['config'].value.to_dict()
+    for key, value in flatten(config).items():
+      described[f'--config.{key}'] = repr(value)
+  return described
 
 
 def _leave_processes(error: Exception) -> None:
@@ -141,7 +160,9 @@ def _leave_processes(error: Exception) -> None:
   Python's way out would wait for them, and they may wait for this one. Where
   there is only one, or all raise the same error, it returns.
   """
-  if jax.process_count() == 1 or isinstance(error, distributed.AgreedError):
+  if not jax.distributed.is_initialized():
+    return
+  if isinstance(error, distributed.AgreedError):
     return
   if isinstance(error, UserError):
     print(f'error: {error}', file=sys.stderr)

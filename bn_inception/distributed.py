@@ -11,13 +11,17 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
+
+# JAX has no public way to learn, before it waits, whom it would wait for.
+from jax._src import clusters
 from jax.experimental import multihost_utils
 
+from bn_inception import launchers, rendezvous
 from bn_inception.errors import UserError
 
 # After this long without a sign of life a process counts as lost, and JAX ends
@@ -42,6 +46,7 @@ def initialize(
   coordinator_address: str | None,
   num_processes: int | None,
   process_id: int | None,
+  traits: Mapping[str, str],
 ) -> None:
   """Joins the other processes, before anything is computed.
 
@@ -49,56 +54,123 @@ def initialize(
   several processes, and nothing anywhere else.
 
   Args:
-    coordinator_address: HOST:PORT of the first process, for all the same.
-    num_processes: of the run.
+    coordinator_address: HOST:PORT of the first process, for all the same. It
+      alone is enough where a scheduler says the rest.
+    num_processes: of the run. 1 is enough for a process that is to run alone.
     process_id: 0 to num_processes - 1, for each another.
+    traits: name -> value of what has to be the same in all processes.
 
   Raises:
-    UserError: if only some are given, or if the others cannot be reached.
+    UserError: if some are missing or wrong, if the others do not come, or if
+      they differ in what they are told or in their traits.
   """
-  given = (coordinator_address, num_processes, process_id)
-  if all(value is None for value in given):
-    if not _is_started_by_cluster():
-      return
-  elif any(value is None for value in given):
-    raise UserError(
-      'give --coordinator_address, --num_processes and --process_id together, '
-      'or none of them'
-    )
-  elif not 0 <= process_id < num_processes:
-    raise UserError(
-      f'--process_id must be between 0 and {num_processes - 1}, got {process_id}'
-    )
-  elif num_processes == 1:
+  if num_processes == 1 and not process_id:
     return
-  who = 'process' if process_id is None else f'process {process_id}'
-  at = f' at {coordinator_address}' if coordinator_address else ''
-  print(f'{who}: waiting for the others{at} ...', flush=True)
+  local_device_ids = None
+  if num_processes is None and process_id is None:
+    launch = launchers.find()
+    if coordinator_address is None:
+      found = _find_tpu() if launch is None else _find_first(launch)
+      if found is None:
+        return
+      coordinator_address, num_processes, process_id = found
+    if launch is not None:
+      _, num_processes, process_id, local_device_ids, _ = launch
+  _check_complete(coordinator_address, num_processes, process_id)
+  if num_processes == 1:
+    return
+  address = rendezvous.parse_address(coordinator_address)
+  _reach_without_proxy(address.host)
+  traits = {'jax': jax.__version__, **traits}
+  rendezvous.meet(address, rendezvous.Member(process_id, num_processes, traits))
   try:
     jax.distributed.initialize(
-      coordinator_address,
+      str(address),
       num_processes,
       process_id,
-      cluster_detection_method='deactivate' if coordinator_address else None,
+      None if 'JAX_LOCAL_DEVICE_IDS' in os.environ else local_device_ids,
+      cluster_detection_method='deactivate',
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
       shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
     )
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise UserError(
-      f'the other processes cannot be reached ({_first_line(error)}): check '
-      '--coordinator_address, and that all of them were started'
+      f'JAX cannot join the other processes ({_first_line(error)}): see what '
+      'they print, and start all of them again'
     ) from error
 
 
-def _is_started_by_cluster() -> bool:
-  """Whether a scheduler started several processes, whom JAX finds by itself."""
-  environment = os.environ
-  if 'SLURM_STEP_NODELIST' in environment:  # absent outside srun
-    return int(environment['SLURM_NTASKS']) > 1
-  if 'OMPI_COMM_WORLD_SIZE' in environment:
-    return int(environment['OMPI_COMM_WORLD_SIZE']) > 1
+def _check_complete(
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  values = {
+    '--coordinator_address': coordinator_address,
+    '--num_processes': num_processes,
+    '--process_id': process_id,
+  }
+  missing = [name for name, value in values.items() if value is None]
+  if missing:
+    raise UserError(
+      f'{" and ".join(missing)} must be given too, as none of SLURM, Open MPI, '
+      'MPICH and torchrun says so'
+    )
+  if num_processes < 1 or not 0 <= process_id < num_processes:
+    raise UserError(
+      f'--process_id is {process_id} of --num_processes={num_processes}: it '
+      'must be at least 0 and less than their number'
+    )
+
+
+_Found = tuple[str | None, int | None, int | None]
+
+
+def _find_first(launch: launchers.Launch) -> _Found:
+  """Where JAX says that a scheduler started the first process."""
+  if launch.jax_name is None:
+    raise UserError(
+      f'{launch.name} started {launch.num_processes} processes, but does not '
+      'tell where the first one is: give all --coordinator_address=HOST:PORT, '
+      f'HOST being where the first one runs; or {launchers.ALONE}'
+    )
+  return _ask_jax(launch.name, launch.jax_name)
+
+
+def _find_tpu() -> _Found | None:
+  """The processes on the hosts of a TPU; None: there is none, or one host."""
   has_tpu = glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')
-  return bool(has_tpu) and importlib.util.find_spec('libtpu') is not None
+  if not has_tpu or importlib.util.find_spec('libtpu') is None:
+    return None
+  print('asking Cloud TPU for the hosts of this TPU ...', flush=True)
+  found = _ask_jax('Cloud TPU', None)
+  return None if found[0] is None else found
+
+
+def _ask_jax(name: str, jax_name: str | None) -> _Found:
+  try:
+    *found, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      None, None, None, [], jax_name, rendezvous.TIMEOUT_SECONDS
+    )
+  except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
+    raise UserError(
+      f'what {name} says of the processes cannot be read '
+      f'({type(error).__name__}: {_first_line(error)}): give '
+      '--coordinator_address, --num_processes and --process_id, or '
+      f'{launchers.ALONE}'
+    ) from error
+  return tuple(found)
+
+
+def _reach_without_proxy(host: str) -> None:
+  """Has gRPC, with which JAX joins the others, call a host itself.
+
+  A proxy for the web, as clusters have one, does not know their nodes.
+  """
+  # gRPC does not look at no_proxy where this variable is set.
+  given = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy')
+  os.environ['no_grpc_proxy'] = f'{given},{host}' if given else host
+  jax.config.update('jax_check_proxy_envs', False)  # it warns of any
 
 
 def is_first() -> bool:

@@ -20,7 +20,7 @@ def main(folder, num_processes, process_id, num_devices, port):
   jax.config.update('jax_num_cpu_devices', num_devices)
   from bn_inception import distributed, inception
 
-  distributed.initialize(f'127.0.0.1:{port}', num_processes, process_id)
+  distributed.initialize(f'127.0.0.1:{port}', num_processes, process_id, {})
   # Two modules of the ten: the same code, compiled sooner.
   inception.Inception = functools.partial(
     inception.Inception, rows=(inception.FIGURE_5[0], inception.FIGURE_5[2])

@@ -14,6 +14,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from ports import free_port
 
 from bn_inception import checkpoint, command_line, mesh
 from bn_inception.experiment import make_evaluator
@@ -429,7 +430,7 @@ def test_ctrl_c_gets_one_line_at_any_time(tmp_path, environment, seconds):
 def test_ctrl_c_ends_a_process_that_waits_for_others(tmp_path, environment):
   command = [
     'train.py', f'--workdir={tmp_path}/run', '--num_processes=2',
-    '--process_id=0', '--coordinator_address=127.0.0.1:0',
+    '--process_id=0', f'--coordinator_address=127.0.0.1:{free_port()}',
   ]  # fmt: skip
   found = interrupt(command, environment, line='process 0: waiting for the oth')
   assert found == (130, 'interrupted\n')

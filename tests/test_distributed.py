@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -11,19 +10,14 @@ import jax
 import layout_steps
 import numpy as np
 import pytest
+from ports import free_port
 
-from bn_inception import checkpoint, distributed, mesh
+from bn_inception import checkpoint, distributed, launchers, mesh, rendezvous
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 
 TESTS = pathlib.Path(__file__).parent
 LAYOUTS = {'1x1': (1, 1), '1x4': (1, 4), '2x2': (2, 2), '4x1': (4, 1)}
-
-
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
@@ -106,71 +100,188 @@ def test_one_process_agrees_with_itself():
   assert not distributed.is_loss_of_process(ValueError('Gloo failed'))
 
 
-def test_bad_flags_are_named():
-  for arguments, message in (
-    (('h:1', None, None), 'give --coordinator_address, --num_processes and'),
-    ((None, 2, 1), 'give --coordinator_address, --num_processes and'),
-    (('h:1', 2, 2), '--process_id must be between 0 and 1, got 2'),
-    (('h:1', 2, -1), '--process_id must be between 0 and 1, got -1'),
-  ):
-    with pytest.raises(UserError, match=message):
-      distributed.initialize(*arguments)
-  distributed.initialize('nowhere:1', 1, 0)  # one process has no others
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('h:1', None, None), '--num_processes and --process_id must be given too'),
+    ((None, 2, 1), '--coordinator_address must be given too'),
+    ((None, 1, 1), '--coordinator_address must be given too'),
+    (('h:1', 2, None), '--process_id must be given too'),
+    (('h:1', 2, 2), '--process_id is 2 of --num_processes=2'),
+    (('h:1', 2, -1), '--process_id is -1 of --num_processes=2'),
+    (('h:1', 0, 0), '--process_id is 0 of --num_processes=0'),
+    (('h', 2, 1), "--coordinator_address is 'h': give HOST:PORT"),
+  ],
+)
+def test_bad_flags_are_named(arguments, message, monkeypatch):
+  monkeypatch.setattr(launchers, 'find', lambda: None)
+  with pytest.raises(UserError, match=message):
+    distributed.initialize(*arguments, {})
 
 
-SLURM = {'SLURM_STEP_NODELIST': 'node[1-2]', 'SLURM_NTASKS': '2'}
+@pytest.fixture
+def joined(monkeypatch):
+  """What JAX was asked to join, and whom this process has met."""
+  calls = []
+  monkeypatch.setattr(
+    rendezvous, 'meet', lambda *arguments: calls.append(arguments)
+  )
+  monkeypatch.setattr(
+    jax.distributed, 'initialize',
+    lambda *arguments, **keywords: calls.append((*arguments, keywords)),
+  )  # fmt: skip
+  monkeypatch.setenv('no_grpc_proxy', '')  # and is restored
+  monkeypatch.setenv('no_proxy', 'localhost')
+  monkeypatch.delenv('JAX_LOCAL_DEVICE_IDS', raising=False)
+  monkeypatch.setattr(distributed.glob, 'glob', lambda pattern: [])
+  return calls
+
+
+def test_one_process_has_no_others(joined, monkeypatch):
+  launch = launchers.Launch('SLURM', 4, 2, None, 'slurm')
+  monkeypatch.setattr(launchers, 'find', lambda: launch)
+  distributed.initialize('nowhere', 1, 0, {})
+  distributed.initialize(None, 1, None, {})  # the way out of a SLURM job
+  monkeypatch.setattr(launchers, 'find', lambda: None)
+  distributed.initialize(None, None, None, {})
+  assert joined == []
+
+
+SLURM = {
+  'SLURM_JOB_ID': '4097', 'SLURM_STEP_NODELIST': 'node[07-08]',
+  'SLURM_NTASKS': '2', 'SLURM_PROCID': '1', 'SLURM_LOCALID': '0',
+}  # fmt: skip
+OPEN_MPI = {'OMPI_MCA_orte_hnp_uri': '8192.0;tcp://10.0.0.1,10.1.0.1:34911'}
 
 
 @pytest.mark.parametrize(
-  'environment, is_cluster',
+  'name, jax_name, environment, address',
   [
-    ({}, False),
-    (SLURM, True),
-    (SLURM | {'SLURM_NTASKS': '1'}, False),
-    ({'SLURM_NTASKS': '2'}, False),  # in the batch script, outside srun
-    ({'OMPI_COMM_WORLD_SIZE': '4'}, True),
-    ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+    ('SLURM', 'slurm', SLURM, 'node07:61441'),
+    ('Open MPI', 'ompi', OPEN_MPI, '10.0.0.1:61442'),
   ],
 )
-def test_clusters_are_noticed(monkeypatch, environment, is_cluster):
-  for name in (*SLURM, 'OMPI_COMM_WORLD_SIZE'):
-    monkeypatch.delenv(name, raising=False)
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(distributed.glob, 'glob', lambda pattern: [])
-  calls = []
-  monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *a, **kw: calls.append((a, kw))
-  )
-  distributed.initialize(None, None, None)
-  assert len(calls) == is_cluster
-  for arguments, keywords in calls:  # left to JAX to find
-    assert arguments == (None, None, None)
-    assert keywords['cluster_detection_method'] is None
+def test_jax_says_where_a_scheduler_started_the_first_process(
+  name, jax_name, environment, address, joined, monkeypatch
+):
+  sizes = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '1'}
+  monkeypatch.delenv('JAX_COORDINATOR_PORT', raising=False)
+  for variable, value in (sizes | environment).items():
+    monkeypatch.setenv(variable, value)
+  launch = launchers.Launch(name, 2, 1, [3], jax_name)
+  monkeypatch.setattr(launchers, 'find', lambda: launch)
+  distributed.initialize(None, None, None, {'a': 'b'})
+  (met, member), (*arguments, keywords) = joined
+  assert str(met) == address
+  assert member == (1, 2, {'jax': jax.__version__, 'a': 'b'})
+  assert arguments == [address, 2, 1, [3]]
+  assert keywords['cluster_detection_method'] == 'deactivate'
+  # gRPC asks no proxy for it; JAX's warning of proxies is not for this.
+  assert os.environ['no_grpc_proxy'] == f'localhost,{met.host}'
+  assert not jax._src.distributed._CHECK_PROXY_ENVS.value
 
 
-def test_a_tpu_machine_asks_jax_for_the_others(monkeypatch):
-  for name in (*SLURM, 'OMPI_COMM_WORLD_SIZE'):
-    monkeypatch.delenv(name, raising=False)
+def test_the_address_is_enough_where_a_launcher_says_the_rest(
+  joined, monkeypatch
+):
+  launch = launchers.Launch('torchrun', 8, 5, [1], None)
+  monkeypatch.setattr(launchers, 'find', lambda: launch)
+  with pytest.raises(
+    UserError, match='torchrun started 8 .* give all --coordinator_address'
+  ):
+    distributed.initialize(None, None, None, {})
+  distributed.initialize('[::1]:80', None, None, {})
+  assert joined[1][:4] == ('[::1]:80', 8, 5, [1])
+
+
+def test_what_jax_cannot_read_is_an_error(joined, monkeypatch):
+  launch = launchers.Launch('SLURM', 2, 1, None, 'slurm')
+  monkeypatch.setattr(launchers, 'find', lambda: launch)
+  for variable, value in (SLURM | {'SLURM_JOB_ID': 'x'}).items():
+    monkeypatch.setenv(variable, value)
+  with pytest.raises(UserError, match="SLURM says .*'x'.*--num_processes=1"):
+    distributed.initialize(None, None, None, {})
+
+
+def test_a_tpu_machine_asks_jax_for_the_others(joined, monkeypatch):
+  monkeypatch.setattr(launchers, 'find', lambda: None)
   monkeypatch.setattr(
     distributed.glob, 'glob',
     lambda pattern: ['/dev/accel0'] if 'accel' in pattern else [],
   )  # fmt: skip
+  found = ['worker0:8482', 4, 3, []]
+  monkeypatch.setattr(
+    distributed.clusters.ClusterEnv,
+    'auto_detect_unset_distributed_params',
+    lambda *arguments: found,
+  )
   for is_installed in (False, True):
     monkeypatch.setattr(
       distributed.importlib.util,
       'find_spec',
       lambda name, found=is_installed: found or None,
     )
-    assert distributed._is_started_by_cluster() == is_installed
+    distributed.initialize(None, None, None, {})
+    assert len(joined) == 2 * is_installed
+  assert joined[1][:4] == ('worker0:8482', 4, 3, None)
+  found[:] = [None, None, None, []]  # a host that belongs to no pod
+  distributed.initialize(None, None, None, {})
+  found[:] = ['worker0:8482', 1, 0, []]
+  distributed.initialize(None, None, None, {})
+  assert len(joined) == 2
 
 
-def test_processes_that_do_not_come_are_an_error(monkeypatch):
+def test_what_jax_finds_wrong_after_all_is_an_error(joined, monkeypatch):
   def fail(*arguments, **keywords):
     raise ValueError('DEADLINE_EXCEEDED: Barrier timed out\nmore')
 
   monkeypatch.setattr(jax.distributed, 'initialize', fail)
   with pytest.raises(
-    UserError, match=r'cannot be reached \(DEADLINE_EXCEEDED: Barrier timed out'
+    UserError, match=r'\(DEADLINE_EXCEEDED: Barrier timed out'
   ):
-    distributed.initialize('127.0.0.1:1', 2, 1)
+    distributed.initialize('127.0.0.1:1', 2, 1, {})
+
+
+MEET = """
+import sys
+from bn_inception import command_line, distributed, rendezvous
+rendezvous.TIMEOUT_SECONDS = float(sys.argv.pop(1))
+command_line.define_process_flags()
+command_line.run(lambda: print(distributed.gather([3])))
+"""
+
+
+def start(process_id, port, seconds, **environment):
+  return subprocess.Popen(
+    [
+      sys.executable, '-c', MEET, str(seconds), f'--process_id={process_id}',
+      '--num_processes=2', f'--coordinator_address=localhost:{port}',
+    ],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', **environment},
+    cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+@pytest.mark.distributed
+def test_processes_meet_without_a_proxy():
+  """Of the web, at whose address nobody listens."""
+  names = ('http_proxy', 'https_proxy', 'grpc_proxy')
+  port, proxy = free_port(), dict.fromkeys(names, 'http://127.0.0.1:9')
+  second, first = (start(i, port, 60, **proxy) for i in (1, 0))
+  try:
+    (said, errors), _ = first.communicate(timeout=90), second.communicate()
+  finally:
+    first.kill(), second.kill()
+  assert (first.returncode, second.returncode) == (0, 0), errors
+  assert said.splitlines()[-1] == '[3, 3]'
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize('process_id', [0, 1])
+def test_a_process_whose_others_do_not_come_ends_with_one_line(process_id):
+  alone = start(process_id, free_port(), 1)
+  said, errors = alone.communicate(timeout=60)
+  assert alone.returncode == 2
+  assert said.startswith(f'process {process_id}: waiting for ')
+  assert errors.count('\n') == 1
+  assert f'process {process_id} waited 1 s for ' in errors

@@ -7,7 +7,7 @@ import pytest
 
 FLOORS = [
   {'arrays', 'errors'},
-  {'ranges'},
+  {'launchers', 'ranges', 'rendezvous'},
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
     'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
