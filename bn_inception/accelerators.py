@@ -57,7 +57,8 @@ def remarks() -> list[str]:
       lines += _explain_hardware(kind)
   if version := version_of('jax-metal'):
     lines.append(
-      f'jax-metal {version} is not used: it is not for jax {jax.__version__}'
+      f'jax-metal {version} is not used: it is not for jax {jax.__version__}: '
+      'pip uninstall jax-metal'
     )
   return lines
 
