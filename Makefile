@@ -75,6 +75,10 @@ define environment
 	@cat requirements.txt $(2) | cmp -s - $(1)/installed || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "error: Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }; \
+	  ! grep -q '^tensorflow==' $(2) || \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || { \
+	    echo "error: TensorFlow has no wheels for Python 3.14: make PYTHON=python3.13"; \
+	    exit 2; }; \
 	  echo "installing $(2) into $(1) (a minute or two)"; \
 	  $(PYTHON) -m venv $(1) && \
 	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2) && \

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bn_inception import (
+  accelerators,
   checkpoint,
   data_facts,
   inception,
@@ -321,6 +322,8 @@ def prepare(paths: Sequence[str], options: EvaluationOptions) -> list[Member]:
           f'{other.path} has {theirs}: choose with flags, or save the '
           'predictions of each and average those'
         )
+  for remark in accelerators.remarks():
+    print(remark)
   return members
 
 

@@ -196,7 +196,7 @@ class ProgressDisplay:
     self._pause, self._last_line = seconds_between_lines, -math.inf
     console = console or Console(file=sys.stdout)
     self._live = None
-    if console.is_terminal:
+    if console.is_interactive:  # a dumb terminal shows no live line
       self._bar = BarColumn(_BAR_WIDTH)
       self._live = Progress(self._bar, _TEXT, console=console)
       self._task = self._live.add_task(

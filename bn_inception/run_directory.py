@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import fcntl
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ from collections.abc import Iterator
 
 import jax
 
-from bn_inception import checkpoint, data_facts, native
+from bn_inception import accelerators, checkpoint, data_facts, native
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.logbook import DROPPED_FILE, METRICS_FILE
 
@@ -271,7 +270,7 @@ def manifest() -> dict:
     'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
     'python': platform.python_version(),
     'platform': platform.platform(),
-    'packages': {name: _version(name) for name in _PACKAGES},
+    'packages': {name: accelerators.version_of(name) for name in _PACKAGES},
     'commit': _commit(),
     'devices': [device.device_kind for device in jax.devices()],
     'native_convolutions': native.load(),
@@ -279,21 +278,26 @@ def manifest() -> dict:
   }
 
 
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None  # another distribution of the same library
+def _commit(path: str = os.path.abspath(__file__)) -> str | None:
+  """The commit of this code, with '+' for uncommitted changes.
 
+  Args:
+    path: a file of it.
 
-def _commit() -> str | None:
-  """The commit of this code, with '+' for uncommitted changes; None outside git."""
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-  command = ['git', '-C', root, 'describe', '--always', '--abbrev=40']
-  command += ['--dirty=+', '--exclude=*']
+  Returns:
+    None where git has no such file: the code may be installed in an environment
+    that lies in another project's clone.
+  """
+  folder, name = os.path.split(path)
+  is_tracked = ['ls-files', '--error-unmatch', name]
+  describe = ['describe', '--always', '--abbrev=40', '--dirty=+', '--exclude=*']
   try:
-    return subprocess.check_output(
-      command, text=True, stderr=subprocess.DEVNULL
-    ).strip()
+    _, commit = (
+      subprocess.check_output(
+        ['git', '-C', folder, *command], text=True, stderr=subprocess.DEVNULL
+      )
+      for command in (is_tracked, describe)
+    )
   except (OSError, subprocess.CalledProcessError):
-    return None  # no git, or not a clone
+    return None  # also without git
+  return commit.strip()

@@ -9,6 +9,7 @@ import time
 import jax
 
 from bn_inception import (
+  accelerators,
   checkpoint,
   data_facts,
   distributed,
@@ -458,8 +459,10 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     processes = f', in {jax.process_count()} processes'
   lines = {
     'run': config['name'],
-    'data': '\n'.join(_describe_data(config['source'], experiment)),
-    'devices': f'{jax.device_count()} x {device}{processes}',
+    'data': _in_lines(*_describe_data(config['source'], experiment)),
+    'devices': _in_lines(
+      f'{jax.device_count()} x {device}{processes}', *accelerators.remarks()
+    ),
     'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
     'normalisation': f'{shared} examples share statistics'
@@ -488,6 +491,11 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     print(f'{name:14} {value}')
 
 
+def _in_lines(*texts: str) -> str:
+  """Below each other, beside a name of the summary."""
+  return f'\n{"":14} '.join(texts)
+
+
 def _describe_data(names: dict, experiment: Experiment) -> list[str]:
   """What was found, and what was left out, one line each."""
   train, evaluated = experiment.source, experiment.evaluator.source
@@ -496,7 +504,7 @@ def _describe_data(names: dict, experiment: Experiment) -> list[str]:
     f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
     f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
     *(
-      f'{"":14} {split}: {remark}'
+      f'{split}: {remark}'
       for split, source in sources.items()
       for remark in source.remarks()
     ),

@@ -15,6 +15,15 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Tests that build the same program compile it once.
 jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+# What Rich asks about the terminal: tests are the same in every one.
+for _name in (
+  'TERM',
+  'COLUMNS',
+  'FORCE_COLOR',
+  'TTY_COMPATIBLE',
+  'TTY_INTERACTIVE',
+):
+  os.environ.pop(_name, None)
 absl.flags.FLAGS(['pytest'])  # Grain's worker processes read absl's flags
 
 from bn_inception import inception  # noqa: E402

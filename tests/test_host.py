@@ -35,15 +35,24 @@ class OtherMesh:
 def test_on_a_cpu_less_memory_is_used():
   """Four values that could be computed at once, but need not be there at once."""
 
-  def add_four(x):
-    # Products that no fusion takes apart.
-    parts = [jnp.sin(x + i) @ x for i in range(4)]
-    return sum(jnp.sum(part @ part) for part in parts)
+  def add_four(x, kernel):
+    # Convolutions, since XLA may fuse products: what a fusion needs is not counted.
+    def convolve(y):
+      return jax.lax.conv_general_dilated(
+        y, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+
+    parts = [convolve(jnp.sin(x + i)) for i in range(4)]
+    return sum(jnp.sum(convolve(part)) for part in parts)
 
   options = compiler_options(make_evaluation_mesh(jax.devices()[:1]))
-  x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+  x = jax.ShapeDtypeStruct((4, 32, 32, 8), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)
   memory = [
-    jax.jit(add_four, compiler_options=o).lower(x).compile().memory_analysis()
+    jax.jit(add_four, compiler_options=o)
+    .lower(x, kernel)
+    .compile()
+    .memory_analysis()
     for o in (None, options)
   ]
   default, own = (m.temp_size_in_bytes for m in memory)

@@ -9,7 +9,7 @@ FLOORS = [
   {'arrays', 'errors'},
   {'launchers', 'ranges', 'rendezvous'},
   {
-    'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
+    'accelerators', 'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
     'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
     'optimizer', 'order', 'predictions', 'resizing', 'scores', 'shared_memory',
     'sources.imagenet', 'sources.listing', 'sources.progress',

@@ -102,6 +102,26 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
   ]
 
 
+@pytest.mark.parametrize('kind', ['dumb', 'unknown'])
+def test_plain_lines_on_a_terminal_that_cannot_go_back(
+  kind, capsys, monkeypatch
+):
+  monkeypatch.setenv('FORCE_COLOR', '1')  # stdout is a terminal to Rich
+  monkeypatch.setenv('TERM', kind)
+  with logbook.ProgressDisplay(
+    0, 100, 50.0, seconds_between_lines=0
+  ) as display:
+    display.compiling()
+    for step in (50, 75):
+      display.update(step, 0.5, 91.25, 1234.5, 0.034, 65.0)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split('  ')[0] for line in lines] == [
+    'compiling the training step ...',
+    'step 50/100',
+    'step 75/100',
+  ]
+
+
 def test_live_display_on_a_terminal(capsys, monkeypatch):
   monkeypatch.setenv('FORCE_COLOR', '1')
   monkeypatch.setenv('COLUMNS', '120')

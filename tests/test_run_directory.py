@@ -142,3 +142,29 @@ def test_outputs_do_not_replace_the_files_of_a_run(tmp_path):
       run_directory.check_output(str(run / name), 'give another --output')
   for name in 'evaluation_test_9.json', 'checkpoints/evaluation_test_9.json':
     run_directory.check_output(str(run / name), 'give another --output')
+
+
+def test_the_commit_is_of_the_code_not_of_a_clone_around_it(tmp_path):
+  """As of an environment inside a user's clone, and of code that is in it."""
+
+  def git(*command):
+    identity = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+    done = subprocess.run(
+      ['git', '-C', tmp_path, *identity, *command],
+      check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+  installed = tmp_path / '.venv' / 'run_directory.py'
+  copied = tmp_path / 'copied' / 'run_directory.py'
+  for path in (installed, copied):
+    path.parent.mkdir()
+    path.write_text('1')
+  git('init')
+  git('add', 'copied')
+  git('commit', '--message=of the user')
+  commit = git('rev-parse', 'HEAD')
+  assert run_directory._commit(str(installed)) is None
+  assert run_directory._commit(str(copied)) == commit
+  copied.write_text('2')
+  assert run_directory._commit(str(copied)) == commit + '+'

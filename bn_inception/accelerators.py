@@ -1,0 +1,112 @@
+"""Accelerators, or JAX's plugins for them, that are there and are not used."""
+
+import dataclasses
+import glob
+import importlib.metadata
+
+import jax
+from packaging.requirements import Requirement
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+  """A kind of accelerator.
+
+  Attributes:
+    name: for messages.
+    platform: JAX's name for it.
+    plugins: distribution -> the extra of jax that asks for it; the usual one first.
+    files: patterns of what is there with the hardware.
+  """
+
+  name: str
+  platform: str
+  plugins: dict[str, str]
+  files: tuple[str, ...]
+
+
+_KINDS = (
+  _Kind(
+    'NVIDIA GPU', 'cuda',
+    {'jax-cuda13-plugin': 'cuda13', 'jax-cuda12-plugin': 'cuda12'},
+    ('/dev/nvidia[0-9]*', '/dev/nvidiactl'),
+  ),
+  _Kind(
+    'TPU', 'tpu', {'libtpu': 'tpu'}, ('/dev/accel[0-9]*', '/dev/vfio/[0-9]*')
+  ),
+  _Kind('AMD GPU', 'rocm', {'jax-rocm7-plugin': 'rocm7-local'}, ('/dev/kfd',)),
+)  # fmt: skip
+
+
+def remarks() -> list[str]:
+  """Says why JAX computes on the CPU although something faster seems to be there.
+
+  Makes JAX's devices.
+
+  Returns:
+    A line, with the remedy, for each plugin that is installed, and for each kind of
+    accelerator without one; none if an accelerator is used or the CPU was asked for.
+  """
+  if jax.default_backend() != 'cpu' or jax.config.jax_platforms:
+    return []
+  lines = []
+  for kind in _KINDS:
+    installed = [name for name in kind.plugins if version_of(name)]
+    lines += [_explain_plugin(kind, name) for name in installed]
+    if not installed:
+      lines += _explain_hardware(kind)
+  if version := version_of('jax-metal'):
+    lines.append(
+      f'jax-metal {version} is not used: it is not for jax {jax.__version__}: '
+      'pip uninstall jax-metal'
+    )
+  return lines
+
+
+def version_of(distribution: str) -> str | None:
+  """The installed version; None if it is absent, or another distribution has it."""
+  try:
+    return importlib.metadata.version(distribution)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _explain_plugin(kind: _Kind, plugin: str) -> str:
+  found, extra = f'{plugin} {version_of(plugin)}', kind.plugins[plugin]
+  if not _is_for_this_jax(plugin, extra):
+    return (
+      f'{found} is not used: it is not for jax {jax.__version__}: '
+      f'{_install(extra)}'
+    )
+  if not (files := _files_of(kind)):
+    return f'{found} sees no {kind.name}: there is no {" or ".join(kind.files)}'
+  return (
+    f'{found} is not used, although there is {files[0]}: '
+    f"JAX_PLATFORMS={kind.platform} python -c 'import jax; jax.devices()' says why"
+  )
+
+
+def _is_for_this_jax(plugin: str, extra: str) -> bool:
+  """Whether its version is one that the extra of jax asks for."""
+  for text in importlib.metadata.requires('jax') or ():
+    wanted = Requirement(text)
+    if wanted.name == plugin and wanted.marker.evaluate({'extra': extra}):
+      return wanted.specifier.contains(version_of(plugin), prereleases=True)
+  return True
+
+
+def _explain_hardware(kind: _Kind) -> list[str]:
+  extra = next(iter(kind.plugins.values()))
+  return [
+    f'there seems to be a {kind.name} ({path}), but no plugin of JAX for it: '
+    f'{_install(extra)}'
+    for path in _files_of(kind)[:1]
+  ]
+
+
+def _install(extra: str) -> str:
+  return f"pip install 'jax[{extra}]=={jax.__version__}'"
+
+
+def _files_of(kind: _Kind) -> list[str]:
+  return [path for pattern in kind.files for path in sorted(glob.glob(pattern))]
