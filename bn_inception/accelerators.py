@@ -1,8 +1,10 @@
-"""Accelerators, or JAX's plugins for them, that are there and are not used."""
+"""Why JAX does not compute on an accelerator: those not used, and those not here."""
 
 import dataclasses
 import glob
 import importlib.metadata
+import os
+import re
 
 import jax
 from packaging.requirements import Requirement
@@ -61,6 +63,47 @@ def remarks() -> list[str]:
       'pip uninstall jax-metal'
     )
   return lines
+
+
+def explain_missing(error: Exception) -> str | None:
+  """One line if JAX has no devices here, as with JAX_PLATFORMS=cuda on a CPU.
+
+  Args:
+    error: that was raised. Where JAX has devices, it has another reason, and
+      this returns None.
+  """
+  if not isinstance(error, (RuntimeError, AssertionError)):
+    return None
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as failure:
+    reason = str(failure).partition('\n')[0]
+  else:
+    return None
+  # JAX's own advice is in parentheses; it says nothing where it sees no GPU.
+  reason = re.sub(
+    r"^Unable to initialize backend '.*?': | \((set|you) .*", '', reason
+  )
+  reason = reason.rstrip('.') or 'no NVIDIA GPU is seen'
+  if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
+    reason += f', with CUDA_VISIBLE_DEVICES={visible!r}'
+  plugins = [
+    f'{name} {version}'
+    for kind in _KINDS
+    for name in kind.plugins
+    if (version := version_of(name))
+  ]
+  given = jax.config.jax_platforms
+  begin, remedy = (
+    (f"with JAX_PLATFORMS='{given}' JAX has no device", 'unset JAX_PLATFORMS')
+    if given
+    else ('JAX has no device', 'set JAX_PLATFORMS=cpu')
+  )
+  return (
+    f'{begin} ({reason}; plugins installed: {", ".join(plugins) or "none"}): '
+    f'{remedy} to compute on what is here, or install jax[cuda13] or jax[tpu] '
+    f'of version {jax.__version__}'
+  )
 
 
 def version_of(distribution: str) -> str | None:

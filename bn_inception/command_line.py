@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed, host, interruption
+from bn_inception import accelerators, distributed, host, interruption
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 from bn_inception.run_directory import flatten
@@ -100,7 +100,7 @@ def run(
       raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
-      if missing := host.explain_missing_devices(error):
+      if missing := accelerators.explain_missing(error):
         _stop(missing)
       raise
 

@@ -1,10 +1,8 @@
-"""How programs use the memory, the processors and the devices of the host."""
+"""How programs use the memory and the processors of the host."""
 
 import ctypes
-import importlib.metadata
 import os
 import pathlib
-import re
 import resource
 
 import jax
@@ -18,8 +16,6 @@ _ON_CPU = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 # Of mallopt, in malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MANY_FILES = 2**16
-# Packages with which JAX computes on accelerators.
-_PLUGIN = r'jax[-_](cuda|rocm)\d*[-_]plugin|libtpu'
 _CONTAINER_LIMITS = (
   '/sys/fs/cgroup/memory.max',
   '/sys/fs/cgroup/memory/memory.limit_in_bytes',
@@ -87,43 +83,3 @@ def memory_bytes() -> int:
       text = pathlib.Path(path).read_text().strip()
       total = min(total, int(text)) if text.isdecimal() else total  # or 'max'
   return total
-
-
-def explain_missing_devices(error: Exception) -> str | None:
-  """One line if JAX has no devices here, as with JAX_PLATFORMS=cuda on a CPU.
-
-  Args:
-    error: that was raised. Where JAX has devices, it has another reason, and
-      this returns None.
-  """
-  if not isinstance(error, (RuntimeError, AssertionError)):
-    return None
-  try:
-    jax.devices()
-  except (RuntimeError, AssertionError) as failure:
-    reason = str(failure).partition('\n')[0]
-  else:
-    return None
-  # JAX's own advice is in parentheses; it says nothing where it sees no GPU.
-  reason = re.sub(
-    r"^Unable to initialize backend '.*?': | \((set|you) .*", '', reason
-  )
-  reason = reason.rstrip('.') or 'no NVIDIA GPU is seen'
-  if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
-    reason += f', with CUDA_VISIBLE_DEVICES={visible!r}'
-  plugins = sorted(
-    f'{found.name} {found.version}'
-    for found in importlib.metadata.distributions()
-    if re.fullmatch(_PLUGIN, found.name or '')
-  )
-  given = jax.config.jax_platforms
-  begin, remedy = (
-    (f"with JAX_PLATFORMS='{given}' JAX has no device", 'unset JAX_PLATFORMS')
-    if given
-    else ('JAX has no device', 'set JAX_PLATFORMS=cpu')
-  )
-  return (
-    f'{begin} ({reason}; plugins installed: {", ".join(plugins) or "none"}): '
-    f'{remedy} to compute on what is here, or install jax[cuda13] or jax[tpu] '
-    f'of version {jax.__version__}'
-  )

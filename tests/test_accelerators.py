@@ -1,6 +1,9 @@
-"""Accelerators that are there and not used: what is installed is made up."""
+"""Accelerators that are not used or not here: what is installed is made up."""
 
+import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -8,6 +11,7 @@ import pytest
 
 from bn_inception import accelerators
 
+ROOT = pathlib.Path(__file__).parent.parent
 JAX = jax.__version__
 
 
@@ -87,3 +91,65 @@ def test_nothing_is_said_where_the_cpu_is_all_there_is_or_is_asked_for(
   assert 'pip uninstall jax-metal' in on_machine(found)[1]
   assert on_machine({}, platforms='cpu') == []
   assert on_machine({}, backend='tpu') == []
+
+
+def fail_to_find_devices(monkeypatch, platforms, error):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  monkeypatch.setattr(
+    type(jax.config), 'jax_platforms', property(lambda config: platforms)
+  )
+
+
+def test_missing_devices_are_explained(monkeypatch):
+  plugins = {'jax-cuda13-plugin': '0.9', 'libtpu': '0.1'}
+  monkeypatch.setattr(accelerators, 'version_of', plugins.get)
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  fail_to_find_devices(monkeypatch, 'cuda', AssertionError())
+  line = accelerators.explain_missing(AssertionError())
+  assert "JAX_PLATFORMS='cuda'" in line and 'no NVIDIA GPU is seen;' in line
+  assert 'jax-cuda13-plugin 0.9, libtpu 0.1)' in line
+  assert 'unset JAX_PLATFORMS' in line
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  assert "with CUDA_VISIBLE_DEVICES=''" in accelerators.explain_missing(
+    RuntimeError()
+  )
+
+
+@pytest.mark.parametrize('platforms, remedy', [
+  ('tpu,cpu', 'unset JAX_PLATFORMS'), ('', 'set JAX_PLATFORMS=cpu'),
+])  # fmt: skip
+def test_devices_in_use_are_explained(platforms, remedy, monkeypatch):
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  error = RuntimeError(
+    "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by "
+    "process with pid 9. (set JAX_PLATFORMS='' to automatically choose)\nmore"
+  )
+  fail_to_find_devices(monkeypatch, platforms, error)
+  line = accelerators.explain_missing(error)
+  assert '(ABORTED: The TPU is already in use by process with pid 9; ' in line
+  assert remedy in line and '\n' not in line
+
+
+def test_other_errors_are_not_explained():
+  assert accelerators.explain_missing(ValueError()) is None
+  assert (
+    accelerators.explain_missing(AssertionError()) is None
+  )  # there are devices
+
+
+@pytest.mark.slow
+def test_a_platform_that_is_not_here_gets_one_line():
+  program = """
+import jax
+from bn_inception import command_line
+command_line.run(jax.devices)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cuba'},
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1 and "JAX_PLATFORMS='cuba'" in done.stderr

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,7 @@ import numpy as np
 import pytest
 
 from bn_inception import steps
-from bn_inception.host import (
-  compiler_options,
-  explain_missing_devices,
-  release_memory,
-)
+from bn_inception.host import compiler_options, release_memory
 from bn_inception.mesh import make_evaluation_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -157,69 +152,3 @@ def test_the_limit_of_open_files_becomes_the_hard_one():
     'assert host.max_open_files() == 300\n'
   )
   subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
-
-
-def fail_to_find_devices(monkeypatch, platforms, error):
-  def fail():
-    raise error
-
-  monkeypatch.setattr(jax, 'devices', fail)
-  monkeypatch.setattr(
-    type(jax.config), 'jax_platforms', property(lambda config: platforms)
-  )
-
-
-def test_missing_devices_are_explained(monkeypatch):
-  plugins = [Plugin('jax-cuda13-plugin', '0.9'), Plugin('libtpu', '0.1')]
-  plugins += [Plugin('jax', '1'), Plugin(None, '1')]  # one of a damaged folder
-  monkeypatch.setattr('importlib.metadata.distributions', lambda: plugins)
-  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-  fail_to_find_devices(monkeypatch, 'cuda', AssertionError())
-  line = explain_missing_devices(AssertionError())
-  assert "JAX_PLATFORMS='cuda'" in line and 'no NVIDIA GPU is seen;' in line
-  assert 'jax-cuda13-plugin 0.9, libtpu 0.1)' in line
-  assert 'unset JAX_PLATFORMS' in line
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-  assert "with CUDA_VISIBLE_DEVICES=''" in explain_missing_devices(
-    RuntimeError()
-  )
-
-
-@pytest.mark.parametrize('platforms, remedy', [
-  ('tpu,cpu', 'unset JAX_PLATFORMS'), ('', 'set JAX_PLATFORMS=cpu'),
-])  # fmt: skip
-def test_devices_in_use_are_explained(platforms, remedy, monkeypatch):
-  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-  error = RuntimeError(
-    "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by "
-    "process with pid 9. (set JAX_PLATFORMS='' to automatically choose)\nmore"
-  )
-  fail_to_find_devices(monkeypatch, platforms, error)
-  line = explain_missing_devices(error)
-  assert '(ABORTED: The TPU is already in use by process with pid 9; ' in line
-  assert remedy in line and '\n' not in line
-
-
-def test_other_errors_are_not_explained():
-  assert explain_missing_devices(ValueError()) is None
-  assert explain_missing_devices(AssertionError()) is None  # there are devices
-
-
-@pytest.mark.slow
-def test_a_platform_that_is_not_here_gets_one_line():
-  program = """
-import jax
-from bn_inception import command_line
-command_line.run(jax.devices)
-"""
-  done = subprocess.run(
-    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True,
-    env={**os.environ, 'JAX_PLATFORMS': 'cuba'},
-  )  # fmt: skip
-  assert done.returncode == 2
-  assert done.stderr.count('\n') == 1 and "JAX_PLATFORMS='cuba'" in done.stderr
-
-
-class Plugin(NamedTuple):
-  name: str | None
-  version: str
