@@ -19,6 +19,7 @@ from bn_inception import (
   predictions,
   run_directory,
   scores,
+  streams,
 )
 from bn_inception import evaluation_report as report
 from bn_inception.errors import UserError, check_room, writing
@@ -184,6 +185,7 @@ def main() -> None:
     refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
+  streams.go_on_without_stdout()
   options = evaluation.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
@@ -281,6 +283,8 @@ def classify(paths: list[str]) -> None:
 
 def evaluate_predictions() -> None:
   """The mean of saved predictions, and each of them alone."""
+  if _OUTPUT.value:
+    streams.go_on_without_stdout()
   check_files({'output': _OUTPUT.value}, inputs=_PREDICTIONS.value)
   members = [predictions.load(path) for path in _PREDICTIONS.value]
   for member in members:

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed, host, interruption
+from bn_inception import distributed, host, interruption, streams
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 
@@ -49,7 +49,9 @@ def run(
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
-  program that was asked to stop; 1 for a defect, which keeps its traceback.
+  program that was asked to stop, also by `head`, which closes its stdout; 1 for a
+  defect, which keeps its traceback. A program that goes on without stdout says so
+  by `streams.go_on_without_stdout`.
 
   Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
   where $JAX_COMPILATION_CACHE_DIR says.
@@ -61,6 +63,28 @@ def run(
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
   interruption.watch()
+  status = EXIT_FAILURE
+  try:
+    try:
+      _run(main, default_config, of_several)
+    except SystemExit as end:
+      status = end.code or 0
+    except KeyboardInterrupt:
+      interruption.await_answer()
+      status = 128 + signal.SIGINT
+    streams.flush()
+  except streams.StdoutLostError as lost:
+    status = _describe_lost_stdout(lost)
+  finally:
+    interruption.end_with(status)
+  raise SystemExit(status)
+
+
+def _run(
+  main: Callable[[], None],
+  default_config: str | None,
+  of_several: Sequence[str],
+) -> None:
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -92,14 +116,23 @@ def run(
     except Interrupted as interrupted:
       print(interrupted)
       raise SystemExit(128 + interrupted.signal_number) from interrupted
-    except KeyboardInterrupt as interrupt:
-      interruption.await_answer()
-      raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
       raise
 
   app.run(guarded, arguments, _parse)
+
+
+def _describe_lost_stdout(lost: streams.StdoutLostError) -> int:
+  """Says why, unless it was `head`; the exit status."""
+  if isinstance(lost.__cause__, BrokenPipeError):
+    return 128 + signal.SIGPIPE
+  cause = lost.__cause__.strerror
+  print(
+    f'error: stdout cannot be written ({cause}): print to another place',
+    file=sys.stderr,
+  )
+  return EXIT_USER_ERROR
 
 
 def _refuse_empty_flags() -> None:

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import jax
 from absl import flags
 
-from bn_inception import command_line, study_flags, study_runs
+from bn_inception import command_line, streams, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds
@@ -305,6 +305,7 @@ def main() -> None:
       'name the studies to train, such as --study=figure2; --study=all trains '
       f'all of these, {len({run.folder for run in runs})} runs'
     )
+  streams.go_on_without_stdout()
   check_data(runs, values.data_dir)
   failures = run_all(
     runs,

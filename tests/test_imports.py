@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors'},
+  {'arrays', 'errors', 'streams'},
   {'ranges'},
   {
     'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
