@@ -2,13 +2,15 @@
 
 import os
 import pathlib
+import pty
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from bn_inception import streams
+from bn_inception import checkpoint, interruption, logbook, streams
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = [
@@ -112,6 +114,34 @@ def test_a_full_disk_as_stdout_gets_one_line():
   assert status == 2
   assert stderr.startswith('error: stdout cannot be written (No space left')
   assert stderr.count('\n') == 1
+
+
+def read_to(terminal, text):
+  """Until a program has printed it."""
+  printed = b''
+  while text not in printed:
+    printed += os.read(terminal, 4096)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_stops_training_with_a_checkpoint(tmp_path):
+  process_id, terminal = pty.fork()
+  workdir, endless = f'--workdir={tmp_path}/run', TRAIN[:-1]
+  if process_id == 0:
+    for number in interruption.SIGNALS:
+      signal.signal(number, signal.SIG_DFL)
+    os.chdir(ROOT)
+    epochs = '--config.training.num_epochs=10000'
+    os.execv(sys.executable, [sys.executable, *endless, epochs, workdir])
+  read_to(terminal, b'first step')
+  os.close(terminal)
+  _, status = os.waitpid(process_id, 0)
+  assert os.waitstatus_to_exitcode(status) == 129
+  (step,) = checkpoint.list_steps(f'{tmp_path}/run/checkpoints')
+  records = logbook.read_metrics(f'{tmp_path}/run')
+  assert records[-1]['step'] == step > 0
+  # Its number of epochs may change.
+  assert run([*TRAIN, workdir], stdout=subprocess.DEVNULL) == (0, '')
 
 
 @pytest.mark.slow
