@@ -19,7 +19,6 @@ from bn_inception import (
   predictions,
   run_directory,
   scores,
-  streams,
 )
 from bn_inception import evaluation_report as report
 from bn_inception.errors import UserError, check_room, writing
@@ -185,7 +184,6 @@ def main() -> None:
     refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
-  streams.go_on_without_stdout()
   options = evaluation.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
@@ -283,8 +281,6 @@ def classify(paths: list[str]) -> None:
 
 def evaluate_predictions() -> None:
   """The mean of saved predictions, and each of them alone."""
-  if _OUTPUT.value:
-    streams.go_on_without_stdout()
   check_files({'output': _OUTPUT.value}, inputs=_PREDICTIONS.value)
   members = [predictions.load(path) for path in _PREDICTIONS.value]
   for member in members:

@@ -13,7 +13,7 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from bn_inception import command_line, streams, training
+from bn_inception import command_line, training
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 
@@ -48,7 +48,6 @@ flags.adopt_module_key_flags(command_line)
 
 
 def main() -> None:
-  streams.go_on_without_stdout()
   config = _CONFIG.value.to_dict()
   if _INIT_FROM.value is not None:
     config['init_from'] = _INIT_FROM.value

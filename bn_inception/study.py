@@ -290,6 +290,8 @@ def main() -> None:
     for run in unique.values():
       print(run.shell_line(values.data_dir))
     return
+  if not values.status:
+    streams.go_on_without_stdout()
   for name, found in runs_of.items():
     print_status(name, found)
   left_alone = study_runs.others(runs, values.runs)
@@ -305,7 +307,6 @@ def main() -> None:
       'name the studies to train, such as --study=figure2; --study=all trains '
       f'all of these, {len({run.folder for run in runs})} runs'
     )
-  streams.go_on_without_stdout()
   check_data(runs, values.data_dir)
   failures = run_all(
     runs,

@@ -16,10 +16,11 @@ from bn_inception.interruption import SIGNALS, Interrupted, StopRequests
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What all scripts below begin with. A shell's background processes ignore SIGINT,
-# and so may these tests; JAX itself would take seconds.
+# those of nohup SIGHUP, and so may these tests; JAX itself would take seconds.
 START = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.modules['jax'] = types.SimpleNamespace(process_count=lambda: 1)
 from bn_inception import interruption
 def ready():
@@ -177,6 +178,8 @@ def test_sigint_twice_at_once_is_one_request():  # of `timeout --signal=INT`
 def handlers():
   """Those of `SIGNALS`, as from the start."""
   before = {number: signal.getsignal(number) for number in SIGNALS}
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.default_int_handler)
   yield lambda: {number: signal.getsignal(number) for number in SIGNALS}
   for number, handler in before.items():
