@@ -185,8 +185,12 @@ def end_with(status: int) -> None:
   which nothing stops, would crash it meanwhile.
   """
   _Ending.status = status
-  if _watch is not None:
-    _watch.can_unwind = False  # nothing is left to be put in order
+  if _watch is None:
+    return
+  _watch.can_unwind = False  # nothing is left to be put in order
+  if status > 128:  # a limit of processor time asks again every second
+    for number in _REQUESTS:
+      signal.signal(number, signal.SIG_IGN)
 
 
 def _leave() -> None:

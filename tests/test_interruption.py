@@ -250,6 +250,12 @@ def test_the_process_ends_before_the_interpreter(line, status, stdout):
   assert (done.returncode, done.stdout, done.stderr) == (status, stdout, '')
 
 
+def test_a_request_does_not_kill_a_program_that_has_stopped():
+  script = 'interruption.watch()\ninterruption.end_with(152)\nready()\n'
+  script += 'time.sleep(0.3)'
+  assert end_with(script, signal.SIGXCPU) == (152, '', '')
+
+
 def read_raw(workdir):
   import orbax.checkpoint as ocp
 
