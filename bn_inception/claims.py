@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from bn_inception import claims_networks, claims_transform, command_line
+from bn_inception import (
+  claims_networks,
+  claims_transform,
+  command_line,
+  streams,
+)
 from bn_inception.claims_transform import Claim
 from bn_inception.errors import UserError
 from bn_inception.run_directory import check_output, manifest, write_json
@@ -287,6 +292,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  streams.go_on_without_stdout()
   values = flags.FLAGS
   check_and_report(values.only, values.output, values.markdown)
 

@@ -13,7 +13,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import accelerators, distributed, host, interruption
+from bn_inception import (
+  accelerators,
+  distributed,
+  host,
+  interruption,
+  streams,
+)
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 from bn_inception.run_directory import flatten
@@ -52,7 +58,9 @@ def run(
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
-  program that was asked to stop; 1 for a defect, which keeps its traceback.
+  program that was asked to stop, also by `head`, which closes its stdout; 1 for a
+  defect, which keeps its traceback. Programs of several processes go on
+  without stdout, and others that call `streams.go_on_without_stdout`.
 
   Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
   where $JAX_COMPILATION_CACHE_DIR says.
@@ -64,6 +72,28 @@ def run(
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
   interruption.watch()
+  status = EXIT_FAILURE
+  try:
+    try:
+      _run(main, default_config, of_several)
+    except SystemExit as end:
+      status = end.code or 0
+    except KeyboardInterrupt:
+      interruption.await_answer()
+      status = 128 + signal.SIGINT
+    streams.flush()
+  except streams.StdoutLostError as lost:
+    status = _describe_lost_stdout(lost)
+  finally:
+    interruption.end_with(status)
+  raise SystemExit(status)
+
+
+def _run(
+  main: Callable[[], None],
+  default_config: str | None,
+  of_several: Sequence[str],
+) -> None:
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -83,7 +113,8 @@ def run(
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
       _refuse_empty_flags()
-      if 'process_id' in flags.FLAGS:
+      if 'process_id' in flags.FLAGS:  # long work, as the results are files
+        streams.go_on_without_stdout()
         _join_processes()
       if not jax.distributed.is_initialized():
         host.keep_memory()  # others may wait in a step
@@ -95,9 +126,6 @@ def run(
     except Interrupted as interrupted:
       print(interrupted)
       raise SystemExit(128 + interrupted.signal_number) from interrupted
-    except KeyboardInterrupt as interrupt:
-      interruption.await_answer()
-      raise SystemExit(128 + signal.SIGINT) from interrupt
     except Exception as error:
       _leave_processes(error)
       if missing := accelerators.explain_missing(error):
@@ -105,6 +133,18 @@ def run(
       raise
 
   app.run(guarded, arguments, _parse)
+
+
+def _describe_lost_stdout(lost: streams.StdoutLostError) -> int:
+  """Says why, unless it was `head`; the exit status."""
+  if isinstance(lost.__cause__, BrokenPipeError):
+    return 128 + signal.SIGPIPE
+  cause = lost.__cause__.strerror
+  print(
+    f'error: stdout cannot be written ({cause}): print to another place',
+    file=sys.stderr,
+  )
+  return EXIT_USER_ERROR
 
 
 def _refuse_empty_flags() -> None:

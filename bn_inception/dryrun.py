@@ -28,7 +28,7 @@ from absl import flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from bn_inception import command_line, hlo_text, mesh
+from bn_inception import command_line, hlo_text, mesh, streams
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Update,
@@ -438,6 +438,8 @@ def main() -> None:
     if values.images_per_chip is not None:
       raise UserError('give either --batch_size or --images_per_chip')
     config['batch_size'] = values.batch_size
+  if values.output is not None:
+    streams.go_on_without_stdout()
   names = [name for part in values.topology for name in part.split(',')]
   dry_run(config, names, values.images_per_chip, values.output)
 

@@ -28,7 +28,14 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import crops, images, ranges, resizing, shared_memory
+from bn_inception import (
+  crops,
+  images,
+  interruption,
+  ranges,
+  resizing,
+  shared_memory,
+)
 from bn_inception.errors import UserError, check_choice, writing
 from bn_inception.order import SHUFFLES, epoch_order
 from bn_inception.sources import UNREADABLE, Source, check_machine
@@ -345,7 +352,7 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
   Signals to a whole group of processes are for the parent, which saves first.
   """
   del worker_index, worker_count
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in interruption.SIGNALS:
     signal.signal(number, signal.SIG_IGN)
   parent = os.getppid()
 
@@ -453,7 +460,8 @@ def _batches(
       ),
       worker_init_fn=_start_worker,
     )
-  return iter(dataset)
+  with interruption.shielding_children():
+    return iter(dataset)
 
 
 def training_batches(
@@ -552,7 +560,8 @@ class DeviceBatches(Iterator[dict]):
   def __init__(self, batches: Iterator[dict], sharding: jax.sharding.Sharding):
     self.wait_seconds, self.replaced = 0.0, []
     self._batches, self._sharding = iter(batches), sharding
-    self._ahead = self._receive()
+    with interruption.shielding_children():  # Grain's workers start here
+      self._ahead = self._receive()
 
   def __next__(self) -> dict:
     if self._ahead is None:

@@ -4,8 +4,12 @@ Python runs handlers of signals in the main thread, when that comes back to Pyth
 not while XLA compiles, nor while a process waits for others. So that Ctrl-C is
 answered all the same, `watch` starts a thread that learns of it without the main
 thread.
+
+Nor is a thread of XLA stopped that compiles or computes. It would meet an interpreter
+that takes itself down, and crash, so that the process ends before that.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -13,8 +17,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from bn_inception import streams
+
+# Those that ask for an end: of whoever is there, of the terminal, and of schedulers.
+# SLURM, SGE and LSF announce theirs by the user's signals, and a shell's limit of
+# processor time by the last one.
+_REQUESTS = (
+  signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)  # fmt: skip
+SIGNALS = (signal.SIGINT, *_REQUESTS)
+# `timeout` sends its signal to a process and to its group: twice, to the process.
+_SECONDS_OF_ONE_REQUEST = 0.1
 # How long the main thread may take to come back to Python after Ctrl-C.
 _PATIENCE_SECONDS = 1.0
 _DROPPED, _SECONDS_BEFORE_REPEAT = 0, 0.02  # of an interrupt that got nowhere
@@ -53,6 +68,7 @@ class _Watch:
     self._read_end, self._write_end = os.pipe()
     os.set_blocking(self._write_end, False)
     signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+    self._first: float | None = None  # when the first signal came
     self._num_repeats, self._hook = 0, sys.unraisablehook
     sys.unraisablehook = self._note_dropped
     threading.Thread(target=self._answer, daemon=True).start()
@@ -72,22 +88,25 @@ class _Watch:
       self._hook(unraisable)
 
   def _answer(self) -> None:
-    number, requests = self._wait(), self.requests
+    number, requests = self._wait(SIGNALS), self.requests
+    self._first = time.monotonic()
     is_taken = requests is not None and requests.has_begun
     _say(requests.answer if requests is not None else 'interrupted')
     self.has_answered.set()
     again = None
     if not is_taken:
       if self.can_unwind:
-        again = self._wait(_PATIENCE_SECONDS)
+        again = self._wait([signal.SIGINT], _PATIENCE_SECONDS)
       if again is None and not self.is_delivered:
         _end(number)
-    again = again or self._wait()
+    again = again or self._wait([signal.SIGINT])
     _say('interrupted again: ended at once')
     _end(again)
 
-  def _wait(self, seconds: float | None = None) -> int | None:
-    """The next signal that asks to stop; None after so many seconds."""
+  def _wait(
+    self, numbers: Sequence[int], seconds: float | None = None
+  ) -> int | None:
+    """The next of these signals; None after so many seconds."""
     while select.select([self._read_end], [], [], seconds)[0]:
       number = os.read(self._read_end, 1)[0]
       if number == _DROPPED:
@@ -96,9 +115,15 @@ class _Watch:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
       elif self._num_repeats > 0:
         self._num_repeats -= 1
-      elif number in _SIGNALS:
+      elif number in numbers and not self._is_of_first_request():
         return number
     return None
+
+  def _is_of_first_request(self) -> bool:
+    return (
+      self._first is not None
+      and time.monotonic() - self._first < _SECONDS_OF_ONE_REQUEST
+    )
 
 
 _watch: _Watch | None = None  # signals belong to the process, and so does this
@@ -109,21 +134,69 @@ def watch(can_unwind: bool = False) -> None:
 
   The first one raises KeyboardInterrupt in the main thread, and ends the process if
   that does not come back to Python within a second; a second one always ends it.
-  `StopRequests` takes the first one, once it has begun.
+  `StopRequests` takes the first one, once it has begun. Nothing of this is so where
+  SIGINT is ignored, as in a shell's background processes.
 
-  Does nothing where SIGINT is ignored, as in a shell's background processes.
+  It is to be called first in a program, and has more of what has to come first:
+  `streams.protect`, and `end_with`.
 
   Args:
     can_unwind: from now on; until then Ctrl-C ends the process at once, as long as
       there is nothing to be left in order, such as while modules are imported.
   """
   global _watch
+  if not _Ending.is_prepared:
+    _Ending.is_prepared = True
+    streams.protect()
+    atexit.register(_leave)  # the first of them, which is called last
   if _watch is None:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
       return
     _watch = _Watch()
   _watch.can_unwind |= can_unwind
+
+
+@contextlib.contextmanager
+def shielding_children() -> Iterator[None]:
+  """Processes and threads that start meanwhile do not get `SIGNALS`.
+
+  Terminals and schedulers send them to a whole group of processes, of which this
+  one alone knows what to do.
+  """
+  former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+class _Ending:
+  """Of this process: see `end_with`."""
+
+  is_prepared, status = False, None
+
+
+def end_with(status: int) -> None:
+  """Sets the exit status of a program that has done all it had to do.
+
+  When Python's functions for the exit have been called, such as JAX's, the process
+  ends at once, and not after the interpreter has taken itself down: threads of XLA,
+  which nothing stops, would crash it meanwhile.
+  """
+  _Ending.status = status
+  if _watch is None:
+    return
+  _watch.can_unwind = False  # nothing is left to be put in order
+  if status > 128:  # a limit of processor time asks again every second
+    for number in _REQUESTS:
+      signal.signal(number, signal.SIG_IGN)
+
+
+def _leave() -> None:
+  if _Ending.status is not None:
+    streams.flush()
+    os._exit(_Ending.status)
 
 
 def await_answer() -> None:
@@ -133,9 +206,10 @@ def await_answer() -> None:
 
 
 class StopRequests(contextlib.AbstractContextManager):
-  """Notes SIGTERM and SIGINT, the second of which has its usual effect.
+  """Notes the first of `SIGNALS`; later ones but SIGINT are of no effect.
 
-  Before `begin` they have their usual effect too: there is nothing to save.
+  Before `begin` they have their usual effect: there is nothing to save. Where one
+  of them is ignored, as SIGHUP is after `nohup`, it stays so, but for SIGINT.
 
   Of several processes all stop at the same step when one gets SIGTERM, by
   JAX's preemption service, which has its own handler; SIGINT is passed on to it.
@@ -169,35 +243,40 @@ class StopRequests(contextlib.AbstractContextManager):
       return  # others cannot have handlers
     self.has_begun = True
     if self._is_one_of_several:
-      self._handle(signal.SIGINT, self._pass_on)
+      for number in set(SIGNALS) - {signal.SIGTERM}:
+        self._handle(number, self._pass_on)
       return
-    for number in _SIGNALS:
+    for number in SIGNALS:
       self._handle(number, self._note)
 
   def __exit__(self, exception_type, exception, traceback):
-    self._restore()
+    while self._previous:
+      signal.signal(*self._previous.popitem())
     if exception_type is KeyboardInterrupt or self._received is not None:
       await_answer()  # which is this one's
     if _watch is not None:
       _watch.requests = None
 
   def _handle(self, number: int, handler) -> None:
-    self._previous[number] = signal.signal(number, handler)
+    is_ignored = signal.getsignal(number) is signal.SIG_IGN
+    if number == signal.SIGINT or not is_ignored:
+      self._previous[number] = signal.signal(number, handler)
 
   def _note(self, number: int, frame) -> None:
     del frame
+    if self._received is not None:
+      return  # a terminal that closes, or `timeout`, says so twice
     self._received = number
-    self._restore()
+    # That of the watch leaves the second one to it.
+    signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
     if _watch is not None:
       _watch.is_delivered = True
 
   def _pass_on(self, number: int, frame) -> None:
+    is_first = self._received is None
     self._note(number, frame)
-    signal.raise_signal(signal.SIGTERM)
-
-  def _restore(self) -> None:
-    while self._previous:
-      signal.signal(*self._previous.popitem())
+    if is_first:
+      signal.raise_signal(signal.SIGTERM)
 
   def reached(self, step: int) -> int | None:
     """The signal after which to stop now; None to go on.
@@ -224,6 +303,7 @@ def _end(number: int) -> None:
 
   Stdout is not flushed: the main thread may hold it, in a write that waits.
   """
-  if os.isatty(1):
-    os.write(1, _SHOW_CURSOR)
+  with contextlib.suppress(OSError):  # of a terminal that is closed
+    if os.isatty(1):
+      os.write(1, _SHOW_CURSOR)
   os._exit(128 + number)

@@ -26,6 +26,7 @@ from bn_inception import (
   report_figures,
   report_page,
   run_directory,
+  streams,
   study_flags,
   study_runs,
 )
@@ -338,6 +339,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  streams.go_on_without_stdout()
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
   make_report(

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import jax
 from absl import flags
 
-from bn_inception import command_line, study_flags, study_runs
+from bn_inception import command_line, streams, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds
@@ -290,6 +290,8 @@ def main() -> None:
     for run in unique.values():
       print(run.shell_line(values.data_dir))
     return
+  if not values.status:
+    streams.go_on_without_stdout()
   for name, found in runs_of.items():
     print_status(name, found)
   left_alone = study_runs.others(runs, values.runs)

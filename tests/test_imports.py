@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors'},
+  {'arrays', 'errors', 'streams'},
   {'launchers', 'ranges', 'rendezvous'},
   {
     'accelerators', 'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',

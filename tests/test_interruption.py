@@ -5,20 +5,22 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from bn_inception import checkpoint, logbook, training
-from bn_inception.interruption import Interrupted, StopRequests
+from bn_inception import checkpoint, interruption, logbook, training
+from bn_inception.interruption import SIGNALS, Interrupted, StopRequests
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What all scripts below begin with. A shell's background processes ignore SIGINT,
-# and so may these tests; JAX itself would take seconds.
+# those of nohup SIGHUP, and so may these tests; JAX itself would take seconds.
 START = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.modules['jax'] = types.SimpleNamespace(process_count=lambda: 1)
 from bn_inception import interruption
 def ready():
@@ -78,7 +80,7 @@ def end_with(script, *steps):
 
   Args:
     script: after `START`.
-    *steps: signals, and lines to wait for.
+    *steps: signals, lines to wait for, and seconds to wait.
   """
   process = subprocess.Popen(
     [sys.executable, '-c', START + script],
@@ -93,6 +95,8 @@ def end_with(script, *steps):
     if isinstance(step, str):  # to wait for
       output += process.stdout.readline()
       assert output == step
+    elif isinstance(step, float):
+      time.sleep(step)
     else:
       process.send_signal(step)
   stdout, stderr = process.communicate(timeout=30)
@@ -149,30 +153,107 @@ def test_ctrl_c_is_ignored_where_it_was():
   ],
 )  # fmt: skip
 def test_a_second_ctrl_c_ends_the_program_at_once(script, first, stderr):
-  found = end_with(script, signal.SIGINT, first, signal.SIGINT)
+  pause = 2 * interruption._SECONDS_OF_ONE_REQUEST
+  found = end_with(script, signal.SIGINT, first, pause, signal.SIGINT)
   assert found == (130, first, stderr + AGAIN)
 
 
-def test_sigterm_is_noted_after_the_beginning_and_kills_before_it():
-  script = TRAINING.format(begin='requests.begin()', saving='')
-  assert end_with(script, signal.SIGTERM) == (143, 'saving\n', 'stopping\n')
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_is_noted_after_the_beginning_and_kills_before_it(number):
+  script = TRAINING.format(begin='requests.begin()', saving='time.sleep(0.3)')
+  # As from `timeout` and from terminals, which send it twice.
+  found = end_with(script, number, number, 'saving\n', number)
+  assert found == (128 + number, 'saving\n', 'stopping\n')
   for script in (IMPORTING, TRAINING.format(begin='', saving='')):
-    assert end_with(script, signal.SIGTERM) == (-signal.SIGTERM, '', '')
+    assert end_with(script, number) == (-number, '', '')
 
 
-def test_a_second_signal_has_its_usual_effect():
-  own = signal.signal(signal.SIGINT, signal.default_int_handler)
-  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+def test_sigint_twice_at_once_is_one_request():  # of `timeout --signal=INT`
+  script = TRAINING.format(begin='requests.begin()', saving='time.sleep(0.3)')
+  found = end_with(script, signal.SIGINT, signal.SIGINT)
+  assert found == (130, 'saving\n', 'stopping\n')
+
+
+@pytest.fixture
+def handlers():
+  """Those of `SIGNALS`, as from the start."""
+  before = {number: signal.getsignal(number) for number in SIGNALS}
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield lambda: {number: signal.getsignal(number) for number in SIGNALS}
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_only_ctrl_c_has_an_effect_after_a_request(handlers, number):
+  before = handlers()
   with StopRequests('stopping') as requests:
     assert requests.reached(1) is None
     requests.begin()
-    os.kill(os.getpid(), signal.SIGINT)
-    assert requests.reached(2) == signal.SIGINT
+    os.kill(os.getpid(), number)
+    assert requests.reached(2) == number
+    for other in set(SIGNALS) - {signal.SIGINT}:
+      os.kill(os.getpid(), other)
+    assert requests.reached(3) == number
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
-  after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-  assert after == before
-  signal.signal(signal.SIGINT, own)
+  assert handlers() == before
+
+
+@pytest.mark.parametrize('number', set(SIGNALS) - {signal.SIGINT})
+def test_a_signal_that_is_ignored_stays_so(handlers, number):  # as by nohup
+  signal.signal(number, signal.SIG_IGN)
+  with StopRequests('stopping') as requests:
+    requests.begin()
+    os.kill(os.getpid(), number)
+    assert requests.reached(1) is None
+
+
+def test_children_do_not_get_the_signals():
+  with interruption.shielding_children():
+    child = subprocess.Popen([sys.executable, '-c', 'input(); print("lives")'],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+  assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)
+  for number in SIGNALS:
+    child.send_signal(number)
+  assert child.communicate('\n') == ('lives\n', None)
+
+
+ENDING = """
+import atexit
+class Late:
+  def __del__(self):
+    print('interpreter taken down', flush=True)
+late = Late()
+interruption.watch()
+atexit.register(print, 'called at the exit')
+{}
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize(
+  'line, status, stdout',
+  [
+    ('', 1, 'called at the exit\ninterpreter taken down\n'),
+    ('interruption.end_with(3)', 3, 'called at the exit\n'),
+  ],
+)
+def test_the_process_ends_before_the_interpreter(line, status, stdout):
+  done = subprocess.run(
+    [sys.executable, '-c', START + ENDING.format(line)],
+    cwd=ROOT, capture_output=True, text=True,
+  )  # fmt: skip
+  assert (done.returncode, done.stdout, done.stderr) == (status, stdout, '')
+
+
+def test_a_request_does_not_kill_a_program_that_has_stopped():
+  script = 'interruption.watch()\ninterruption.end_with(152)\nready()\n'
+  script += 'time.sleep(0.3)'
+  assert end_with(script, signal.SIGXCPU) == (152, '', '')
 
 
 def read_raw(workdir):

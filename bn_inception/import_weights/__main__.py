@@ -22,7 +22,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import augment, checkpoint, command_line, mesh, run_directory
+from bn_inception import (
+  augment,
+  checkpoint,
+  command_line,
+  mesh,
+  run_directory,
+  streams,
+)
 from bn_inception import import_weights as importing
 from bn_inception.crops import NUM_CROPS
 from bn_inception.errors import (
@@ -309,6 +316,7 @@ def main() -> None:
     raise UserError(
       'give --from and --workdir to import, or --checkpoint and --to to export'
     )
+  streams.go_on_without_stdout()
   if is_import:
     import_file(
       source,

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from bn_inception import command_line
+from bn_inception import command_line, streams
 from bn_inception.sources import check as checking
 from bn_inception.sources import imagenet
 from bn_inception.sources import shrink as shrinking
@@ -81,6 +81,7 @@ def shrink() -> Callable[[], None]:
   values = flags.FLAGS
 
   def main() -> None:
+    streams.go_on_without_stdout()
     shrinking.shrink(
       values.dataset,
       values.data_dir,
