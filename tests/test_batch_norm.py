@@ -767,3 +767,55 @@ def test_examples_of_the_document(name):
     np.testing.assert_allclose(
       scope['slope'], jnp.vdot(gradient, jnp.cos(x)), rtol=1e-4
     )
+
+
+def document_rows(name):
+  """The rows of that name in the tables of other frameworks, cell by cell."""
+  section = DOCUMENT.read_text().split('## Batch norm elsewhere')[1]
+  lines = section.splitlines()
+  rows = [[c.strip() for c in row.strip('|').split('|')] for row in lines]
+  return [row[1:] for row in rows if row[0] == name]
+
+
+def test_own_rows_among_other_frameworks():
+  layer = BatchNorm(train=True)
+  rng = np.random.default_rng(0)
+  small = np.float32(rng.normal(size=(8, 4)))
+  variables = layer.init(jax.random.key(0), small)
+  start = variables['batch_stats']
+  assert (start['mean'][0], start['var'][0]) == (0, 1)
+  kept = float(batch_norm.warmed_up_decay(layer.statistics_decay, jnp.int32(0)))
+  last = layer.statistics_decay
+  _, updated = layer.apply(variables, small, mutable=['batch_stats'])
+  new = (updated['batch_stats']['var'] - kept) / (1 - kept)
+  np.testing.assert_allclose(new, small.var(0, ddof=1), rtol=1e-5)
+  with pytest.raises(ValueError, match='at least 2 values') as error:
+    layer.apply(variables, small[:1], mutable=['batch_stats'])
+  y, updated = layer.apply(
+    variables, small.astype(jnp.bfloat16), mutable=['batch_stats']
+  )
+  x = np.float32(1000 + rng.normal(size=(32, 28, 28, 4)))
+  found = batch_norm.batch_statistics(jnp.array(x), AXES).var
+  measured = np.abs(found / np.var(x, AXES, dtype=np.float64) - 1).max()
+  porting, behaviour = document_rows('ours')
+  assert porting == [
+    f'{last} old, after a warm-up',
+    'm - 1',
+    f'{layer.epsilon:.0e}'.replace('e-0', 'e-'),
+    f'0 / 1; the first batch weighs {1 - kept:g}',
+  ]
+  *rest, claimed = behaviour
+  assert rest == [
+    type(error.value).__name__,
+    f'{y.dtype} / {updated["batch_stats"]["var"].dtype}',
+  ]
+  assert measured < 4 * float(claimed)
+
+
+def test_mean_of_a_small_array_of_one_constant_feature():
+  x = jnp.full((8, 14, 14, 1), 1234.567)
+  stats = jax.jit(partial(batch_norm.batch_statistics, axes=AXES))(x)
+  np.testing.assert_allclose(stats.mean, x[0, 0, 0], rtol=3e-5)
+  more = jnp.full((8, 14, 14, 4), 1234.567)  # more than 4,096 numbers
+  stats = jax.jit(partial(batch_norm.batch_statistics, axes=AXES))(more)
+  np.testing.assert_allclose(stats.mean, more[0, 0, 0], rtol=3e-7)
