@@ -452,6 +452,11 @@ def restore_weights(
 
 def _restore(path: str, items: dict[str, Any]):
   path = os.path.abspath(path)
+  if os.path.isfile(path):
+    raise UserError(
+      f'{path} is a file and no checkpoint: if it holds weights, import them '
+      f'first, with python -m bn_inception.import_weights --from={path}'
+    )
   if not os.path.isdir(path):
     raise UserError(f'checkpoint {path} does not exist')
   _verify(path)

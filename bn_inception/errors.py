@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,11 @@ class UserError(Exception):
   The programs print it without a traceback and exit non-zero; every other
   exception is a defect and keeps its traceback.
   """
+
+
+def one_line(error: Exception) -> str:
+  """What another library says went wrong, or at least its kind."""
+  return re.sub(r'\s+', ' ', str(error))[:200] or type(error).__name__
 
 
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:

@@ -767,3 +767,54 @@ def test_examples_of_the_document(name):
     np.testing.assert_allclose(
       scope['slope'], jnp.vdot(gradient, jnp.cos(x)), rtol=1e-4
     )
+
+
+def document_rows(name):
+  """The rows of that name in the tables of other frameworks, cell by cell."""
+  section = DOCUMENT.read_text().split('## Batch norm elsewhere')[1]
+  lines = section.splitlines()
+  rows = [[c.strip() for c in row.strip('|').split('|')] for row in lines]
+  return [row[1:] for row in rows if row[0] == name]
+
+
+def test_own_rows_among_other_frameworks():
+  layer = BatchNorm(train=True)
+  apply = jax.jit(partial(layer.apply, mutable=['batch_stats']))
+  rng = np.random.default_rng(0)
+  small = jnp.array(rng.normal(size=(8, 4)), jnp.bfloat16)
+  variables = jax.jit(layer.init)(jax.random.key(0), small)
+  start = variables['batch_stats']
+  assert (start['mean'][0], start['var'][0]) == (0, 1)
+  kept = float(batch_norm.warmed_up_decay(layer.statistics_decay, jnp.int32(0)))
+  y, updated = apply(variables, small)
+  updated = updated['batch_stats']
+  new = (np.array(updated['var']) - kept) / (1 - kept)
+  expected = np.var(np.float64(small), 0, ddof=1)
+  np.testing.assert_allclose(new, expected, rtol=1e-5)
+  with pytest.raises(ValueError, match='at least 2 values') as error:
+    apply(variables, small[:1])
+  x = np.float32(1000 + rng.normal(size=(32, 28, 28, 4)))
+  found = batch_norm.batch_statistics(jnp.array(x), AXES).var
+  measured = np.abs(found / np.var(x, AXES, dtype=np.float64) - 1).max()
+  porting, behaviour = document_rows('ours')
+  assert porting == [
+    f'{layer.statistics_decay} old, after a warm-up',
+    'm - 1',
+    f'{layer.epsilon:.0e}'.replace('e-0', 'e-'),
+    f'0 / 1; the first batch weighs {1 - kept:g}',
+  ]
+  *rest, claimed = behaviour
+  assert rest == [
+    type(error.value).__name__,
+    f'{y.dtype} / {updated["var"].dtype}',
+  ]
+  assert measured < 4 * float(claimed)
+
+
+def test_mean_of_a_small_array_of_one_constant_feature():
+  x = jnp.full((8, 14, 14, 1), 1234.567)
+  stats = jax.jit(partial(batch_norm.batch_statistics, axes=AXES))(x)
+  np.testing.assert_allclose(stats.mean, x[0, 0, 0], rtol=3e-5)
+  more = jnp.full((8, 14, 14, 4), 1234.567)  # more than 4,096 numbers
+  stats = jax.jit(partial(batch_norm.batch_statistics, axes=AXES))(more)
+  np.testing.assert_allclose(stats.mean, more[0, 0, 0], rtol=3e-7)

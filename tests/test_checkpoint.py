@@ -86,6 +86,11 @@ def test_bad_folders_are_named(directory, tmp_path):
     checkpoint.find(str(tmp_path))
   with pytest.raises(UserError, match='checkpoint .*absent does not exist'):
     restore(tmp_path / 'absent')
+  (tmp_path / 'a.pth').touch()
+  with pytest.raises(
+    UserError, match='a.pth is a file .*import_weights --from'
+  ):
+    restore(tmp_path / 'a.pth')
   with pytest.raises(
     UserError, match=f'{re.escape(str(tmp_path))} is not a che'
   ):

@@ -17,6 +17,7 @@ from bn_inception.import_weights import (
   CADENE,
   PYTORCH_LAYOUTS,
   PYTORCH_MODEL,
+  PYTORCHCV,
   from_pytorch,
   from_slim,
   to_pytorch,
@@ -166,17 +167,34 @@ def test_integers_are_no_weights(variables):
   assert stats['conv1']['norm']['num_updates'] == 8
 
 
-def test_all_missing_and_unknown_weights_are_named_in_one_line(variables):
+def test_missing_and_unknown_weights_are_named_in_one_line(variables):
   weights = export(variables)
   del weights['conv1_7x7_s2.bias'], weights['inception_5b_1x1_bn.running_var']
   weights['last_linear.scale'] = weights['extra'] = np.zeros(1)
   with pytest.raises(UserError) as error:
     from_pytorch(weights)
   assert str(error.value) == (
-    'these are not the weights of bninception of pretrainedmodels: missing: '
+    'these: not the weights of bninception of pretrainedmodels: missing: '
     'conv1_7x7_s2.bias, inception_5b_1x1_bn.running_var; unknown: extra, '
-    'last_linear.scale'
+    'last_linear.scale: give a file that has those, and no others'
   )
+  weights |= {f'extra{i}': np.zeros(1) for i in range(9)}
+  with pytest.raises(UserError, match='extra2 and 7 more: give') as error:
+    from_pytorch(weights, 'a.pth')
+  assert str(error.value).startswith('a.pth: not the weights')
+
+
+def test_weights_of_a_wrapped_network_are_the_same(variables):
+  for layout, part in (CADENE, ''), (PYTORCHCV, 'features.'):
+    weights = {'loss.weight': np.ones(3)}
+    for name, value in export(variables, layout).items():
+      inner = name.replace(part, f'{part}module.', 1) if part else name
+      weights[f'module._orig_mod.net.{inner}'] = value
+    imported = import_weights.import_weights(weights)
+    assert imported.name == layout.name
+    assert_identical(imported.variables, variables)
+    renamed, left_out = imported.remarks
+    assert '485 prefixes' in renamed and 'loss.weight' in left_out
 
 
 def test_first_differing_shapes_are_named(variables):
@@ -450,9 +468,9 @@ def test_slim_checkpoints_of_training_have_more_variables():
   with pytest.raises(UserError) as error:
     from_slim(weights)
   assert str(error.value) == (
-    "these are not the weights of TF-Slim's inception_v2: missing: "
+    "these: not the weights of TF-Slim's inception_v2: missing: "
     'InceptionV2/Conv2d_1a_7x7/depthwise_weights; unknown: '
-    'InceptionV2/Mixed_6a/weights'
+    'InceptionV2/Mixed_6a/weights: give a file that has those, and no others'
   )
 
 
@@ -539,7 +557,7 @@ def test_imported_checkpoint_is_evaluated_and_exported(
 
   exported = str(tmp_path / 'b.safetensors')
   program.export_checkpoint(path, exported)
-  weights, notes = files.read(exported)
+  weights, notes, _ = files.read(exported)
   assert_identical(from_pytorch(weights).variables, variables)
   scaling = json.loads(notes[program.SCALING_NOTE])
   assert scaling['channel_order'] == 'bgr' and scaling['mean'][0] == 104.0

@@ -10,7 +10,9 @@ FLOORS = [
   {'launchers', 'ranges', 'rendezvous'},
   {
     'accelerators', 'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
-    'integrity', 'interruption', 'logbook', 'mesh', 'metrics', 'native',
+    'import_weights.formats', 'import_weights.prefixes',
+    'import_weights.pytorch_files', 'integrity', 'interruption', 'logbook',
+    'mesh', 'metrics', 'native',
     'optimizer', 'order', 'predictions', 'resizing', 'scores', 'shared_memory',
     'sources.imagenet', 'sources.listing', 'sources.progress',
     'sources.source',

@@ -189,7 +189,7 @@ def test_logits_of_a_slim_checkpoint_equal_slim(tmp_path, monkeypatch, size):
   prefix = str(tmp_path / 'inception_v2.ckpt')
   weights = in_scope(make_slim_weights())
   expected = slim_logits_and_checkpoint(weights, x, prefix, monkeypatch)
-  read, _ = files.read(prefix)
+  read = files.read(prefix).arrays
   imported = import_weights.from_slim(read, keep_background=True)
   model = Inception(imported.num_classes, **imported.model)
   logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))

@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bn_inception.errors import UserError
+from bn_inception.import_weights.prefixes import strip_prefixes
 from bn_inception.inception import FIGURE_5, Inception
 
 Weights = dict[str, np.ndarray]
@@ -70,6 +71,7 @@ class Imported(NamedTuple):
     model: options of `Inception`, less `num_classes`.
     input_scaling: arguments of `augment.scale_image`.
     eval_crop: the rule of `crops.NUM_CROPS` that its accuracy was published of.
+    remarks: lines on names that are not as the network gives them.
   """
 
   name: str
@@ -77,6 +79,7 @@ class Imported(NamedTuple):
   model: dict
   input_scaling: dict
   eval_crop: str
+  remarks: tuple[str, ...] = ()
 
   @property
   def num_classes(self) -> int:
@@ -216,26 +219,26 @@ def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
   the moving means.
 
   Args:
-    weights: a state_dict as arrays, for any number of classes.
+    weights: a state_dict as arrays, for any number of classes; see
+      `strip_prefixes` for what may come before the names.
     path: of their file, for messages.
 
   Raises:
-    UserError: for names of another model; for missing and unknown weights, all
-      of which it names; for shapes that differ; as of `check_values`.
+    UserError: for names of another model; for missing and unknown weights; for
+      shapes that differ; as of `check_values` and `strip_prefixes`.
   """
+  stems = {layout.unit('conv1'): layout for layout in PYTORCH_LAYOUTS}
+  weights, remarks = strip_prefixes(weights, stems, path or 'the state_dict')
   layout = next(
-    (
-      layout
-      for layout in PYTORCH_LAYOUTS
-      if any(n.startswith(layout.unit('conv1')) for n in weights)
-    ),
+    (stems[s] for s in stems if any(name.startswith(s) for name in weights)),
     None,
   )
   if layout is None:
     some = ', '.join(sorted(weights)[:3]) or 'none'
     raise UserError(
-      f'no BN-Inception has weights of these names ({some}, ...): those of '
-      "pretrainedmodels, pytorchcv and TF-Slim's inception_v2 can be imported"
+      f'{path or "the state_dict"}: no BN-Inception has weights of these names '
+      f"({some}, ...): those of pretrainedmodels, pytorchcv and TF-Slim's "
+      'inception_v2 can be imported'
     )
   abstract = _abstract_variables(
     PYTORCH_MODEL, _num_rows(weights.get(f'{layout.linear}.weight'))
@@ -267,6 +270,7 @@ def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
     dict(PYTORCH_MODEL),
     dict(layout.input_scaling),
     'torchvision',
+    remarks,
   )
 
 
@@ -504,8 +508,11 @@ def _checked(
   unknown = sorted(weights.keys() - expected.keys())
   if missing or unknown:
     found = {'missing': missing, 'unknown': unknown}
-    lists = '; '.join(f'{k}: {", ".join(v)}' for k, v in found.items() if v)
-    raise UserError(f'these are not the weights of {what}: {lists}')
+    lists = '; '.join(f'{k}: {_name_some(v)}' for k, v in found.items() if v)
+    raise UserError(
+      f'{path or "these"}: not the weights of {what}: {lists}: give a file that '
+      'has those, and no others'
+    )
   checked, wrong = {}, []
   for name, value in weights.items():
     value, shape = np.asarray(value), expected[name].shape
@@ -531,6 +538,11 @@ def _checked(
     else value.astype(np.float32)
     for name, value in checked.items()
   }
+
+
+def _name_some(names: list[str]) -> str:
+  more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+  return ', '.join(names[:4]) + more
 
 
 _VARIANCES = ('running_var', 'moving_variance', '/var')

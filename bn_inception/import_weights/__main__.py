@@ -175,7 +175,7 @@ def import_file(
   check_writable(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
   )
-  weights, notes = files.read(path)
+  weights, notes, remarks = files.read(path)
   imported = importing.import_weights(weights, keep_background, path)
   if SCALING_NOTE in notes:
     scaling = _read_scaling(notes[SCALING_NOTE], path)
@@ -209,6 +209,8 @@ def import_file(
   run_directory.write_json(
     os.path.join(workdir, run_directory.CONFIG_FILE), config
   )
+  for remark in (*remarks, *imported.remarks):
+    print(f'{path}: {remark}')
   size = count_parameters(state.params)
   print(
     f'imported {path}: BN-Inception as of {imported.name}, '
@@ -269,8 +271,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'from',
     None,
-    'File of weights to import: NAME.safetensors, NAME.pth, or a checkpoint of '
-    'TensorFlow. Example: --from=bn_inception-52deb4733.pth',
+    'File of weights to import, whatever its name: of safetensors, of '
+    'torch.save, or a checkpoint of TensorFlow. '
+    'Example: --from=bn_inception-52deb4733.pth',
   )
   flags.DEFINE_string(
     'workdir',

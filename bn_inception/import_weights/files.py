@@ -1,38 +1,63 @@
-"""Files of named arrays: safetensors, PyTorch's .pth, TensorFlow's checkpoints.
+"""Files of named arrays: safetensors, what torch.save writes, TensorFlow's checkpoints.
 
 PyTorch and TensorFlow are needed for their own files only.
 """
 
 import os
-import pickle
 import re
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, one_line
+from bn_inception.import_weights import formats, pytorch_files
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The arrays of a file by name, and what was noted beside them.
+class Contents(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    arrays: by name.
+    notes: beside them, in safetensors.
+    remarks: lines on what was taken of the file, where that was a choice.
+  """
+
+  arrays: dict[str, np.ndarray]
+  notes: dict[str, str]
+  remarks: tuple[str, ...]
+
+
+def read(path: str) -> Contents:
+  """The arrays of a file by name; its content says what kind of file it is.
 
   Args:
-    path: NAME.safetensors; NAME.pth or NAME.pt, a state_dict of PyTorch; or a
-      checkpoint of TensorFlow, as its whole file or the prefix of its files.
+    path: of safetensors; of what torch.save wrote, a state_dict or a dictionary
+      with one in it; or of a checkpoint of TensorFlow: its whole file, the prefix of
+      its files, or one of these.
 
   Raises:
-    UserError: if there is no such file, if it is damaged, if it holds anything
-      but arrays, or if the library that reads it is not installed.
+    UserError: if there is no such file, if it is damaged or holds no arrays by
+      name, if it holds code, or if the library that reads it is not installed.
   """
-  is_there = os.path.isfile(path) or os.path.isfile(f'{path}.index')
-  if not is_there:
+  prefix = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+  if not os.path.isfile(prefix) and os.path.isfile(f'{prefix}.index'):
+    return Contents(_read_tensorflow(prefix), {}, ())
+  if os.path.isdir(path):
+    raise UserError(
+      f'{path} is a folder: give the file of weights in it, or the prefix of the '
+      'files of a checkpoint of TensorFlow'
+    )
+  if not os.path.exists(path):
     raise UserError(f'{path} does not exist: give a file of weights')
-  if path.endswith('.safetensors'):
-    return _read_safetensors(path)
-  if path.endswith(('.pth', '.pt')):
-    return _read_pytorch(path), {}
-  return _read_tensorflow(path), {}
+  kind = formats.find_format(path)
+  if kind == formats.SAFETENSORS:
+    return Contents(*_read_safetensors(path), ())
+  if kind == formats.PYTORCH:
+    arrays, remarks = pytorch_files.read(path)
+    return Contents(arrays, {}, remarks)
+  return Contents(_read_tensorflow(path), {}, ())
 
 
 def write_safetensors(
@@ -59,40 +84,9 @@ def _read_safetensors(path: str):
       arrays = {name: file.get_tensor(name) for name in file.keys()}
       return arrays, file.metadata() or {}
   except (safetensors.SafetensorError, TypeError, OSError) as error:
-    raise UserError(f'{path} cannot be read: {_one_line(error)}') from error
-
-
-def _read_pytorch(path: str) -> dict[str, np.ndarray]:
-  try:
-    import torch
-  except ModuleNotFoundError as error:
     raise UserError(
-      f'{path} needs PyTorch to be read: pip install torch, or convert it to '
-      'safetensors where PyTorch is'
+      f'{path} cannot be read: {one_line(error)}: download it again'
     ) from error
-  try:
-    # The pickle in it may otherwise run any code.
-    state = torch.load(path, map_location='cpu', weights_only=True)
-  except pickle.UnpicklingError as error:
-    raise UserError(
-      f'{path} is damaged, or holds more than arrays, which could run code and '
-      'is not loaded: save its state_dict alone'
-    ) from error
-  except (RuntimeError, EOFError, OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read: {_one_line(error)}') from error
-  if isinstance(state, dict) and isinstance(state.get('state_dict'), dict):
-    state = state['state_dict']  # as training scripts save it
-  if not isinstance(state, dict) or not all(
-    isinstance(value, torch.Tensor) for value in state.values()
-  ):
-    raise UserError(
-      f'{path} holds something else than arrays by name: save the state_dict '
-      'of the model alone'
-    )
-  return {
-    name: (value.float() if value.is_floating_point() else value).numpy()
-    for name, value in state.items()
-  }
 
 
 def _read_tensorflow(path: str) -> dict[str, np.ndarray]:
@@ -101,7 +95,7 @@ def _read_tensorflow(path: str) -> dict[str, np.ndarray]:
   except ModuleNotFoundError as error:
     raise UserError(
       f'{path}, as a checkpoint of TensorFlow, needs that to be read: pip '
-      'install tensorflow; other files are NAME.safetensors and NAME.pth'
+      'install tensorflow'
     ) from error
   try:
     reader = tf.train.load_checkpoint(path)
@@ -111,9 +105,6 @@ def _read_tensorflow(path: str) -> dict[str, np.ndarray]:
     }
   except (tf.errors.OpError, ValueError, RuntimeError) as error:
     raise UserError(
-      f'{path} cannot be read as a checkpoint of TensorFlow: {_one_line(error)}'
+      f'{path} cannot be read as a checkpoint of TensorFlow: {one_line(error)}: '
+      'download all of its files again'
     ) from error
-
-
-def _one_line(error: Exception) -> str:
-  return re.sub(r'\s+', ' ', str(error))[:200] or type(error).__name__
