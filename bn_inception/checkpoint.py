@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -56,15 +57,62 @@ def check_path(path: str) -> None:
   place = os.path.join(os.path.abspath(path), '')
   try:
     spec = tensorstore.KvStore.Spec({'driver': 'file', 'path': place})
-    is_taken = spec.to_json()['path'] == place
+    # Orbax makes an address of the last.
+    is_taken = spec.to_json()['path'] == place and 'gs:/' not in place
   except (ValueError, RuntimeError):  # the latter for what is not UTF-8
     is_taken = False
   if not is_taken:
     raise UserError(
-      f'{path} cannot hold checkpoints: TensorStore takes no path with a '
-      "backslash, with bytes that are not UTF-8, or with '.__lock' at the end "
-      'of a name: rename the folder, or give another'
+      f'{path!r} cannot hold checkpoints: TensorStore takes no path with a '
+      "backslash, with bytes that are not UTF-8, or with '.__lock' or 'gs:' at "
+      'the end of a name: rename the folder, or give another'
     )
+
+
+def check_file_system(folder: str) -> None:
+  """Refuses a folder in which orbax could not write a checkpoint.
+
+  Some network drives lack what it needs. Does the same, with a small file, in a
+  folder that is removed again.
+
+  Args:
+    folder: exists; no other process uses it.
+
+  Raises:
+    UserError: with what cannot be done there.
+  """
+  trial = os.path.join(folder, '.trial')
+  begun, ended = os.path.join(trial, 'begun'), os.path.join(trial, 'ended')
+  deed = 'remove a folder'
+  try:
+    if os.path.exists(trial):  # of a killed process
+      shutil.rmtree(trial)
+    deed = 'make a folder'
+    os.makedirs(begun)
+    deed = 'write and sync a file'
+    for name in 'old', 'new':
+      with open(os.path.join(begun, name), 'w') as file:
+        file.write(name)
+        file.flush()
+        os.fsync(file.fileno())
+    deed = 'replace a file'
+    os.replace(os.path.join(begun, 'new'), os.path.join(begun, 'old'))
+    deed = 'sync a folder'
+    descriptor = os.open(begun, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+    deed = 'rename a folder'
+    os.rename(begun, ended)
+    deed = 'remove a folder'
+    shutil.rmtree(trial)
+  except OSError as error:
+    shutil.rmtree(trial, ignore_errors=True)
+    raise UserError(
+      f'{folder} cannot hold checkpoints, since it is not possible to {deed} '
+      f'there ({error.strerror}): mend the folder, or give another --workdir'
+    ) from error
 
 
 class _LiteralPath(type(epath.Path())):

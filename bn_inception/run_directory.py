@@ -187,6 +187,7 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         'it would not be noticed'
       )
     check_same_run(workdir, _read_saved(workdir), config, data)
+    checkpoint.check_file_system(workdir)
     yield
 
 

@@ -1,12 +1,17 @@
 """Lock, config and result of a run's folder."""
 
+import errno
+import fcntl
 import json
+import os
+import stat
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
-from bn_inception import run_directory
+from bn_inception import checkpoint, run_directory
 from bn_inception.errors import UserError
 
 CONFIG = {
@@ -142,3 +147,67 @@ def test_outputs_do_not_replace_the_files_of_a_run(tmp_path):
       run_directory.check_output(str(run / name), 'give another --output')
   for name in 'evaluation_test_9.json', 'checkpoints/evaluation_test_9.json':
     run_directory.check_output(str(run / name), 'give another --output')
+
+
+@pytest.mark.parametrize('number', ['ENOSYS', 'ENOLCK', 'EOPNOTSUPP'])
+def test_a_folder_without_locks_is_used_with_one_line(
+  tmp_path, monkeypatch, capsys, number
+):
+  refused = OSError(getattr(errno, number), 'no locks here')
+  monkeypatch.setattr(fcntl, 'flock', mock.Mock(side_effect=refused))
+  begin(str(tmp_path), CONFIG, DATA)
+  assert run_directory.read_json(f'{tmp_path}/data.json') == DATA
+  (line,) = capsys.readouterr().out.splitlines()
+  assert f'{tmp_path} cannot be locked (no locks here)' in line
+
+
+@pytest.mark.parametrize(
+  'function, lacking',
+  [
+    ('replace', 'replace a file'),
+    ('rename', 'rename a folder'),
+    ('fsync', 'sync a file'),
+    ('makedirs', 'make a folder'),
+  ],
+)
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_at_the_start(
+  tmp_path, monkeypatch, function, lacking
+):
+  refused = OSError(errno.EINVAL, 'it never does')
+  monkeypatch.setattr(os, function, mock.Mock(side_effect=refused))
+  with pytest.raises(
+    UserError, match=f'cannot hold .* to .*{lacking}.*it never does'
+  ):
+    checkpoint.check_file_system(str(tmp_path))
+  monkeypatch.undo()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
+  def fsync(descriptor):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+      raise OSError(errno.EINVAL, 'no folders')
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  with pytest.raises(UserError, match='to sync a folder there .no folders'):
+    with run_directory.open_run(str(tmp_path), CONFIG, DATA):
+      pass
+  assert os.listdir(tmp_path) == ['.lock']
+
+
+def test_what_a_killed_start_has_left_is_no_obstacle(tmp_path):
+  (tmp_path / '.trial' / 'begun').mkdir(parents=True)
+  (tmp_path / '.trial' / 'begun' / 'old').touch()
+  begin(str(tmp_path), CONFIG, DATA)
+  assert not (tmp_path / '.trial').exists()
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['a\\b', 'a.__lock', b'\xff'.decode(errors='surrogateescape'), 'logs:'],
+)
+def test_paths_that_tensorstore_does_not_take_are_refused(tmp_path, name):
+  with pytest.raises(UserError, match='cannot hold checkpoints'):
+    with run_directory.open_run(str(tmp_path / name / 'run'), CONFIG, {}):
+      pass
+  assert not list(tmp_path.iterdir())
