@@ -82,7 +82,10 @@ def check_file_system(folder: str) -> None:
     UserError: with what cannot be done there.
   """
   trial = os.path.join(folder, '.trial')
-  begun, ended = os.path.join(trial, 'begun'), os.path.join(trial, 'ended')
+  # Their paths are as long as those of a checkpoint's files.
+  begun, ended = (
+    os.path.join(trial, name.ljust(120, '.')) for name in ('begun', 'ended')
+  )
   deed = 'remove a folder'
   try:
     if os.path.exists(trial):  # of a killed process
