@@ -124,13 +124,15 @@ class Logbook:
     self.records.append(record)
     if self._file is None:
       return
-    if not os.path.exists(self._path):
-      # The open file would take the rest of the run with it.
-      raise UserError(
-        f'{self._path} was removed or moved during the run: give the same '
-        'command again'
-      )
     with writing(self._path):
+      try:
+        os.stat(self._path)
+      except FileNotFoundError as error:
+        # The open file would take the rest of the run with it.
+        raise UserError(
+          f'{self._path} was removed or moved during the run: give the same '
+          'command again'
+        ) from error
       self._file.write(json.dumps(record) + '\n')
       self._file.flush()
     self._events.write(kind, step, values)

@@ -195,9 +195,12 @@ def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ['.lock']
 
 
-def test_what_a_killed_start_has_left_is_no_obstacle(tmp_path):
-  (tmp_path / '.trial' / 'begun').mkdir(parents=True)
-  (tmp_path / '.trial' / 'begun' / 'old').touch()
+def test_what_a_killed_start_has_left_is_no_obstacle(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'replace', mock.Mock(side_effect=SystemExit))
+  with pytest.raises(SystemExit):
+    checkpoint.check_file_system(str(tmp_path))
+  monkeypatch.undo()
+  assert os.listdir(tmp_path) == ['.trial']
   begin(str(tmp_path), CONFIG, DATA)
   assert not (tmp_path / '.trial').exists()
 
