@@ -62,7 +62,9 @@ def kind_of(opcode: str, source: str) -> str:
 def read_trace(folder: str) -> dict[str, float]:
   """Operation -> its seconds, of all threads."""
   seconds = collections.Counter()
-  for path in glob.glob(f'{folder}/**/*.xplane.pb', recursive=True):
+  for path in glob.glob(
+    f'{glob.escape(folder)}/**/*.xplane.pb', recursive=True
+  ):
     profile = jax.profiler.ProfileData.from_file(path)
     for plane in profile.planes:
       for line in plane.lines:

@@ -8,10 +8,12 @@ been written (see `integrity`), and compared with its seal before it is read.
 import concurrent.futures
 import contextlib
 import functools
+import glob
 import io
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -21,7 +23,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
@@ -37,6 +42,94 @@ _STATE, _DESCRIPTION = 'state', 'description'
 # that cannot be written.
 _UNREADABLE = (ValueError, KeyError, TypeError, OSError)
 _UNWRITABLE = (ValueError, KeyError, OSError)
+
+
+def check_path(path: str) -> None:
+  """Refuses a folder in which no checkpoint can be.
+
+  Args:
+    path: of a checkpoint, or of any folder above; may be absent.
+
+  Raises:
+    UserError: if TensorStore, which reads and writes the arrays, would take it
+      for another folder, or for none.
+  """
+  place = os.path.join(os.path.abspath(path), '')
+  try:
+    spec = tensorstore.KvStore.Spec({'driver': 'file', 'path': place})
+    # Orbax makes an address of the last.
+    is_taken = spec.to_json()['path'] == place and 'gs:/' not in place
+  except (ValueError, RuntimeError):  # the latter for what is not UTF-8
+    is_taken = False
+  if not is_taken:
+    raise UserError(
+      f'{path!r} cannot hold checkpoints: TensorStore takes no path with a '
+      "backslash, with bytes that are not UTF-8, or with '.__lock' or 'gs:' at "
+      'the end of a name: rename the folder, or give another'
+    )
+
+
+def check_file_system(folder: str) -> None:
+  """Refuses a folder in which orbax could not write a checkpoint.
+
+  Some network drives lack what it needs. Does the same, with a small file, in a
+  folder that is removed again.
+
+  Args:
+    folder: exists; no other process uses it.
+
+  Raises:
+    UserError: with what cannot be done there.
+  """
+  trial = os.path.join(folder, '.trial')
+  # Their paths are as long as those of a checkpoint's files.
+  begun, ended = (
+    os.path.join(trial, name.ljust(120, '.')) for name in ('begun', 'ended')
+  )
+  deed = 'remove a folder'
+  try:
+    if os.path.exists(trial):  # of a killed process
+      shutil.rmtree(trial)
+    deed = 'make a folder'
+    os.makedirs(begun)
+    deed = 'write and sync a file'
+    for name in 'old', 'new':
+      with open(os.path.join(begun, name), 'w') as file:
+        file.write(name)
+        file.flush()
+        os.fsync(file.fileno())
+    deed = 'replace a file'
+    os.replace(os.path.join(begun, 'new'), os.path.join(begun, 'old'))
+    deed = 'sync a folder'
+    descriptor = os.open(begun, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+    deed = 'rename a folder'
+    os.rename(begun, ended)
+    deed = 'remove a folder'
+    shutil.rmtree(trial)
+  except OSError as error:
+    shutil.rmtree(trial, ignore_errors=True)
+    raise UserError(
+      f'{folder} cannot hold checkpoints, since it is not possible to {deed} '
+      f'there ({error.strerror}): mend the folder, or give another --workdir'
+    ) from error
+
+
+class _LiteralPath(type(epath.Path())):
+  """A local path, none of whose characters mean anything else.
+
+  Orbax looks with `glob` for what it has written. Etils's takes the brackets of
+  the folder itself for a pattern, and /gs, /s3, /az and /hf for buckets.
+  """
+
+  _uri_scheme = None
+
+  def glob(self, pattern: str) -> Iterator['_LiteralPath']:
+    found = glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern))
+    return map(type(self), found)
 
 
 def open_checkpoints(
@@ -73,8 +166,10 @@ def open_checkpoints(
     # hear of: they wait for the folder, and so does the end of the process.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
+  check_path(directory)
+  path = _LiteralPath(os.path.abspath(directory))
   try:
-    manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+    manager = ocp.CheckpointManager(path, options=options)
   except _UNREADABLE as error:
     raise UserError(
       f'the checkpoints in {directory} cannot be opened ({_reason(error)}): mend '
@@ -115,7 +210,8 @@ class Checkpoints:
     self._step = step
     with self._explained():
       self._manager.save(step, args=args, metrics={'top1': top1}, force=True)
-    self._saving = self._thread.submit(self._finish, step)
+    abstract_state = jax.eval_shape(lambda: args[_STATE].item)
+    self._saving = self._thread.submit(self._finish, step, abstract_state)
 
   def check(self) -> None:
     """Raises the error of a save that has failed; waits for none."""
@@ -150,12 +246,14 @@ class Checkpoints:
         return
     self._manager.close()
 
-  def _finish(self, step: int) -> None:
+  def _finish(self, step: int, abstract_state: TrainState) -> None:
     # Orbax has a callback for the end of a save, but calls it before it writes
     # its last two files and gives the folder its name.
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
-      integrity.seal(os.path.join(self._directory, str(step)))
+      path = os.path.join(self._directory, str(step))
+      _check_restorable(path, abstract_state)
+      integrity.seal(path)
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
@@ -218,8 +316,9 @@ def _is_news(record: logging.LogRecord) -> bool:
   if record.exc_info:
     _, error, frames = record.exc_info
     files += [frame.filename for frame in traceback.extract_tb(frames)]
-    # TensorStore's own have no frames; OCDBT is the format of a checkpoint.
-    if frames is None and 'ocdbt' in str(error).lower():
+    # TensorStore's own have at most asyncio's frames; OCDBT is the format of a
+    # checkpoint.
+    if record.name == 'asyncio' and 'ocdbt' in str(error).lower():
       return False
   elif 'preemption sync point' not in str(record.msg):
     return True
@@ -282,6 +381,35 @@ def save(
     # Orbax wants a number: one that is never the best.
     -1.0 if top1 is None else top1,
   )
+
+
+def _check_restorable(path: str, abstract_state: TrainState) -> None:
+  """Reads a checkpoint that has just been written, on one process alone.
+
+  Args:
+    path: of the checkpoint.
+    abstract_state: shapes and dtypes of what was saved.
+
+  Raises:
+    UserError: if it cannot be read; it is moved out of the way.
+  """
+  target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract_state)
+  items = ocp.args.Composite(
+    **{
+      _STATE: ocp.args.StandardRestore(target),
+      _DESCRIPTION: ocp.args.JsonRestore(),
+    }
+  )
+  # A Checkpointer would wait for the other processes.
+  handler = ocp.CompositeCheckpointHandler()
+  try:
+    _drained(handler.restore, _LiteralPath(os.path.abspath(path)), items)
+  except _UNREADABLE as error:
+    directory, step = os.path.split(path)
+    reason = f'it cannot be read back, see {set_aside(path)}: {_reason(error)}'
+    raise UserError(_unwritten(int(step), directory, reason)) from error
+  finally:
+    handler.close()
 
 
 def list_steps(directory: str) -> list[int]:
@@ -459,12 +587,15 @@ def _restore(path: str, items: dict[str, Any]):
     )
   if not os.path.isdir(path):
     raise UserError(f'checkpoint {path} does not exist')
+  check_path(path)
   _verify(path)
   handler = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   said = io.StringIO()
   try:
     with contextlib.redirect_stderr(said):
-      restored = _drained(handler.restore, path, ocp.args.Composite(**items))
+      restored = _drained(
+        handler.restore, _LiteralPath(path), ocp.args.Composite(**items)
+      )
   except _UNREADABLE as error:
     reason = re.sub(r'\s+', ' ', str(error))[:300]
     raise UserError(
@@ -502,7 +633,7 @@ def _say_unverified(path: str) -> None:
   )
 
 
-def _drained(restore: Callable, path: str, args: ocp.args.Composite):
+def _drained(restore: Callable, path: epath.Path, args: ocp.args.Composite):
   """restore(path, args=args), whose other arrays are silent if one fails.
 
   The first array that fails ends orbax's event loop. TensorStore's threads go

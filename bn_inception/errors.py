@@ -82,11 +82,15 @@ def check_writable(path: str, remedy: str) -> None:
       raise OSError(errno.EEXIST, 'not a regular file')
     while not os.path.exists(folder):
       folder = os.path.dirname(folder)
-    if not os.access(folder, os.W_OK | os.X_OK):
-      raise OSError(errno.EACCES, f'no permission to write in {folder}')
-    # Some folders, such as /proc, take no file whatever the permissions are.
-    with tempfile.TemporaryFile(dir=folder):
-      pass
+    # Tried, since what the system says of permissions need not hold, as in /proc
+    # and on network drives.
+    try:
+      with tempfile.TemporaryFile(dir=folder):
+        pass
+    except PermissionError as error:
+      raise OSError(
+        errno.EACCES, f'no permission to write in {folder}'
+      ) from error
 
 
 def check_room(path: str, num_bytes: int, remedy: str) -> None:
@@ -100,8 +104,9 @@ def check_room(path: str, num_bytes: int, remedy: str) -> None:
   Raises:
     UserError: with both sizes.
   """
-  free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
-  if num_bytes > free:
+  total, _, free = shutil.disk_usage(os.path.dirname(os.path.abspath(path)))
+  # Some network drives do not say how large they are.
+  if total > 0 and num_bytes > free:
     raise UserError(
       f'{path} may take {num_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are '
       f'free: make room, or {remedy}'

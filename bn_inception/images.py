@@ -171,7 +171,7 @@ def _only_jpeg(package: str) -> Iterator[None]:
   They do so on stderr, as does a damaged image, which is reported otherwise.
   """
   with tempfile.TemporaryDirectory() as folder:
-    for path in glob.glob(f'{package}/extensions/libjpeg_turbo*'):
+    for path in glob.glob(f'{glob.escape(package)}/extensions/libjpeg_turbo*'):
       os.symlink(path, os.path.join(folder, os.path.basename(path)))
     settings = {
       'NVIMGCODEC_EXTENSIONS_PATH': folder, 'PYNVIMGCODEC_VERBOSITY': '0',

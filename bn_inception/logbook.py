@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -62,6 +63,20 @@ def _is_record(value) -> bool:
   )
 
 
+def open_at_end(path: str) -> TextIO:
+  """A text file to add to, made if absent.
+
+  Not in the mode for it, which some network drives do not have.
+  """
+  file = open(path, 'w', opener=_open_as_it_is)
+  file.seek(0, os.SEEK_END)
+  return file
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+  return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
+
 class Logbook:
   """Writes metrics of a run; a context manager.
 
@@ -91,14 +106,14 @@ class Logbook:
     self._path = os.path.join(workdir, METRICS_FILE)
     if dropped:
       path = os.path.join(workdir, DROPPED_FILE)
-      with writing(path), open(path, 'a') as file:
+      with writing(path), open_at_end(path) as file:
         file.writelines(json.dumps(record) + '\n' for record in dropped)
     with writing(self._path):
       with open(self._path + '.tmp', 'w') as file:
         file.writelines(json.dumps(record) + '\n' for record in kept)
       os.replace(self._path + '.tmp', self._path)
+      self._file = open_at_end(self._path)
     self._events = _Events(os.path.join(workdir, 'tb'), first_step + 1)
-    self._file = open(self._path, 'a')
     self.records = kept
 
   def write(self, kind: str, step: int, **values: float) -> None:
@@ -109,13 +124,15 @@ class Logbook:
     self.records.append(record)
     if self._file is None:
       return
-    if not os.path.exists(self._path):
-      # The open file would take the rest of the run with it.
-      raise UserError(
-        f'{self._path} was removed or moved during the run: give the same '
-        'command again'
-      )
     with writing(self._path):
+      try:
+        os.stat(self._path)
+      except FileNotFoundError as error:
+        # The open file would take the rest of the run with it.
+        raise UserError(
+          f'{self._path} was removed or moved during the run: give the same '
+          'command again'
+        ) from error
       self._file.write(json.dumps(record) + '\n')
       self._file.flush()
     self._events.write(kind, step, values)

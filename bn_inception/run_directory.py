@@ -160,8 +160,10 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with
-      another config or on other data, or if it cannot be written.
+      another config or on other data, or if it cannot be written or hold
+      checkpoints.
   """
+  checkpoint.check_path(workdir)
   try:
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, '.lock'), 'w')
@@ -178,7 +180,13 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         f'another process is training in {workdir}: wait for it, or give '
         'another --workdir'
       ) from error
+    except OSError as error:  # NFS, Lustre and FUSE can be without locks
+      print(
+        f'workdir {workdir} cannot be locked ({error.strerror}): a second run in '
+        'it would not be noticed'
+      )
     check_same_run(workdir, _read_saved(workdir), config, data)
+    checkpoint.check_file_system(workdir)
     yield
 
 

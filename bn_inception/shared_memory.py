@@ -105,4 +105,6 @@ def _free_bytes() -> int:
     found = os.statvfs(PLACE)
   except OSError:  # a system that keeps it elsewhere
     return 2**63
+  if found.f_blocks == 0:  # no limit was set, or none is told
+    return 2**63
   return found.f_bavail * found.f_frsize

@@ -27,7 +27,7 @@ from absl import flags
 from bn_inception import command_line, streams, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
-from bn_inception.logbook import format_seconds
+from bn_inception.logbook import format_seconds, open_at_end
 from bn_inception.sources import make_source
 from bn_inception.study_runs import (
   BEGUN,
@@ -69,7 +69,7 @@ class Worker:
       self._commands.insert(0, run.train_command(data_dir))
     with writing(run.folder):
       os.makedirs(run.folder, exist_ok=True)
-      self._log = open(os.path.join(run.folder, LOG_FILE), 'a')
+      self._log = open_at_end(os.path.join(run.folder, LOG_FILE))
     self._process = self._start()
 
   def _start(self) -> subprocess.Popen:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from test_steps import initial_state
 
 from bn_inception import checkpoint, integrity, mesh
@@ -155,6 +156,51 @@ def small_run(tmp_path_factory):
 def small(small_run, tmp_path):
   """A run's checkpoints of steps 1 to 3, to be damaged."""
   return shutil.copytree(small_run, tmp_path / 'run' / 'checkpoints')
+
+
+NAMES = ('lr=[0.1,0.2]', '[!a] *?{b}%20#c:d=e,é\n', '-~')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_folder_of_any_name_holds_checkpoints(tmp_path, name):
+  directory = tmp_path / name / 'checkpoints'
+  save_small(directory, 1)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    restore_small(directory / '1'),
+    small_state(1),
+  )
+  assert checkpoint.read_description(f'{directory}/1') == DESCRIPTION
+
+
+@pytest.mark.parametrize('name', ['gs', 's3', 'az', 'hf'])
+def test_a_folder_of_this_machine_is_no_bucket(name):
+  path = f'/{name}/run/checkpoints'
+  assert str(epath.Path(path)) == f'{name}://run/checkpoints'
+  assert str(checkpoint._LiteralPath(path)) == path
+
+
+@pytest.mark.parametrize('name', ['state/d/*', 'description/metadata'])
+def test_what_cannot_be_read_back_is_not_called_saved(
+  tmp_path, monkeypatch, name
+):
+  def lose(path, abstract_state):
+    for file in pathlib.Path(path).glob(name):
+      os.truncate(file, 0)
+    check(path, abstract_state)
+
+  check = checkpoint._check_restorable
+  directory = tmp_path / 'checkpoints'
+  save_small(directory, 1)
+  monkeypatch.setattr(checkpoint, '_check_restorable', lose)
+  with pytest.raises(UserError) as caught:
+    save_small(directory, 2)
+  place = tmp_path / 'damaged_checkpoints' / '2'
+  assert 'checkpoint of step 2 could not be written' in str(caught.value)
+  assert f'cannot be read back, see {place}: ' in str(caught.value)
+  assert 'older checkpoints (1) are as they were' in str(caught.value)
+  assert not integrity.is_sealed(str(place))
+  assert checkpoint.newest_intact(str(directory)) == (f'{directory}/1', {})
 
 
 def list_files(path):
@@ -425,12 +471,12 @@ def test_a_disk_that_became_read_only_or_a_folder_that_is_gone(
   assert capfd.readouterr().err == ''
 
 
-def record_of(name, pathname, message, raised_in=None):
+def record_of(name, pathname, message, raised_in=None, text=''):
   """A log record, of an exception that code of the file `raised_in` raised."""
-  exc_info = None
+  exc_info, error = None, ValueError(text)
   if raised_in is not None:
     try:
-      exec(compile('raise ValueError', raised_in, 'exec'), {})
+      exec(compile('raise error', raised_in, 'exec'), {'error': error})
     except ValueError:
       exc_info = sys.exc_info()
   return logging.LogRecord(name, 40, pathname, 1, message, None, exc_info)
@@ -452,6 +498,9 @@ def test_only_repetitions_of_orbax_are_hushed():
     record_of('absl', orbax, 'Reached preemption sync point'),
     record_of('asyncio', 'base_events.py', 'never retrieved', raised_in=orbax),
     record_of_future('Error writing "mean/0" in OCDBT database at local file'),
+    record_of(
+      'asyncio', 'base_events.py', 'never retrieved', 'tasks.py', 'in OCDBT'
+    ),
   ]
   heard = [
     record_of('absl', orbax, 'a warning'),

@@ -1,6 +1,9 @@
 """Files that could not be written are refused before there is work to lose."""
 
 import os
+import shutil
+import tempfile
+from unittest import mock
 
 import pytest
 
@@ -24,10 +27,16 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
   # The name that it is written under is longer than its own.
   longest = os.pathconf(tmp_path, 'PC_NAME_MAX')
   assert 'File name too long' in refusal(tmp_path / ('x' * longest))
-  monkeypatch.setattr(os, 'access', lambda path, mode: path != str(tmp_path))
+  refused = mock.Mock(side_effect=PermissionError)
+  monkeypatch.setattr(tempfile, 'TemporaryFile', refused)
   assert f'no permission to write in {tmp_path}' in refusal(
     tmp_path / 'new' / 'x.json'
   )
+
+
+def test_a_folder_is_tried_whatever_is_said_of_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)
+  check_writable(str(tmp_path / 'x.json'), 'give another --output')
 
 
 def test_a_folder_that_takes_no_files_is_refused():
@@ -41,6 +50,12 @@ def test_a_file_larger_than_the_room_is_refused(tmp_path):
     UserError, match=f'{path} may take 1,000,000,000,000.0 MB'
   ):
     check_room(path, 10**18, 'give another file')
+
+
+def test_a_disk_that_does_not_tell_its_size_has_room(tmp_path, monkeypatch):
+  nothing = mock.Mock(return_value=(0, 0, 0))
+  monkeypatch.setattr(shutil, 'disk_usage', nothing)
+  check_room(str(tmp_path / 'p.npz'), 10**18, 'give another file')
 
 
 def test_nothing_is_changed(tmp_path):

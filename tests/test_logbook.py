@@ -1,5 +1,6 @@
 """What a run writes down."""
 
+import errno
 import io
 import json
 import re
@@ -77,6 +78,21 @@ def test_a_full_disk_is_one_line_and_loses_no_written_record(small_disk):
     book.write('train', len(steps) + 1, loss=1.0)
   records = logbook.read_metrics(str(workdir))
   assert [r['step'] for r in records] == list(range(1, len(steps) + 2))
+
+
+def test_no_file_is_opened_to_append(tmp_path, monkeypatch):
+  def refuse(path, mode='r', **options):
+    if 'a' in mode:
+      raise OSError(errno.EOPNOTSUPP, 'no appending')
+    return open(path, mode, **options)
+
+  monkeypatch.setattr(logbook, 'open', refuse, raising=False)
+  for first_step in 0, 1, 0, 0:  # records are dropped twice
+    with logbook.Logbook(str(tmp_path), first_step) as book:
+      book.write('train', first_step + 1, loss=float(first_step))
+  assert [r['step'] for r in logbook.read_metrics(str(tmp_path))] == [1]
+  dropped = (tmp_path / 'metrics_dropped.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in dropped] == [1, 2, 1]
 
 
 def test_a_removed_log_is_an_error(tmp_path):

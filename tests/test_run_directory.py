@@ -1,12 +1,17 @@
 """Lock, config and result of a run's folder."""
 
+import errno
+import fcntl
 import json
+import os
+import stat
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
-from bn_inception import run_directory
+from bn_inception import checkpoint, run_directory
 from bn_inception.errors import UserError
 
 CONFIG = {
@@ -168,3 +173,70 @@ def test_the_commit_is_of_the_code_not_of_a_clone_around_it(tmp_path):
   assert run_directory._commit(str(copied)) == commit
   copied.write_text('2')
   assert run_directory._commit(str(copied)) == commit + '+'
+
+
+@pytest.mark.parametrize('number', ['ENOSYS', 'ENOLCK', 'EOPNOTSUPP'])
+def test_a_folder_without_locks_is_used_with_one_line(
+  tmp_path, monkeypatch, capsys, number
+):
+  refused = OSError(getattr(errno, number), 'no locks here')
+  monkeypatch.setattr(fcntl, 'flock', mock.Mock(side_effect=refused))
+  begin(str(tmp_path), CONFIG, DATA)
+  assert run_directory.read_json(f'{tmp_path}/data.json') == DATA
+  (line,) = capsys.readouterr().out.splitlines()
+  assert f'{tmp_path} cannot be locked (no locks here)' in line
+
+
+@pytest.mark.parametrize(
+  'function, lacking',
+  [
+    ('replace', 'replace a file'),
+    ('rename', 'rename a folder'),
+    ('fsync', 'sync a file'),
+    ('makedirs', 'make a folder'),
+  ],
+)
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_at_the_start(
+  tmp_path, monkeypatch, function, lacking
+):
+  refused = OSError(errno.EINVAL, 'it never does')
+  monkeypatch.setattr(os, function, mock.Mock(side_effect=refused))
+  with pytest.raises(
+    UserError, match=f'cannot hold .* to .*{lacking}.*it never does'
+  ):
+    checkpoint.check_file_system(str(tmp_path))
+  monkeypatch.undo()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
+  def fsync(descriptor):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+      raise OSError(errno.EINVAL, 'no folders')
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  with pytest.raises(UserError, match='to sync a folder there .no folders'):
+    with run_directory.open_run(str(tmp_path), CONFIG, DATA):
+      pass
+  assert os.listdir(tmp_path) == ['.lock']
+
+
+def test_what_a_killed_start_has_left_is_no_obstacle(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'replace', mock.Mock(side_effect=SystemExit))
+  with pytest.raises(SystemExit):
+    checkpoint.check_file_system(str(tmp_path))
+  monkeypatch.undo()
+  assert os.listdir(tmp_path) == ['.trial']
+  begin(str(tmp_path), CONFIG, DATA)
+  assert not (tmp_path / '.trial').exists()
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['a\\b', 'a.__lock', b'\xff'.decode(errors='surrogateescape'), 'logs:'],
+)
+def test_paths_that_tensorstore_does_not_take_are_refused(tmp_path, name):
+  with pytest.raises(UserError, match='cannot hold checkpoints'):
+    with run_directory.open_run(str(tmp_path / name / 'run'), CONFIG, {}):
+      pass
+  assert not list(tmp_path.iterdir())

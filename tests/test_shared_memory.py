@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -47,6 +48,12 @@ def test_dockers_default_is_too_small_for_the_preset(free):
     shared_memory.check(8, 4, [IMAGENET, IMAGENET])
   with pytest.raises(UserError, match='--shm-size=783m'):
     shared_memory.check(8, 4, [IMAGENET], num_processes=2)
+
+
+def test_memory_without_a_limit_is_enough(monkeypatch):
+  said = mock.Mock(f_blocks=0, f_bavail=0, f_frsize=4096)  # tmpfs with size=0
+  monkeypatch.setattr(os, 'statvfs', lambda path: said)
+  shared_memory.check(8, 4, [IMAGENET])
 
 
 def test_workers_are_as_many_as_fit(free):
