@@ -183,8 +183,10 @@ class InTerminal(Listened):
     return pty.openpty()
 
   def _talk(self, command, environment, writer):
+    # Under nohup it would go on.
+    before = ['setsid', '--ctty', 'env', '--default-signal=HUP']
     return subprocess.Popen(
-      ['setsid', '--ctty', *command], cwd=ROOT, env=environment,
+      [*before, *command], cwd=ROOT, env=environment,
       stdin=writer, stdout=writer, stderr=writer,
     )  # fmt: skip
 
