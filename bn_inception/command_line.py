@@ -3,6 +3,7 @@
 import glob
 import itertools
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -13,12 +14,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import distributed, host, interruption, streams
+from bn_inception import distributed, host, interruption, paths, streams
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
+_REPOSITORY = pathlib.Path(__file__).parent.parent  # configs/ is beside
 
 
 def define_process_flags() -> None:
@@ -60,6 +62,7 @@ def run(
     main: reads its flags itself.
     default_config: value of --config where it is not given. (A default of the
       flag itself would be loaded, and fail, before this function is called.)
+      Its file, as a given one, may be in the caller's folder or the repository.
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
   interruption.watch()
@@ -91,12 +94,12 @@ def _run(
   # Grain's workers, when they are stopped early, leave shared memory to Python's
   # resource tracker, a process, which frees it and says so.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
-  if jax.config.jax_compilation_cache_dir is None:
-    _keep_compiled_programs(os.path.expanduser(CACHE_FOLDER))
+  _keep_compiled_programs(jax.config.jax_compilation_cache_dir or CACHE_FOLDER)
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
     arguments.insert(1, f'--config={default_config}')
+  arguments = _find_configs(arguments)
 
   def guarded(remaining: list[str]) -> None:
     host.allow_open_files()
@@ -153,10 +156,15 @@ def _refuse_empty_flags() -> None:
 
 def _keep_compiled_programs(folder: str) -> None:
   try:
-    os.makedirs(folder, exist_ok=True)
-  except OSError as error:
-    print(f'compiled programs are not kept: {folder}: {error.strerror}')
-    return
+    folder = paths.expand(
+      folder, '$JAX_COMPILATION_CACHE_DIR', may_be_bucket=True
+    )
+    if '://' not in folder:
+      os.makedirs(folder, exist_ok=True)
+  except (OSError, UserError) as error:
+    why = f'{folder}: {error.strerror}' if isinstance(error, OSError) else error
+    print(f'compiled programs are not kept: {why}')
+    folder = None
   jax.config.update('jax_compilation_cache_dir', folder)
 
 
@@ -237,12 +245,15 @@ def run_one_of(
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
+    _expand_data_folder()
     remaining = flags.FLAGS(arguments)
     if 'config' in flags.FLAGS:
       flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
     return remaining
   except SystemExit as shown:  # absl's --help ends with 1
     raise SystemExit(0) from shown
+  except UserError as error:  # of a path
+    _stop(str(error))
   except flags.Error as error:
     _stop(f'{error}; see --help')
   except (AttributeError, KeyError) as error:  # an override of no such key
@@ -255,6 +266,36 @@ def _parse(arguments: list[str]) -> list[str]:
     _stop(_explain_missing_config(arguments))
   except SyntaxError as error:
     _stop(f'the config file is not Python: {error}')
+
+
+def _expand_data_folder() -> None:
+  """Of TFDS, which takes ~ as it is; before TFDS is imported."""
+  folder = os.environ.get('TFDS_DATA_DIR')
+  if folder:
+    os.environ['TFDS_DATA_DIR'] = paths.expand(
+      folder, '$TFDS_DATA_DIR', may_be_bucket=True
+    )
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+  """Gives --config the path of its file, in this folder or the repository."""
+  found = list(arguments)
+  for i, argument in enumerate(arguments):
+    if re.match('--?config=', argument):
+      flag, _, value = argument.partition('=')
+      found[i] = f'{flag}={_find_config(value)}'
+    elif i and re.fullmatch('--?config', arguments[i - 1]):
+      found[i] = _find_config(argument)
+  return found
+
+
+def _find_config(value: str) -> str:
+  """'~/a.py:digits' -> '/home/u/a.py:digits'; unchanged if it is not there."""
+  path, colon, argument = value.partition(':')
+  for candidate in (os.path.expanduser(path), str(_REPOSITORY / path)):
+    if os.path.isfile(candidate):
+      return f'{candidate}{colon}{argument}'
+  return value
 
 
 def _explain_unknown_key(arguments: list[str]) -> str | None:
@@ -304,13 +345,21 @@ def _explain_file_without_config(arguments: list[str]) -> str | None:
 
 
 def _describe_config_files() -> str:
-  names = filter(_has_get_config, sorted(glob.glob('configs/*.py')))
-  return f'there are {", ".join(names)}'
+  names = {
+    os.path.relpath(path, folder)
+    for folder in ('.', _REPOSITORY)
+    for path in glob.glob(f'{folder}/configs/*.py')
+    if _has_get_config(path)
+  }
+  return f'there are {", ".join(sorted(names))}'
 
 
 def _has_get_config(path: str) -> bool:
-  with open(path, errors='replace') as file:
-    return 'get_config' in file.read()
+  try:
+    with open(path, errors='replace') as file:
+      return 'get_config' in file.read()
+  except OSError:  # someone else's file
+    return False
 
 
 def _stop(message: str):

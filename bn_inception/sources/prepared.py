@@ -11,7 +11,7 @@ import threading
 import numpy as np
 from etils import epath
 
-from bn_inception import host
+from bn_inception import host, paths
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.source import (
@@ -61,6 +61,9 @@ def open_builder(name: str, data_dir: str | None):
       f'data_dir {data_dir} does not exist: give the folder that holds '
       f'{name}/, the data_dir of `tfds build`'
     )
+  if data_dir is None:  # TFDS takes ~ as it is where there is no home folder
+    default = str(tfds.core.constants.DATA_DIR)
+    paths.expand(default, '--data_dir', may_be_bucket=True)
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   # TFDS asserts that versions and builder configs exist.
