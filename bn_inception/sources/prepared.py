@@ -93,6 +93,12 @@ def _check_prepared(name: str, builder) -> None:
       f'{name} --file_format={FILE_FORMAT} --data_dir={root}'
       f'{manual if name == imagenet.NAME else ""}`'
     )
+  scheme, is_bucket, _ = str(root).partition('://')
+  if is_bucket and scheme != 'gs':  # array_record takes it for a local path
+    raise UserError(
+      f'{name} is prepared in {root}, but records are read from gs:// buckets '
+      'alone: mount this one, or copy the data set, and give that --data_dir'
+    )
 
 
 def _choose_format(builder) -> None:

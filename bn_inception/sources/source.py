@@ -50,12 +50,16 @@ def is_folder(path: str) -> bool:
   """Whether a path, which may be a bucket's, is a folder.
 
   Raises:
-    UserError: if the library for such a bucket is not installed.
+    UserError: if a bucket cannot be asked: its library is not installed, its
+      name or the credentials are not known, ...
   """
   try:
     return epath.Path(path).expanduser().is_dir()
-  except ImportError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
+  except Exception as error:  # each library of buckets has its own
+    if '://' not in path:
+      raise
+    first_line = str(error).partition('\n')[0] or type(error).__name__
+    raise UserError(f'{path} cannot be read: {first_line}') from error
 
 
 def number_of_machine(error: Exception) -> int | None:
