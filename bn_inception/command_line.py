@@ -94,6 +94,9 @@ def _run(
   # Grain's workers, when they are stopped early, leave shared memory to Python's
   # resource tracker, a process, which frees it and says so.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
+  if 'TFDS_DATA_DIR' in os.environ:  # TFDS, imported later, takes ~ as it is
+    folder = os.environ['TFDS_DATA_DIR']
+    os.environ['TFDS_DATA_DIR'] = os.path.expanduser(folder)
   _keep_compiled_programs(jax.config.jax_compilation_cache_dir or CACHE_FOLDER)
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
@@ -245,7 +248,6 @@ def run_one_of(
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    _expand_data_folder()
     remaining = flags.FLAGS(arguments)
     if 'config' in flags.FLAGS:
       flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
@@ -266,15 +268,6 @@ def _parse(arguments: list[str]) -> list[str]:
     _stop(_explain_missing_config(arguments))
   except SyntaxError as error:
     _stop(f'the config file is not Python: {error}')
-
-
-def _expand_data_folder() -> None:
-  """Of TFDS, which takes ~ as it is; before TFDS is imported."""
-  folder = os.environ.get('TFDS_DATA_DIR')
-  if folder:
-    os.environ['TFDS_DATA_DIR'] = paths.expand(
-      folder, '$TFDS_DATA_DIR', may_be_bucket=True
-    )
 
 
 def _find_configs(arguments: list[str]) -> list[str]:

@@ -10,7 +10,8 @@ from etils import epath
 
 from bn_inception.errors import UserError
 
-_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://')
+# pathlib makes gs:/bucket of gs://bucket.
+_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+:)/')
 
 
 def expand(path: str, name: str, may_be_bucket: bool = False) -> str:
@@ -38,13 +39,13 @@ def expand(path: str, name: str, may_be_bucket: bool = False) -> str:
 def _expand_address(
   path: str, scheme: str, name: str, may_be_bucket: bool
 ) -> str:
-  local = re.match(r'file://(localhost)?(?=/)', path)
+  local = re.match(r'file:(//(localhost)?)?(?=/(?!/))', path)
   if local:
     return path[local.end() :]
   if may_be_bucket and _is_known(path):
     return path
   raise UserError(
-    f'{name}={path}: {scheme}:// is no folder of this machine: mount it (such as '
+    f'{name}={path}: {scheme} is no folder of this machine: mount it (such as '
     'with gcsfuse, s3fs or rclone), or copy what is there, and give that path'
   )
 
@@ -52,6 +53,6 @@ def _expand_address(
 def _is_known(address: str) -> bool:
   try:
     epath.Path(address)
-  except KeyError:
+  except KeyError:  # of addresses that it does not know
     return False
-  return True
+  return '://' in address

@@ -245,7 +245,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ),
     (
       [*EVAL, '--output=gs://a/b.json'],
-      '--output=gs://a/b.json: gs:// is no fo',
+      '--output=gs://a/b.json: gs: is no fo',
     ),
     ([*TRAIN, '--init_from='], '--init_from is empty: give it a value'),
     (
@@ -522,3 +522,6 @@ def test_a_run_from_another_folder_with_ones_own_config(tmp_path, environment):
   assert not (tmp_path / '~').exists()
   default = run('--config.training.num_epochs=many')
   assert "could not convert string to float: 'many'" in default.stderr
+  environment = environment | {'TFDS_DATA_DIR': '~/tfds'}
+  no_data = run('--config=configs/bn_x5.py:fashion_mnist')
+  assert f'not prepared in {tmp_path}/home/tfds: ' in no_data.stderr

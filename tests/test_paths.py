@@ -18,7 +18,9 @@ from bn_inception.errors import UserError
     ('./~', './~'),
     ('a/gs://b', 'a/gs://b'),
     ('lr=1:b', 'lr=1:b'),
+    ('./gs:/a', './gs:/a'),
     ('file:///data/a', '/data/a'),
+    ('file:/data/a', '/data/a'),
     ('file://localhost/data/a', '/data/a'),
     ('', ''),
   ],
@@ -29,7 +31,15 @@ def test_paths_are_of_this_machine(monkeypatch, given, expected):
 
 
 @pytest.mark.parametrize(
-  'address', ['gs://b/a', 's3://b', 'hdfs://host/a', 'file://host/a', 'x+y://a']
+  'address',
+  [
+    'gs://b/a',
+    'gs:/b/a',
+    's3://b',
+    'hdfs://host/a',
+    'file://host/a',
+    'x+y://a',
+  ],
 )
 def test_addresses_are_refused(address):
   with pytest.raises(UserError, match='^--out=.*mount') as caught:
@@ -40,7 +50,7 @@ def test_addresses_are_refused(address):
 def test_data_may_be_in_buckets_that_epath_reads():
   for address in ('gs://b/a', 's3://b/a'):
     assert paths.expand(address, '--data_dir', may_be_bucket=True) == address
-  for address in ('hdfs://b/a', 'file://host/a'):
+  for address in ('gs:/b/a', 'hdfs://b/a', 'file://host/a'):
     with pytest.raises(UserError, match='--data_dir'):
       paths.expand(address, '--data_dir', may_be_bucket=True)
 
