@@ -1,6 +1,5 @@
 """Running a program: flags, and errors of the user in one line."""
 
-import glob
 import itertools
 import os
 import pathlib
@@ -97,7 +96,9 @@ def _run(
   if 'TFDS_DATA_DIR' in os.environ:  # TFDS, imported later, takes ~ as it is
     folder = os.environ['TFDS_DATA_DIR']
     os.environ['TFDS_DATA_DIR'] = os.path.expanduser(folder)
-  _keep_compiled_programs(jax.config.jax_compilation_cache_dir or CACHE_FOLDER)
+  cache = jax.config.jax_compilation_cache_dir
+  if cache != '':  # which is to keep nothing
+    _keep_compiled_programs(cache or CACHE_FOLDER)
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
@@ -339,15 +340,15 @@ def _explain_file_without_config(arguments: list[str]) -> str | None:
 
 def _describe_config_files() -> str:
   names = {
-    os.path.relpath(path, folder)
+    f'configs/{path.name}'
     for folder in ('.', _REPOSITORY)
-    for path in glob.glob(f'{folder}/configs/*.py')
+    for path in pathlib.Path(folder, 'configs').glob('*.py')
     if _has_get_config(path)
   }
   return f'there are {", ".join(sorted(names))}'
 
 
-def _has_get_config(path: str) -> bool:
+def _has_get_config(path: str | os.PathLike) -> bool:
   try:
     with open(path, errors='replace') as file:
       return 'get_config' in file.read()
