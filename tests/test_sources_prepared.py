@@ -58,15 +58,10 @@ def test_tfds_without_a_home_folder_needs_data_dir(monkeypatch):
     make_source('fashion_mnist', 'train')
 
 
-def test_records_in_buckets_of_others_than_google_are_refused(monkeypatch):
-  import tensorflow_datasets as tfds
-
-  builder = tfds.builder('fashion_mnist', data_dir=TFDS_DIR)
-  monkeypatch.setattr(builder, '_data_dir_root', 's3://a', raising=False)
+def test_records_in_buckets_of_others_than_google_are_refused():
   with pytest.raises(UserError, match='prepared in s3://a, but .* mount this'):
-    prepared._check_prepared('fashion_mnist', builder)
-  monkeypatch.setattr(builder, '_data_dir_root', 'gs://a')
-  prepared._check_prepared('fashion_mnist', builder)
+    prepared._check_bucket('fashion_mnist', 's3://a')
+  prepared._check_bucket('fashion_mnist', 'gs://a')
 
 
 def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):

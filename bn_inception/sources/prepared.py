@@ -75,17 +75,22 @@ def open_builder(name: str, data_dir: str | None):
   folder = epath.Path(builder.data_dir)
   if not names_in(folder):
     raise nothing_found(name, root, how_to_prepare(name, root))
-  scheme, is_bucket, _ = root.partition('://')
-  if is_bucket and scheme != 'gs':  # array_record takes it for a local path
-    raise UserError(
-      f'{name} is prepared in {root}, but records are read from gs:// buckets '
-      'alone: mount this one, or copy the data set, and give that --data_dir'
-    )
+  _check_bucket(name, root)
   check_metadata(folder, (INFO_FILE,))
   _choose_format(builder)
   check_features(name, folder, builder.info.features)
   check_label_names(builder)
   return builder
+
+
+def _check_bucket(name: str, root: str) -> None:
+  """Refuses those that array_record would take for a local path."""
+  scheme, is_bucket, _ = root.partition('://')
+  if is_bucket and scheme != 'gs':
+    raise UserError(
+      f'{name} is prepared in {root}, but records are read from gs:// buckets '
+      'alone: mount this one, or copy the data set, and give that --data_dir'
+    )
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
