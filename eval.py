@@ -22,6 +22,7 @@ from bn_inception import (
 )
 from bn_inception import evaluation_report as report
 from bn_inception.errors import UserError, check_room, writing
+from bn_inception.path_flags import define_path, define_paths
 from bn_inception.sources import imagenet
 
 CROPS = {
@@ -34,14 +35,13 @@ CROPS = {
   '144': 'googlenet',
 }
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
   'workdir',
   'runs/digits',
   'Folder of a run, as given to train.py. Example: --workdir=runs/digits',
 )
-_CHECKPOINT = flags.DEFINE_multi_string(
+_CHECKPOINT = define_paths(
   'checkpoint',
-  [],
   'Folder of one checkpoint, instead of --workdir; several are an ensemble. '
   'Example: --checkpoint runs/a/checkpoints/450 runs/b/checkpoints/450',
 )
@@ -68,11 +68,12 @@ _BATCH_SIZE = flags.DEFINE_integer(
   "Examples at a time; default: the run's. The result does not depend on it. "
   'Example: --batch_size=64',
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = define_path(
   'data_dir',
   None,
   'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
   '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
+  may_be_bucket=True,
 )
 _STATISTICS = flags.DEFINE_enum(
   'statistics',
@@ -120,15 +121,14 @@ _DTYPE = flags.DEFINE_enum(
   ['', 'float32', 'bfloat16'],
   "Of the computation; default: the run's. Example: --dtype=bfloat16",
 )
-_SAVE_PREDICTIONS = flags.DEFINE_string(
+_SAVE_PREDICTIONS = define_path(
   'save_predictions',
   None,
   "NPZ file for the logarithms of the class probabilities of every image, with the images' names. "
   'Example: --save_predictions=a.npz',
 )
-_PREDICTIONS = flags.DEFINE_multi_string(
+_PREDICTIONS = define_paths(
   'predictions',
-  [],
   'Average saved predictions, without running anything. '
   'Example: --predictions a.npz b.npz',
 )
@@ -138,9 +138,8 @@ _REAL = flags.DEFINE_bool(
   "Also the accuracy by the ReaL labels of ImageNet's validation set. "
   'Example: --real',
 )
-_IMAGES = flags.DEFINE_multi_string(
+_IMAGES = define_paths(
   'images',
-  [],
   'Name the five most probable classes of image files. '
   'Example: --images a.jpg b.png',
 )
@@ -150,7 +149,7 @@ _FOLD = flags.DEFINE_bool(
   'Evaluate with batch normalization folded into the convolutions. '
   'Example: --fold',
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output',
   None,
   'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '

@@ -13,7 +13,8 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from bn_inception import command_line, training
+from bn_inception import command_line, ranges, training
+from bn_inception.path_flags import define_path
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 
@@ -24,19 +25,20 @@ _CONFIG = config_flags.DEFINE_config_file(
   f'digits; default: {DEFAULT_CONFIG}. Any value can be overridden. Example: '
   '--config=configs/bn_x30.py:imagenet --config.optimizer.learning_rate=0.01',
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
   'workdir',
   None,
   'Folder of the run; the same command again resumes it. Default: runs/ and '
   'the name of the config, or runs/digits. Example: --workdir=runs/first',
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = define_path(
   'data_dir',
   None,
   'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
   '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
+  may_be_bucket=True,
 )
-_INIT_FROM = flags.DEFINE_string(
+_INIT_FROM = define_path(
   'init_from',
   None,
   'Checkpoint to take the first weights from, but for the last layer if the '
@@ -48,7 +50,7 @@ flags.adopt_module_key_flags(command_line)
 
 
 def main() -> None:
-  config = _CONFIG.value.to_dict()
+  config = ranges.expand_paths(_CONFIG.value.to_dict())
   if _INIT_FROM.value is not None:
     config['init_from'] = _INIT_FROM.value
   name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']

@@ -20,6 +20,7 @@ from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
 from bn_inception import command_line, dryrun, hlo_text, mesh
 from bn_inception.experiment import make_update
+from bn_inception.path_flags import define_path
 from configs import compose
 
 HEADER = [
@@ -141,5 +142,5 @@ if __name__ == '__main__':
   flags.DEFINE_string('topology', 'v5e:2x2', 'Pod to compile for.')
   flags.DEFINE_integer('images_per_chip', 128, 'Batch of each chip.')
   flags.DEFINE_list('only', [], 'Steps to count; default: all.')
-  flags.DEFINE_string('output', None, 'JSON file to write.')
+  define_path('output', None, 'JSON file to write.')
   command_line.run(main)

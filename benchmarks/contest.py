@@ -20,6 +20,7 @@ from absl import flags
 from benchmarks.contenders import Setup
 from benchmarks.results import divide, machine, print_table, spread
 from bn_inception.errors import UserError
+from bn_inception.path_flags import define_path
 
 ROOT = pathlib.Path(__file__).parent.parent
 BEFORE = 'before: '  # of a contender's name: of the version in --before
@@ -250,12 +251,12 @@ def define_flags(tables: dict[str, Sequence[str]]) -> None:
   )
   flags.DEFINE_integer('rounds', 5, 'Turns of each contender.')
   flags.DEFINE_float('seconds', 5.0, 'Of a turn, about.')
-  flags.DEFINE_string(
+  define_path(
     'before',
     None,
     'A folder with another version of this repository, whose "ours" take turns.',
   )
-  flags.DEFINE_string('output', None, 'JSON file to write.')
+  define_path('output', None, 'JSON file to write.')
 
 
 def main(task: str, tables: dict[str, Sequence[str]]) -> None:

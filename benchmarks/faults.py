@@ -55,11 +55,12 @@ from benchmarks.fault_trials import (
 from benchmarks.results import machine, print_table
 from bn_inception import checkpoint, command_line, integrity
 from bn_inception.errors import UserError
+from bn_inception.path_flags import define_path
 
 _QUICK = flags.DEFINE_bool('quick', False, 'Few repetitions of each.')
 _ONLY = flags.DEFINE_list('only', [], 'Faults to try; default: all.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of moments, files and bits.')
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output', None, 'JSON file to write. Example: results/faults.json'
 )
 

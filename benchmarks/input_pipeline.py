@@ -30,6 +30,7 @@ from benchmarks import photographs, readers
 from benchmarks.results import Row, label, machine, print_results, write_json
 from bn_inception import command_line
 from bn_inception.errors import UserError
+from bn_inception.path_flags import define_path
 
 ROOT = pathlib.Path(__file__).parent.parent
 INSTALL = 'pip install -r requirements-bench.txt'
@@ -68,7 +69,7 @@ _TF_DTYPE = flags.DEFINE_enum(
   ['uint8', 'float32'],
   "Of tf.data's images: uint8 as the others', or floats as flax leaves them.",
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output', None, 'JSON file to write. Example: results/input_pipeline.json'
 )
 _MEASURE = flags.DEFINE_string(

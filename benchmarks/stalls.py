@@ -34,6 +34,7 @@ from benchmarks.results import machine, print_table, spread
 from bn_inception import command_line
 from bn_inception.errors import UserError
 from bn_inception.logbook import read_metrics
+from bn_inception.path_flags import define_path
 
 BATCH_SIZE, NUM_EXAMPLES = 32, 60_000
 EVALUATE_EVERY, LOG_EVERY = 200, 50
@@ -150,9 +151,11 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('data_dir', None, 'Folder of TFDS, with fashion_mnist.')
+  define_path(
+    'data_dir', None, 'Folder of TFDS, with fashion_mnist.', may_be_bucket=True
+  )
   flags.DEFINE_integer('rounds', 3, 'Of two runs and the bare step.')
   flags.DEFINE_integer('steps', 650, 'Of each run.')
-  flags.DEFINE_string('output', None, 'JSON file to write.')
+  define_path('output', None, 'JSON file to write.')
   flags.mark_flag_as_required('data_dir')
   command_line.run(main)

@@ -27,6 +27,7 @@ from bn_inception import (
 )
 from bn_inception.claims_transform import Claim
 from bn_inception.errors import UserError
+from bn_inception.path_flags import define_path
 from bn_inception.run_directory import check_output, manifest, write_json
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
@@ -277,13 +278,13 @@ def define_flags() -> None:
     None,
     'Name of one claim to run; default: all. Example: --only=bias_example',
   )
-  flags.DEFINE_string(
+  define_path(
     'output',
     None,
     f'JSON file to write, figures beside it; default: {DEFAULT_OUTPUT}, or '
     'runs/claims_NAME.json with --only. Example: --output=claims.json',
   )
-  flags.DEFINE_string(
+  define_path(
     'markdown',
     None,
     'Page of the numbers to write; default: none. '

@@ -1,8 +1,8 @@
 """Running a program: flags, and errors of the user in one line."""
 
-import glob
 import itertools
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -18,6 +18,7 @@ from bn_inception import (
   distributed,
   host,
   interruption,
+  paths,
   streams,
 )
 from bn_inception.errors import UserError
@@ -26,6 +27,7 @@ from bn_inception.run_directory import flatten
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
+_REPOSITORY = pathlib.Path(__file__).parent.parent  # configs/ is beside
 
 
 def define_process_flags() -> None:
@@ -69,6 +71,7 @@ def run(
     main: reads its flags itself.
     default_config: value of --config where it is not given. (A default of the
       flag itself would be loaded, and fail, before this function is called.)
+      Its file, as a given one, may be in the caller's folder or the repository.
     of_several: flags that take several values, as in --images a.jpg b.jpg.
   """
   interruption.watch()
@@ -100,12 +103,17 @@ def _run(
   # Grain's workers, when they are stopped early, leave shared memory to Python's
   # resource tracker, a process, which frees it and says so.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
-  if jax.config.jax_compilation_cache_dir is None:
-    _keep_compiled_programs(os.path.expanduser(CACHE_FOLDER))
+  if 'TFDS_DATA_DIR' in os.environ:  # TFDS, imported later, takes ~ as it is
+    folder = os.environ['TFDS_DATA_DIR']
+    os.environ['TFDS_DATA_DIR'] = os.path.expanduser(folder)
+  cache = jax.config.jax_compilation_cache_dir
+  if cache != '':  # which is to keep nothing
+    _keep_compiled_programs(cache or CACHE_FOLDER)
   arguments = _repeat_flags(sys.argv, of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
     arguments.insert(1, f'--config={default_config}')
+  arguments = _find_configs(arguments)
 
   def guarded(remaining: list[str]) -> None:
     host.allow_open_files()
@@ -164,10 +172,15 @@ def _refuse_empty_flags() -> None:
 
 def _keep_compiled_programs(folder: str) -> None:
   try:
-    os.makedirs(folder, exist_ok=True)
-  except OSError as error:
-    print(f'compiled programs are not kept: {folder}: {error.strerror}')
-    return
+    folder = paths.expand(
+      folder, '$JAX_COMPILATION_CACHE_DIR', may_be_bucket=True
+    )
+    if '://' not in folder:
+      os.makedirs(folder, exist_ok=True)
+  except (OSError, UserError) as error:
+    why = f'{folder}: {error.strerror}' if isinstance(error, OSError) else error
+    print(f'compiled programs are not kept: {why}')
+    folder = None
   jax.config.update('jax_compilation_cache_dir', folder)
 
 
@@ -270,6 +283,8 @@ def _parse(arguments: list[str]) -> list[str]:
     return remaining
   except SystemExit as shown:  # absl's --help ends with 1
     raise SystemExit(0) from shown
+  except UserError as error:  # of a path
+    _stop(str(error))
   except flags.Error as error:
     _stop(f'{error}; see --help')
   except (AttributeError, KeyError) as error:  # an override of no such key
@@ -282,6 +297,27 @@ def _parse(arguments: list[str]) -> list[str]:
     _stop(_explain_missing_config(arguments))
   except SyntaxError as error:
     _stop(f'the config file is not Python: {error}')
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+  """Gives --config the path of its file, in this folder or the repository."""
+  found = list(arguments)
+  for i, argument in enumerate(arguments):
+    if re.match('--?config=', argument):
+      flag, _, value = argument.partition('=')
+      found[i] = f'{flag}={_find_config(value)}'
+    elif i and re.fullmatch('--?config', arguments[i - 1]):
+      found[i] = _find_config(argument)
+  return found
+
+
+def _find_config(value: str) -> str:
+  """'~/a.py:digits' -> '/home/u/a.py:digits'; unchanged if it is not there."""
+  path, colon, argument = value.partition(':')
+  for candidate in (os.path.expanduser(path), str(_REPOSITORY / path)):
+    if os.path.isfile(candidate):
+      return f'{candidate}{colon}{argument}'
+  return value
 
 
 def _explain_unknown_key(arguments: list[str]) -> str | None:
@@ -331,13 +367,21 @@ def _explain_file_without_config(arguments: list[str]) -> str | None:
 
 
 def _describe_config_files() -> str:
-  names = filter(_has_get_config, sorted(glob.glob('configs/*.py')))
-  return f'there are {", ".join(names)}'
+  names = {
+    f'configs/{path.name}'
+    for folder in ('.', _REPOSITORY)
+    for path in pathlib.Path(folder, 'configs').glob('*.py')
+    if _has_get_config(path)
+  }
+  return f'there are {", ".join(sorted(names))}'
 
 
-def _has_get_config(path: str) -> bool:
-  with open(path, errors='replace') as file:
-    return 'get_config' in file.read()
+def _has_get_config(path: str | os.PathLike) -> bool:
+  try:
+    with open(path, errors='replace') as file:
+      return 'get_config' in file.read()
+  except OSError:  # someone else's file
+    return False
 
 
 def _stop(message: str):

@@ -28,7 +28,7 @@ from absl import flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from bn_inception import command_line, hlo_text, mesh, streams
+from bn_inception import command_line, hlo_text, mesh, ranges, streams
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   Update,
@@ -36,6 +36,7 @@ from bn_inception.experiment import (
   make_update,
   open_split,
 )
+from bn_inception.path_flags import define_path
 from bn_inception.run_directory import check_output, manifest, write_json
 from bn_inception.sources import imagenet
 from bn_inception.training import PAPER_BATCH_SIZE
@@ -422,7 +423,7 @@ def define_flags() -> None:
     'Global batch for each pod, by its chips, instead of --batch_size. '
     'Example: --images_per_chip=128',
   )
-  flags.DEFINE_string(
+  define_path(
     'output',
     None,
     'JSON file to write; default: none. Example: --output=dry_run.json',
@@ -433,7 +434,7 @@ def main() -> None:
   # There may be a TPU here, which this program leaves alone.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  config = values.config.to_dict()
+  config = ranges.expand_paths(values.config.to_dict())
   if values.batch_size is not None:
     if values.images_per_chip is not None:
       raise UserError('give either --batch_size or --images_per_chip')

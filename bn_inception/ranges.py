@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from bn_inception import paths
 from bn_inception.errors import UserError
 
 
@@ -104,12 +105,13 @@ _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
 _TEXT = Kind((str,), 'a name')
 _NAMES = Kind((list, tuple), 'names in brackets')
+_PATH = Kind((str,), 'a path')
 
 VALUES: dict[str, Number | Numbers | Kind] = {
   'name': _TEXT,
   'seed': Number(0, _SEED, is_whole=True),
   'architecture': _TEXT,
-  'init_from': _TEXT,
+  'init_from': _PATH,
   'batch_size': _COUNT,
   'eval_batch_size': _COUNT,
   'norm_batch_size': _COUNT_OR_0,
@@ -197,6 +199,23 @@ def check_section(section: str, values: Mapping[str, object]) -> None:
   for key, value in values.items():
     if f'{section}.{key}' in VALUES:
       check_value(f'{section}.{key}', value)
+
+
+def expand_paths(config: dict) -> dict:
+  """A config with its paths as `paths.expand` gives them.
+
+  Args:
+    config: the plain nested dict of configs/.
+
+  Raises:
+    UserError: as `paths.expand`; a value that is no path is let pass.
+  """
+  expanded = {
+    key: paths.expand(value, f'--config.{key}')
+    for key, value in config.items()
+    if VALUES.get(key) is _PATH and isinstance(value, str)
+  }
+  return config | expanded
 
 
 def check_config(config: dict) -> None:

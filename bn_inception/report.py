@@ -33,6 +33,7 @@ from bn_inception import (
 from bn_inception.errors import UserError, writing
 from bn_inception.evaluation import MOVING, POPULATION
 from bn_inception.logbook import METRICS_FILE
+from bn_inception.path_flags import define_path
 from bn_inception.report_page import RUNS_FOLDER, Report
 from bn_inception.report_sections import Plot, Section, Table, make_section
 from bn_inception.steps import RESULTS_VERSION
@@ -327,7 +328,7 @@ def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
   flags.adopt_module_key_flags(study_flags)
-  flags.DEFINE_string(
+  define_path(
     'out', 'runs/report', 'Folder to write to. Example: --out=runs/figure2'
   )
   flags.DEFINE_integer(

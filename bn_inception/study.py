@@ -28,6 +28,7 @@ from bn_inception import command_line, streams, study_flags, study_runs
 from bn_inception.errors import UserError, writing
 from bn_inception.interruption import Interrupted, StopRequests
 from bn_inception.logbook import format_seconds, open_at_end
+from bn_inception.path_flags import define_path
 from bn_inception.sources import make_source
 from bn_inception.study_runs import (
   BEGUN,
@@ -247,11 +248,12 @@ def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
   flags.adopt_module_key_flags(study_flags)
-  flags.DEFINE_string(
+  define_path(
     'data_dir',
     None,
     'Folder of the data sets that TensorFlow Datasets prepared. Default: its '
     'own. Example: --data_dir=/data/tfds',
+    may_be_bucket=True,
   )
   flags.DEFINE_bool(
     'list',

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from bn_inception.errors import UserError
+from bn_inception.path_flags import define_path
 from bn_inception.study_runs import Selection
 from configs import studies
 
@@ -18,7 +19,7 @@ def define() -> None:
     f'Which: some of {", ".join(studies.STUDIES)}; or all. '
     'Example: --study=figure2,leave_one_out',
   )
-  flags.DEFINE_string(
+  define_path(
     'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
   )
   flags.DEFINE_bool(

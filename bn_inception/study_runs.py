@@ -21,6 +21,7 @@ from bn_inception.steps import RESULTS_VERSION
 from configs import compose, paper, studies
 from configs.studies import Arm, Study
 
+_REPOSITORY = pathlib.Path(__file__).parent.parent  # train.py is there
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
 _REMEDY = 'restore it, or remove the folder to train the run again'
@@ -114,13 +115,14 @@ class Run:
     return run_directory.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
-    command = ['train.py', *self.arguments, f'--workdir={self.folder}']
+    program = os.path.relpath(_REPOSITORY / 'train.py')
+    command = [program, *self.arguments, f'--workdir={self.folder}']
     return _with_data_dir(command, data_dir)
 
   def evaluate_command(self, data_dir: str | None) -> list[str]:
     has_batch_norm = self.config['model']['use_batch_norm']
     command = [
-      'eval.py',
+      os.path.relpath(_REPOSITORY / 'eval.py'),
       f'--workdir={self.folder}',
       f'--output={self.path(EVALUATION_FILE)}',
     ]
@@ -226,6 +228,7 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
+  config = ranges.expand_paths(config)
   ranges.check_config(config)
   values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]

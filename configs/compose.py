@@ -66,8 +66,8 @@ def of_run(workdir: str) -> ConfigDict:
     raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
   path = pathlib.Path(workdir, 'config.json')
   try:
-    values = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    values = json.loads(path.expanduser().read_text())
+  except (OSError, ValueError, RuntimeError) as error:  # of ~ without a home
     raise BadValue(
       f'{path} cannot be read ({error}): give the folder of a run, such as '
       'runs/digits'

@@ -244,6 +244,10 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       [*EVAL, '--predictions', 'a.npz', '--output=eval.py/x.json'],
       'eval.py/x.json cannot be written (Not a directory): give another',
     ),
+    (
+      [*EVAL, '--output=gs://a/b.json'],
+      '--output=gs://a/b.json: gs: is no fo',
+    ),
     ([*TRAIN, '--init_from='], '--init_from is empty: give it a value'),
     (
       [*EVAL, '--predictions', 'a.npz', '', '--output=x.json'],
@@ -445,3 +449,80 @@ def test_flags_of_several_values_are_repeated():
     'eval.py', '--images=a.jpg', '--images=b,c.jpg', '--fold',
     '--images=d.jpg', '--images=e.jpg', '--step', '9',
   ]  # fmt: skip
+
+
+def test_config_files_are_found_here_or_in_the_repository(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').touch()
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'mnist.py').write_text('def get_config(): ...')
+  (tmp_path / 'configs' / 'lost.py').symlink_to('/no/where')
+  assert command_line._find_configs(
+    [
+      'train.py', '--config=configs/bn_x5.py:digits', '--config', 'mine.py',
+      '-config=~/mine.py:a:b', '--config=configs/mnist.py:plain',
+      '--config=none.py:c', '--config.init_from=configs/bn_x5.py',
+    ]
+  ) == [
+    'train.py', f'--config={ROOT}/configs/bn_x5.py:digits', '--config',
+    'mine.py', f'-config={tmp_path}/mine.py:a:b',
+    '--config=configs/mnist.py:plain', '--config=none.py:c',
+    '--config.init_from=configs/bn_x5.py',
+  ]  # fmt: skip
+  (tmp_path / 'configs' / 'own.py').write_text('def get_config(): ...')
+  described = command_line._describe_config_files()
+  assert 'configs/bn_x5.py' in described and 'configs/own.py' in described
+  assert described.count('configs/mnist.py') == 1 and 'lost' not in described
+
+
+def test_without_a_home_folder_compiled_programs_are_not_kept(
+  tmp_path, monkeypatch, capsys
+):
+  kept = []
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(jax.config, 'update', lambda name, to: kept.append(to))
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  command_line._keep_compiled_programs('~/cache')
+  assert capsys.readouterr().out == ''
+  command_line._keep_compiled_programs('~nobody-here/cache')
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'not kept: $JAX_COMPILATION_CACHE_DIR=~nobody-here/cache' in line
+  command_line._keep_compiled_programs('gs://bucket/cache')  # JAX writes there
+  assert kept == [str(tmp_path / 'home/cache'), None, 'gs://bucket/cache']
+  assert [path.name for path in tmp_path.iterdir()] == ['home']
+
+
+@pytest.mark.slow
+def test_a_run_from_another_folder_with_ones_own_config(tmp_path, environment):
+  (tmp_path / 'mine.py').write_text(
+    'from configs import compose\n'
+    'def get_config():\n'
+    "  config = compose.perceptron('batch_norm,digits')\n"
+    '  config.training.num_epochs = 0.05\n'
+    '  return config\n'
+  )
+
+  def run(*arguments):
+    return subprocess.run(
+      [sys.executable, ROOT / 'train.py', *arguments],
+      cwd=tmp_path,
+      env={**environment, 'HOME': str(tmp_path / 'home')},
+      capture_output=True,
+      text=True,
+    )
+
+  done = run('--config=mine.py', '--workdir=~/a')
+  assert done.returncode == 0, done.stderr
+  again = run('--config=~/../mine.py', f'--workdir={tmp_path}/home/a')
+  assert again.returncode == 0, again.stderr
+  assert 'first step after' in done.stdout
+  assert 'first step after' not in again.stdout
+  assert not (tmp_path / '~').exists()
+  default = run('--config.training.num_epochs=many')
+  assert "could not convert string to float: 'many'" in default.stderr
+  environment = environment | {'TFDS_DATA_DIR': '~/tfds'}
+  no_data = run('--config=configs/bn_x5.py:fashion_mnist')
+  assert f'not prepared in {tmp_path}/home/tfds: ' in no_data.stderr

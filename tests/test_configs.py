@@ -1,6 +1,7 @@
 """The tables and their composition, against the paper's numbers."""
 
 import importlib
+import json
 import pathlib
 
 import pytest
@@ -172,3 +173,13 @@ def test_configs_are_locked():
   config = compose.preset('bn_x5', 'digits')
   with pytest.raises(AttributeError):
     config.optimizer.learning_rat = 1.0
+
+
+def test_the_config_of_a_run_in_the_home_folder(tmp_path, monkeypatch):
+  values = compose.preset('bn_x5', 'digits').to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  monkeypatch.setenv('HOME', str(tmp_path.parent))
+  config = compose.of_run(f'~/{tmp_path.name}')
+  assert config.name == 'like-bn_x5-digits'
+  with pytest.raises(compose.BadValue, match='give the folder of a run'):
+    compose.of_run('~nobody-here/a')

@@ -7,7 +7,8 @@ import pytest
 
 FLOORS = [
   {'arrays', 'errors', 'streams'},
-  {'launchers', 'ranges', 'rendezvous'},
+  {'launchers', 'paths', 'rendezvous'},
+  {'path_flags', 'ranges'},
   {
     'accelerators', 'augment', 'batch_norm', 'crops', 'distributed', 'hlo_text', 'host',
     'import_weights.formats', 'import_weights.prefixes',
@@ -46,7 +47,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 PROGRAMS = {  # these may see flags
   'command_line', 'claims', 'dryrun', 'import_weights.__main__',
-  'native.__main__', 'report', 'sources.__main__', 'study', 'study_flags', 'study_results',
+  'native.__main__', 'path_flags', 'report', 'sources.__main__', 'study', 'study_flags', 'study_results',
   'study_runs',
 }  # fmt: skip
 

@@ -182,14 +182,17 @@ def test_parts_of_the_training_split_do_not_leak_what_is_held_out():
     make_source('digits', 'train[:9]', num_holdout=3)
 
 
-def test_a_bucket_without_its_library_gets_one_line(monkeypatch):
+@pytest.mark.parametrize('kind', [ImportError, RuntimeError, OSError])
+def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
   class Path(type(epath.Path('gs://a'))):
     def is_dir(self):
-      raise ImportError('Please install gcsfs to access Google Storage')
+      raise kind('Please install gcsfs\nor find credentials')
 
   monkeypatch.setattr(folders.epath, 'Path', Path)
   for dataset in 'image_folder', 'imagenet2012', 'fashion_mnist':
-    with pytest.raises(UserError, match='cannot be read: Please install gcsfs'):
+    with pytest.raises(
+      UserError, match='cannot be read: Please install gcsfs$'
+    ):
       make_source(dataset, 'train', 'gs://a')
 
 

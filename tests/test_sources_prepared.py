@@ -47,6 +47,23 @@ def copy_info(tmp_path, replacement):
       (folder / name).write_text(file.read().replace(*replacement))
 
 
+def test_tfds_without_a_home_folder_needs_data_dir(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  missing = '~nobody-here/tensorflow_datasets'
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', missing)
+  with pytest.raises(
+    UserError, match=f'--data_dir={missing}: there is no user'
+  ):
+    make_source('fashion_mnist', 'train')
+
+
+def test_records_in_buckets_of_others_than_google_are_refused():
+  with pytest.raises(UserError, match='prepared in s3://a, but .* mount this'):
+    prepared._check_bucket('fashion_mnist', 's3://a')
+  prepared._check_bucket('fashion_mnist', 'gs://a')
+
+
 def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
   copy_info(tmp_path, ('"array_record"', '"tfrecord"'))
   with pytest.raises(

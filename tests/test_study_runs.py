@@ -1,6 +1,7 @@
 """Studies as lists of runs: what they consist of, and which results are theirs."""
 
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -173,6 +174,25 @@ def test_commands_of_a_run():
   ]  # fmt: skip
   plain = runs_of('figure2', tasks=['imagenet'])[0].evaluate_command(None)
   assert not any('statistics' in word or 'split' in word for word in plain)
+
+
+def test_commands_from_another_folder_name_the_programs_there(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  run = runs_of('leave_one_out')[0]
+  for command in run.train_command(None), run.evaluate_command(None):
+    assert os.path.isfile(command[0])
+
+
+def test_a_home_folder_is_no_other_value(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/u')
+  short, whole = (
+    runs_of('figure1', values={'init_from': path})[0]
+    for path in ('~/a/9', '/home/u/a/9')
+  )
+  assert short.identity == whole.identity and short.config == whole.config
+  assert short.config['init_from'] == '/home/u/a/9'
 
 
 def test_names_that_are_not_there():

@@ -41,6 +41,7 @@ from bn_inception.errors import (
 from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.import_weights import Imported, files
 from bn_inception.optimizer import Optimizer, make_optimizer
+from bn_inception.path_flags import define_path
 from bn_inception.sources import imagenet
 from bn_inception.train_state import count_parameters, start_from
 from configs import compose
@@ -268,14 +269,14 @@ def _make_optimizer(config: dict) -> Optimizer:
 
 def define_flags() -> None:
   """The flags of the program, but not on import."""
-  flags.DEFINE_string(
+  define_path(
     'from',
     None,
     'File of weights to import, whatever its name: of safetensors, of '
     'torch.save, or a checkpoint of TensorFlow. '
     'Example: --from=bn_inception-52deb4733.pth',
   )
-  flags.DEFINE_string(
+  define_path(
     'workdir',
     None,
     'Folder for the imported checkpoint. Example: --workdir=runs/cadene',
@@ -286,7 +287,7 @@ def define_flags() -> None:
     'Data set that the imported network was trained on. '
     'Example: --dataset=oxford_flowers102',
   )
-  flags.DEFINE_string(
+  define_path(
     'class_names',
     None,
     'File with the names of the classes, a line for each in the order of the '
@@ -298,12 +299,12 @@ def define_flags() -> None:
     "Of TF-Slim's 1,001 classes keep the first, which is none of ImageNet's. "
     'Example: --keep_background',
   )
-  flags.DEFINE_string(
+  define_path(
     'checkpoint',
     None,
     'Checkpoint to export. Example: --checkpoint=runs/cadene/checkpoints/0',
   )
-  flags.DEFINE_string(
+  define_path(
     'to',
     None,
     'Safetensors file to export to. Example: --to=bninception.safetensors',

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from absl import flags
 
 from bn_inception import command_line, streams
+from bn_inception.path_flags import define_path
 from bn_inception.sources import check as checking
 from bn_inception.sources import imagenet
 from bn_inception.sources import shrink as shrinking
@@ -31,12 +32,13 @@ from bn_inception.sources import shrink as shrinking
 
 def define_common_flags() -> None:
   """--data_dir and --dataset."""
-  flags.DEFINE_string(
+  define_path(
     'data_dir',
     None,
     'Folder of the data: the data_dir of `tfds build`, or the folder of train/ '
     'and val/, or that of the official tars. Example: --data_dir=/data/tfds',
     required=True,
+    may_be_bucket=True,
   )
   flags.DEFINE_string(
     'dataset',
@@ -55,7 +57,7 @@ def check() -> Callable[[], None]:
 def shrink() -> Callable[[], None]:
   """Defines the flags of `shrink`; what it does with them."""
   define_common_flags()
-  flags.DEFINE_string(
+  define_path(
     'output_dir',
     None,
     'Folder for the copy, then the --data_dir to train from. '

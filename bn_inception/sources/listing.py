@@ -35,13 +35,17 @@ def is_folder(path: str) -> bool:
   """Whether a path, which may be a bucket's, is a folder.
 
   Raises:
-    UserError: if the library for such a bucket is not installed, or if folders
-      above it may not be entered.
+    UserError: if folders above it may not be entered, or if a bucket cannot be
+      asked: its library is not installed, its name or the credentials are not
+      known, ...
   """
   try:
     return epath.Path(path).expanduser().is_dir()
-  except (ImportError, PermissionError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
+  except Exception as error:  # each library of buckets has its own
+    if '://' not in path and not isinstance(error, PermissionError):
+      raise
+    first_line = str(error).partition('\n')[0] or type(error).__name__
+    raise UserError(f'{path} cannot be read: {first_line}') from error
 
 
 def require_folder(data_dir: str) -> None:

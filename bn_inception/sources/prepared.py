@@ -11,7 +11,7 @@ import threading
 
 from etils import epath
 
-from bn_inception import host
+from bn_inception import host, paths
 from bn_inception.errors import UserError
 from bn_inception.sources import imagenet
 from bn_inception.sources.copies import (
@@ -65,16 +65,32 @@ def open_builder(name: str, data_dir: str | None):
       another file format, or not one of labelled images, or if the copy does
       not name each class once.
   """
+  if data_dir is None:  # TFDS takes ~ as it is where there is no home folder
+    import tensorflow_datasets as tfds
+
+    default = str(tfds.core.constants.DATA_DIR)
+    paths.expand(default, '--data_dir', may_be_bucket=True)
   builder = _build(name, data_dir)
   root = data_dir or str(builder.data_dir_root)
   folder = epath.Path(builder.data_dir)
   if not names_in(folder):
     raise nothing_found(name, root, how_to_prepare(name, root))
+  _check_bucket(name, root)
   check_metadata(folder, (INFO_FILE,))
   _choose_format(builder)
   check_features(name, folder, builder.info.features)
   check_label_names(builder)
   return builder
+
+
+def _check_bucket(name: str, root: str) -> None:
+  """Refuses those that array_record would take for a local path."""
+  scheme, is_bucket, _ = root.partition('://')
+  if is_bucket and scheme != 'gs':
+    raise UserError(
+      f'{name} is prepared in {root}, but records are read from gs:// buckets '
+      'alone: mount this one, or copy the data set, and give that --data_dir'
+    )
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
