@@ -6,15 +6,18 @@ import dataclasses
 import functools
 import os
 import pathlib
+import pty
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -46,6 +49,13 @@ def _processes_of_session(session: int) -> list[int]:
   return found
 
 
+def free_port() -> int:
+  """Of this host; nobody listens there now."""
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
 class Process:
   """A program in a session of its own, and what it says.
 
@@ -55,19 +65,26 @@ class Process:
     of_runtime: those lines of stderr that are log records of XLA's runtime,
       which are not in `complained`.
     orphans: how many processes of the session outlived it, then.
-    end_time: when it was seen to end, as of time.monotonic().
+    start_time, end_time: of it, as of time.monotonic().
   """
 
   def __init__(self, command: Sequence[str], environment: dict[str, str]):
     self._streams = [tempfile.TemporaryFile('w+') for _ in range(2)]
-    self._process = subprocess.Popen(
-      command, cwd=ROOT, env=environment, start_new_session=True,
-      stdout=self._streams[0], stderr=self._streams[1],
-    )  # fmt: skip
+    self.start_time = time.monotonic()
+    self._process = self._start(command, environment)
     self.pid = self._process.pid  # and that of its group and session
     self.status, self.orphans, self.end_time = None, 0, None
     self.said, self.complained, self.of_runtime = [], [], []
     atexit.register(lambda: self.is_running() and self.kill_all())
+
+  def _collect(self) -> None:
+    """Called when nobody writes to the streams any more."""
+
+  def _start(self, command, environment) -> subprocess.Popen:
+    return subprocess.Popen(
+      command, cwd=ROOT, env=environment, start_new_session=True,
+      stdout=self._streams[0], stderr=self._streams[1],
+    )  # fmt: skip
 
   def is_running(self) -> bool:
     return self._process.poll() is None
@@ -89,10 +106,10 @@ class Process:
       with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
-  def wait(self) -> None:
+  def wait(self, seconds: float = HANG_SECONDS) -> None:
     """Until it and all processes that it started have ended, or too long."""
     try:
-      self.status = self._process.wait(HANG_SECONDS)
+      self.status = self._process.wait(seconds)
     except subprocess.TimeoutExpired:
       self.kill_all()
       self._process.wait()
@@ -103,6 +120,7 @@ class Process:
         self.kill_all()
         break
       time.sleep(0.05)
+    self._collect()
     for stream, lines in zip(
       self._streams, (self.said, self.complained), strict=True
     ):
@@ -110,6 +128,67 @@ class Process:
       lines += stream.read().splitlines()
       stream.close()
     self.complained, self.of_runtime = split_records(self.complained)
+
+
+class Listened(Process):
+  """A program that talks to somebody who may go away: `hang_up`.
+
+  What it says until then is in `said`.
+  """
+
+  def _start(self, command, environment):
+    self._reader, writer = self._open()
+    self._has_hung_up = threading.Event()
+    process = self._talk(command, environment, writer)
+    os.close(writer)
+    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._thread.start()
+    return process
+
+  def _open(self) -> tuple[int, int]:
+    return os.pipe()
+
+  def _talk(self, command, environment, writer) -> subprocess.Popen:
+    return subprocess.Popen(
+      command, cwd=ROOT, env=environment, start_new_session=True,
+      stdout=writer, stderr=self._streams[1],
+    )  # fmt: skip
+
+  def _listen(self) -> None:
+    while not self._has_hung_up.is_set():
+      if not select.select([self._reader], [], [], 0.05)[0]:
+        continue
+      try:
+        said = os.read(self._reader, 2**16)
+      except OSError:  # a terminal that nobody writes to any more
+        break
+      if not said:
+        break
+      self._streams[0].buffer.write(said)
+    os.close(self._reader)
+
+  def _collect(self):
+    self._thread.join(ORPHAN_SECONDS)  # it ends with the last who writes
+
+  def hang_up(self) -> None:
+    """Has nobody read any more; returns when that is so."""
+    self._has_hung_up.set()
+    self._thread.join()
+
+
+class InTerminal(Listened):
+  """A program whose stdin, stdout and stderr are a terminal of its own."""
+
+  def _open(self):
+    return pty.openpty()
+
+  def _talk(self, command, environment, writer):
+    # Under nohup it would go on.
+    before = ['setsid', '--ctty', 'env', '--default-signal=HUP']
+    return subprocess.Popen(
+      [*before, *command], cwd=ROOT, env=environment,
+      stdin=writer, stdout=writer, stderr=writer,
+    )  # fmt: skip
 
 
 def split_records(lines: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -182,11 +261,15 @@ class Run:
     num_workers: of the input pipeline.
     num_processes: that train together.
     folder: in which the run directory is made; None: the laboratory's.
+    variables: of the environment, more than the laboratory's.
+    make_process: of a command and an environment.
   """
 
   def __init__(
     self, laboratory: Laboratory, name: str, num_workers: int = 0,
     num_processes: int = 1, folder: pathlib.Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    make_process: Callable[..., Process] = Process,
   ):  # fmt: skip
     self.laboratory, self.num_processes = laboratory, num_processes
     self.workdir = (folder or laboratory.folder) / name
@@ -196,6 +279,8 @@ class Run:
       else (NUM_STEPS_OF_TWO, SAVE_EVERY_OF_TWO)
     )
     self._num_workers, self._processes = num_workers, []
+    self.environment = laboratory.environment | dict(variables or {})
+    self._make_process = make_process
 
   def copy(self, name: str, folder: pathlib.Path | None = None) -> 'Run':
     other = Run(self.laboratory, name, folder=folder)
@@ -228,9 +313,7 @@ class Run:
     """The command, in all processes."""
     layouts = [[]]
     if self.num_processes > 1:
-      with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{s.getsockname()[1]}'
+      address = f'127.0.0.1:{free_port()}'
       layouts = [
         [
           f'--coordinator_address={address}', f'--process_id={i}',
@@ -238,7 +321,7 @@ class Run:
         ] for i in range(self.num_processes)
       ]  # fmt: skip
     self._processes = [
-      Process([*self.command(), *layout], self.laboratory.environment)
+      self._make_process([*self.command(), *layout], self.environment)
       for layout in layouts
     ]
     return self._processes

@@ -1,11 +1,11 @@
-"""What becomes of runs that are killed, stopped, damaged or run out of disk.
+"""What becomes of runs that are killed, stopped or damaged, and on odd machines.
 
   python -m benchmarks.faults --output=results/faults.json
 
 Each fault is done to real runs, of train.py on digits, with a checkpoint every
 10 of 60 steps. Then the same command is given again until the run is at its
 end, which is compared, bit by bit, with that of a run that nothing disturbed.
-Prints the table of docs/runs.md. For Linux; faults that need mounts are not run
+Prints the two tables of docs/runs.md. For Linux; faults that need mounts are not run
 by others than root.
 
 A fault is survived if the run ended with the exit status that docs/runs.md
@@ -15,7 +15,6 @@ runtime may log it as well; its lines are counted apart.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,12 +25,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import flags
 
+from benchmarks import machine_faults
 from benchmarks.fault_runs import (
   NUM_STEPS,
   SAVE_EVERY,
@@ -39,6 +38,19 @@ from benchmarks.fault_runs import (
   Process,
   Run,
   resumed_from,
+)
+from benchmarks.fault_trials import (
+  Fault,
+  Row,
+  at_step,
+  compare,
+  mounted,
+  saving,
+  send,
+  send_to_group,
+  spread_steps,
+  try_faults,
+  try_refused,
 )
 from benchmarks.results import machine, print_table
 from bn_inception import checkpoint, command_line, integrity
@@ -53,165 +65,6 @@ _OUTPUT = define_path(
 )
 
 DISK = 'size=12m'  # a checkpoint takes 1 to 1.8 MB; four fit, with the log
-_COMPARING = threading.Lock()  # of threads, one at a time
-TELLING = 'error: ', 'checkpoint ', 'stopped by ', 'resuming from '
-
-
-@dataclasses.dataclass
-class Row:
-  """A fault, and what has become of the runs that it was done to.
-
-  Attributes:
-    fault: in words.
-    tried, survived: how often.
-    steps_lost: most that had to be done again.
-    differing_arrays: most, of all runs that came to their end.
-    runtime_lines: most that XLA's runtime logged in one process.
-    seconds: most between the fault and the end of the run's last process.
-    said: the first line about it, of the first time.
-    problems: why it was not survived.
-    not_run: why it was not tried.
-  """
-
-  fault: str
-  tried: int = 0
-  survived: int = 0
-  steps_lost: int = 0
-  differing_arrays: int = 0
-  orphans: int = 0
-  runtime_lines: int = 0
-  seconds: float = 0.0
-  said: str = ''
-  problems: list[str] = dataclasses.field(default_factory=list)
-  not_run: str | None = None
-
-  def note(
-    self, processes: list[Process], expected: list[int | tuple[int, ...]]
-  ) -> None:
-    """What ended processes did wrong, and what they say."""
-    self.orphans += sum(process.orphans for process in processes)
-    counts = [len(process.of_runtime) for process in processes]
-    self.runtime_lines = max(self.runtime_lines, *counts)
-    for process, status in zip(processes, expected, strict=True):
-      if process.status is None:
-        self.problems.append('it hangs')
-      elif process.status not in (
-        status if isinstance(status, tuple) else (status,)
-      ):
-        said = (process.complained or process.said or [''])[-1]
-        self.problems.append(
-          f'exit status {process.status} and not {status}: {said}'
-        )
-      if process.orphans:
-        self.problems.append(f'{process.orphans} processes left')
-      if len(process.complained) > 1:
-        lines = process.complained
-        self.problems.append(f'{len(lines)} lines on stderr: {lines[-1]}')
-    if not self.said:
-      self.said = first_line(processes)
-
-
-def first_line(processes: list[Process]) -> str:
-  """What a user reads first of a fault."""
-  lines = [line for p in processes for line in (*p.complained, *p.said)]
-  for beginning in TELLING:
-    for line in lines:
-      if line.startswith(beginning):
-        return line
-  return ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-  """Something done to a run while it runs.
-
-  Attributes:
-    when: it is true at the moment to do it.
-    what: does it; returns other processes that this has started.
-    expected: exit statuses of the run's processes and of those; a tuple where
-      several are right.
-    pause: seconds between the moment and the deed.
-    afterwards: mends what is needed to go on; returns problems.
-  """
-
-  when: Callable[[Run], bool]
-  what: Callable[[Run, list[Process]], list[Process] | None]
-  expected: list[int | tuple[int, ...]]
-  pause: float = 0.0
-  afterwards: Callable[[Run], list[str]] = lambda run: []
-
-
-def try_faults(row: Row, run: Run, faults: list[Fault]) -> None:
-  """Disturbs one run by one fault after the other, and compares its end."""
-  tried, num_problems, last_step = 0, len(row.problems), None
-  for fault in [*faults, None]:
-    processes = run.start()
-    if fault is None or not run.wait_until(lambda f=fault: f.when(run)):
-      fault = None  # the end came first
-    else:
-      time.sleep(fault.pause)
-      start = time.monotonic()
-      processes = [*processes, *(fault.what(run, processes) or [])]
-      tried += 1
-    for process in processes:
-      process.wait()
-    if last_step is not None:
-      lost = last_step - resumed_from(processes[0])
-      row.steps_lost = max(row.steps_lost, lost)
-    if fault is None:
-      row.note(processes, [0] * len(processes))
-      break
-    row.note(processes, fault.expected)
-    end = max(process.end_time for process in processes)
-    row.seconds = max(row.seconds, end - start)
-    last_step = run.last_step()
-    row.problems += fault.afterwards(run)
-  if compare(row, run) and len(row.problems) == num_problems:
-    row.survived += tried
-  row.tried += tried
-
-
-def compare(row: Row, run: Run) -> bool:
-  """Whether a run came to the end of an undisturbed one."""
-  try:
-    with _COMPARING:
-      differing = run.differing_arrays(
-        run.laboratory.reference(run.num_processes)
-      )
-  except UserError as error:
-    row.problems.append(str(error))
-    return False
-  row.differing_arrays = max(row.differing_arrays, differing)
-  return not differing
-
-
-# When: moments of a run. What: deeds.
-
-
-def at_step(step: int) -> Callable[[Run], bool]:
-  return lambda run: run.last_step() >= step
-
-
-def saving(step: int, is_named: bool) -> Callable[[Run], bool]:
-  return lambda run: any(s > step for s in run.saves(is_named))
-
-
-def send(number: int, index: int = 0) -> Callable:
-  """A signal to one process."""
-  return lambda run, processes: os.kill(processes[index].pid, number)
-
-
-def send_to_group(number: int) -> Callable:
-  """A signal to it and its workers, as from schedulers and terminals."""
-  return lambda run, processes: os.killpg(processes[0].pid, number)
-
-
-def spread_steps(rng: random.Random, count: int, last: int) -> list[int]:
-  """Random steps in a row, in each of so many parts of a run."""
-  return [
-    rng.randrange(i * last // count + 3, (i + 1) * last // count)
-    for i in range(count)
-  ]
 
 
 # The faults. Each gets a row, for its results, a laboratory, the random numbers
@@ -322,18 +175,6 @@ def try_damaged(row: Row, run: Run, step: str) -> None:
     row.survived += 1
 
 
-@contextlib.contextmanager
-def mounted(*arguments: str, at: pathlib.Path) -> Iterator[None]:
-  """Raises OSError or CalledProcessError where that is refused."""
-  at.mkdir(exist_ok=True)
-  command = ['mount', *arguments, str(at)]
-  subprocess.run(command, check=True, capture_output=True)
-  try:
-    yield
-  finally:
-    subprocess.run(['umount', '--lazy', str(at)], check=True)
-
-
 def fill_disk(row, lab, rng, quick):
   def fill(run, processes):
     free = os.statvfs(run.workdir)
@@ -370,17 +211,14 @@ def make_read_only(row, lab, rng, quick):
   del rng, quick
   run = lab.stopped().copy('run', folder=lab.folder / 'read_only')
   folder = run.workdir.parent
-  with mounted('--bind', str(folder), at=folder):
-    options = 'remount,ro,bind'
-    subprocess.run(['mount', '-o', options, str(folder)], check=True)
-    row.note(run.start_and_wait(), [2])
-  row.tried += 1
-  num_problems = len(row.problems)
-  last_step = run.last_step()
-  (process,) = run.start_and_wait()
-  row.note([process], [0])
-  row.steps_lost = last_step - resumed_from(process)
-  row.survived += compare(row, run) and num_problems == len(row.problems) == 0
+
+  def start():
+    with mounted('--bind', str(folder), at=folder):
+      options = 'remount,ro,bind'
+      subprocess.run(['mount', '-o', options, str(folder)], check=True)
+      return run.start_and_wait()
+
+  try_refused(row, run, start)
 
 
 def remove_workdir(row, lab, rng, quick):
@@ -397,7 +235,7 @@ def remove_workdir(row, lab, rng, quick):
 
 TERM, INT = 128 + signal.SIGTERM, 128 + signal.SIGINT
 KILLED, ABORTED = -signal.SIGKILL, -signal.SIGABRT
-FAULTS = {
+RUN_FAULTS = {
   'kill': ('SIGKILL at a random moment', kill_at_random),
   'kill_saving': ('SIGKILL while a checkpoint is written', kill_while_saving),
   'term': ('SIGTERM', stop_with('term', send(signal.SIGTERM), TERM)),
@@ -451,6 +289,7 @@ FAULTS = {
   'read_only': ('folder read-only', make_read_only),
   'removed': ('folder removed during the run', remove_workdir),
 }
+FAULTS = RUN_FAULTS | machine_faults.FAULTS
 FAULTS_OF_TWO = 'kill_first', 'kill_second', 'term_second'  # processes
 
 
@@ -495,8 +334,20 @@ HEADER = [
 
 
 def print_rows(rows: dict[str, Row]) -> None:
-  lines = []
+  """A table of what is done to runs, and one of what machines lack."""
+  of_machines = [rows[name] for name in rows if name in machine_faults.FAULTS]
+  of_runs = [rows[name] for name in rows if name in RUN_FAULTS]
+  for table in filter(None, (of_runs, of_machines)):
+    _print_table(table)
+    print()
   for row in rows.values():
+    for problem in row.problems:
+      print(f'\n{row.fault}: {problem[:1000]}')
+
+
+def _print_table(rows: list[Row]) -> None:
+  lines = []
+  for row in rows:
     numbers = [
       row.tried, row.survived, row.steps_lost, row.differing_arrays,
       row.orphans, f'{row.seconds:.1f}' if row.seconds else '',
@@ -506,9 +357,6 @@ def print_rows(rows: dict[str, Row]) -> None:
     said = row.not_run or row.said
     lines.append([row.fault, *map(str, numbers), said])
   print_table(HEADER, lines)
-  for row in rows.values():
-    for problem in row.problems:
-      print(f'\n{row.fault}: {problem[:1000]}')
 
 
 def main() -> None:
