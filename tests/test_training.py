@@ -636,7 +636,8 @@ def test_what_was_left_out_is_said_at_the_start():
     source=train, evaluator=SimpleNamespace(source=evaluated)
   )
   names = {'train_split': 'train', 'eval_split': 'validation'}
-  assert training._describe_data(names, experiment) == [
+  lines = training._describe_data(names, experiment)
+  assert training._in_lines(*lines).split('\n') == [
     'pets: 1,200 images of 2 classes (train), 12 (validation)',
     f'{"":14} train: not read: 1 file (.txt 1)',
   ]
