@@ -15,6 +15,7 @@ runtime may log it as well; its lines are counted apart.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -179,7 +180,8 @@ def fill_disk(row, lab, rng, quick):
   def fill(run, processes):
     free = os.statvfs(run.workdir)
     size = max(0, free.f_bavail * free.f_frsize - rng.randrange(600_000))
-    (run.workdir.parent / 'filler').write_bytes(bytes(size))
+    with contextlib.suppress(OSError):  # the run may have saved meanwhile
+      (run.workdir.parent / 'filler').write_bytes(bytes(size))
 
   def make_room(run):
     (run.workdir.parent / 'filler').unlink()
