@@ -30,7 +30,7 @@ class _Kind:
 _KINDS = (
   _Kind(
     'NVIDIA GPU', 'cuda',
-    {'jax-cuda13-plugin': 'cuda13', 'jax-cuda12-plugin': 'cuda12'},
+    {'jax-cuda12-plugin': 'cuda12', 'jax-cuda13-plugin': 'cuda13'},
     ('/dev/nvidia[0-9]*', '/dev/nvidiactl'),
   ),
   _Kind(
@@ -101,9 +101,22 @@ def explain_missing(error: Exception) -> str | None:
   )
   return (
     f'{begin} ({reason}; plugins installed: {", ".join(plugins) or "none"}): '
-    f'{remedy} to compute on what is here, or install jax[cuda13] or jax[tpu] '
-    f'of version {jax.__version__}'
+    f'{remedy} to compute on what is here{_or_install(given or "")}'
   )
+
+
+def _or_install(platforms: str) -> str:
+  """What else may help; nothing does where no plugin has such a name."""
+  extras = {
+    'cuda': 'cuda12',
+    'gpu': 'cuda12',
+    'tpu': 'tpu',
+    'rocm': 'rocm7-local',
+  }
+  asked = platforms.replace(' ', '').split(',') if platforms else list(extras)
+  wanted = dict.fromkeys(extras[p] for p in asked if p in extras)
+  commands = ' or '.join(_install(extra) for extra in wanted)
+  return f', or install the plugin: {commands}' if commands else ''
 
 
 def version_of(distribution: str) -> str | None:

@@ -586,7 +586,9 @@ def _restore(path: str, items: dict[str, Any]):
       f'first, with python -m bn_inception.import_weights --from={path}'
     )
   if not os.path.isdir(path):
-    raise UserError(f'checkpoint {path} does not exist')
+    steps = list_steps(os.path.dirname(path))
+    there = f': there are {", ".join(map(str, steps))}' if steps else ''
+    raise UserError(f'checkpoint {path} does not exist{there}')
   check_path(path)
   _verify(path)
   handler = ocp.Checkpointer(ocp.CompositeCheckpointHandler())

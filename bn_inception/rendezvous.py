@@ -220,7 +220,7 @@ def _admit(
     _send(connection, _HERE)
     return
   host = connection.getpeername()[0].removeprefix('::ffff:')
-  print(f'process 0: sent away one from {host}: {refusal}', flush=True)
+  print(f'process 0: refused a process at {host}: {refusal}', flush=True)
   _send(connection, f'{_NO}{refusal}')
   connection.close()
 

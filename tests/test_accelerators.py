@@ -72,7 +72,7 @@ def test_a_plugin_that_does_not_start(on_machine):
 @pytest.mark.parametrize(
   'path, extra',
   [
-    ('/dev/nvidia0', 'cuda13'),
+    ('/dev/nvidia0', 'cuda12'),
     ('/dev/accel0', 'tpu'),
     ('/dev/vfio/0', 'tpu'),
     ('/dev/kfd', 'rocm7-local'),
@@ -112,6 +112,7 @@ def test_missing_devices_are_explained(monkeypatch):
   assert "JAX_PLATFORMS='cuda'" in line and 'no NVIDIA GPU is seen;' in line
   assert 'jax-cuda13-plugin 0.9, libtpu 0.1)' in line
   assert 'unset JAX_PLATFORMS' in line
+  assert line.endswith(f"install the plugin: pip install 'jax[cuda12]=={JAX}'")
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
   assert "with CUDA_VISIBLE_DEVICES=''" in accelerators.explain_missing(
     RuntimeError()
@@ -131,6 +132,14 @@ def test_devices_in_use_are_explained(platforms, remedy, monkeypatch):
   line = accelerators.explain_missing(error)
   assert '(ABORTED: The TPU is already in use by process with pid 9; ' in line
   assert remedy in line and '\n' not in line
+
+
+def test_a_platform_that_no_plugin_has_is_not_installed(monkeypatch):
+  error = RuntimeError('Unknown backend cuba')
+  fail_to_find_devices(monkeypatch, 'cuba', error)
+  line = accelerators.explain_missing(error)
+  assert "JAX_PLATFORMS='cuba'" in line and 'unset JAX_PLATFORMS' in line
+  assert 'pip install' not in line
 
 
 def test_other_errors_are_not_explained():

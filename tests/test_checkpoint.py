@@ -87,6 +87,10 @@ def test_bad_folders_are_named(directory, tmp_path):
     checkpoint.find(str(tmp_path))
   with pytest.raises(UserError, match='checkpoint .*absent does not exist'):
     restore(tmp_path / 'absent')
+  with pytest.raises(
+    UserError, match='checkpoint .*/7 does not exist: there are'
+  ):
+    restore(pathlib.Path(directory, '7'))
   (tmp_path / 'a.pth').touch()
   with pytest.raises(
     UserError, match='a.pth is a file .*import_weights --from'

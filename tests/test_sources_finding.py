@@ -131,6 +131,11 @@ def test_other_forms_of_imagenet_are_named(tmp_path, files, message):
   assert message.format(root=root) in said('imagenet2012', root)
 
 
+def test_an_empty_version_alone_was_never_finished(tmp_path):
+  (tmp_path / 'imagenet2012' / '9.9.9').mkdir(parents=True)
+  assert '9.9.9 was never finished' in said('imagenet2012', tmp_path)
+
+
 def test_the_folder_of_a_split_without_images_is_told_its_form(tmp_path):
   (tmp_path / 'train').mkdir()
   (tmp_path / 'train' / 'n01440764.tar').write_bytes(b'')

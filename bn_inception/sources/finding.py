@@ -231,7 +231,7 @@ def _unfinished(root: epath.Path, name: str) -> str | None:
   if not is_folder(str(root / name)):
     return None
   for folder in _entries(root / name)[0]:
-    if '.incomplete' in folder:
+    if '.incomplete' in folder or not any(_entries(root / name / folder)):
       return (
         f'{root / name / folder} was never finished: give the command that '
         'prepared it again'

@@ -98,7 +98,8 @@ def how_to_prepare(name: str, data_dir: str) -> str:
   base = parse_name(name)[0]
   root = epath.Path(data_dir).expanduser()
   command = (
-    f'`pip install -r requirements-prepare.txt && tfds build {name} '
+    '`python3 -m venv .venv-prepare && .venv-prepare/bin/pip install -r '
+    f'requirements-prepare.txt && .venv-prepare/bin/tfds build {name} '
     f'--file_format={FILE_FORMAT} --data_dir={data_dir}'
   )
   if base != imagenet.NAME:
