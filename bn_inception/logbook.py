@@ -168,7 +168,8 @@ class _Events:
     name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}'
     with writing(folder):
       os.makedirs(folder, exist_ok=True)
-      self._writer = RecordWriter(os.path.join(folder, name))
+      # tensorboardX takes the folder 'gs:a' for a bucket, but not '/runs/gs:a'.
+      self._writer = RecordWriter(os.path.join(os.path.abspath(folder), name))
     self._add(file_version='brain.Event:2')
     self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 

@@ -56,6 +56,15 @@ def test_tensorboard_events_are_written(tmp_path):
   assert len(events) == 1 and b'train/loss' in events[0].read_bytes()
 
 
+def test_a_folder_named_as_a_bucket_is_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for workdir in 'gs:a', 's3:a':
+    (tmp_path / workdir).mkdir()
+    with logbook.Logbook(workdir, 0) as book:
+      book.write('train', 1, loss=2.5)
+    assert len(list((tmp_path / workdir / 'tb').iterdir())) == 1
+
+
 def test_a_full_disk_is_one_line_and_loses_no_written_record(small_disk):
   workdir = small_disk.path / 'run'
   workdir.mkdir()
