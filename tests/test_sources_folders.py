@@ -184,6 +184,8 @@ def test_parts_of_the_training_split_do_not_leak_what_is_held_out():
 
 @pytest.mark.parametrize('kind', [ImportError, RuntimeError, OSError])
 def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
+  import tensorflow_datasets as tfds
+
   class Path(type(epath.Path('gs://a'))):
     def is_dir(self):
       raise kind('Please install gcsfs\nor find credentials')
@@ -194,6 +196,9 @@ def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
       UserError, match='cannot be read: Please install gcsfs$'
     ):
       make_source(dataset, 'train', 'gs://a')
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', 'gs://a')
+  with pytest.raises(UserError, match='gs://a cannot be read: Please install'):
+    make_source('fashion_mnist', 'train')
 
 
 def test_missing_and_surplus_things_are_named(tmp_path):

@@ -51,11 +51,25 @@ def test_tfds_without_a_home_folder_needs_data_dir(monkeypatch):
   import tensorflow_datasets as tfds
 
   missing = '~nobody-here/tensorflow_datasets'
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', missing)
   with pytest.raises(
     UserError, match=f'--data_dir={missing}: there is no user'
   ):
     make_source('fashion_mnist', 'train')
+
+
+def test_the_folder_of_tfds_may_be_an_address(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def use(address):  # TFDS reads the variable when it is imported
+    monkeypatch.setenv('TFDS_DATA_DIR', address)
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', address)
+    return make_source('fashion_mnist', 'train')
+
+  assert len(use(f'file://{TFDS_DIR}')) == 200
+  with pytest.raises(UserError, match=r'^\$TFDS_DATA_DIR=hdfs://h/a: '):
+    use('hdfs://h/a')
 
 
 def test_records_in_buckets_of_others_than_google_are_refused():

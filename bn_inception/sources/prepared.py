@@ -33,7 +33,7 @@ from bn_inception.sources.copies import (
   wanted_copies,
 )
 from bn_inception.sources.finding import find_remedy, nothing_found
-from bn_inception.sources.listing import names_in
+from bn_inception.sources.listing import is_folder, names_in
 from bn_inception.sources.source import (
   UNREADABLE,
   Example,
@@ -65,11 +65,8 @@ def open_builder(name: str, data_dir: str | None):
       another file format, or not one of labelled images, or if the copy does
       not name each class once.
   """
-  if data_dir is None:  # TFDS takes ~ as it is where there is no home folder
-    import tensorflow_datasets as tfds
-
-    default = str(tfds.core.constants.DATA_DIR)
-    paths.expand(default, '--data_dir', may_be_bucket=True)
+  if data_dir is None:
+    data_dir = _default_folder()
   builder = _build(name, data_dir)
   root = data_dir or str(builder.data_dir_root)
   folder = epath.Path(builder.data_dir)
@@ -81,6 +78,19 @@ def open_builder(name: str, data_dir: str | None):
   check_features(name, folder, builder.info.features)
   check_label_names(builder)
   return builder
+
+
+def _default_folder() -> str:
+  """TFDS's own, which TFDS takes as it is: with ~, or as file:///data."""
+  import tensorflow_datasets as tfds
+
+  folder = paths.expand(
+    str(tfds.core.constants.DATA_DIR),
+    '$TFDS_DATA_DIR' if 'TFDS_DATA_DIR' in os.environ else '--data_dir',
+    may_be_bucket=True,
+  )
+  is_folder(folder)  # complains about a bucket that cannot be asked
+  return folder
 
 
 def _check_bucket(name: str, root: str) -> None:
@@ -120,11 +130,11 @@ def how_to_prepare(name: str, data_dir: str) -> str:
   )
 
 
-def _build(name: str, data_dir: str | None):
+def _build(name: str, data_dir: str):
   """TFDS's builder of a data set, whether it is prepared or not."""
   import tensorflow_datasets as tfds
 
-  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  root = epath.Path(data_dir).expanduser()
   base, config, version = parse_name(name)
   copies = wanted_copies(root, name)
   try:
