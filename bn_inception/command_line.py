@@ -24,6 +24,7 @@ from bn_inception import (
 from bn_inception.errors import UserError
 from bn_inception.interruption import Interrupted
 from bn_inception.run_directory import flatten
+from bn_inception.sources.listing import is_folder
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
@@ -109,7 +110,7 @@ def _run(
   cache = jax.config.jax_compilation_cache_dir
   if cache != '':  # which is to keep nothing
     _keep_compiled_programs(cache or CACHE_FOLDER)
-  arguments = _repeat_flags(sys.argv, of_several)
+  arguments = _repeat_flags(_read_flag_files(sys.argv), of_several)
   is_given = any(re.match('--?config(=|$)', a) for a in arguments)
   if default_config is not None and not is_given:
     arguments.insert(1, f'--config={default_config}')
@@ -175,7 +176,9 @@ def _keep_compiled_programs(folder: str) -> None:
     folder = paths.expand(
       folder, '$JAX_COMPILATION_CACHE_DIR', may_be_bucket=True
     )
-    if '://' not in folder:
+    if '://' in folder:
+      is_folder(folder)  # complains about a bucket that cannot be asked
+    else:
       os.makedirs(folder, exist_ok=True)
   except (OSError, UserError) as error:
     why = f'{folder}: {error.strerror}' if isinstance(error, OSError) else error
@@ -226,6 +229,14 @@ def _leave_processes(error: Exception) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE)
+
+
+def _read_flag_files(arguments: Sequence[str]) -> list[str]:
+  """['--flagfile=FILE'] -> the flags in it, of which one may be --config."""
+  try:
+    return flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+  except flags.Error as error:
+    _stop(str(error).removeprefix('ERROR:: '))
 
 
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

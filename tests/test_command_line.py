@@ -17,6 +17,7 @@ import pytest
 from ports import free_port
 
 from bn_inception import checkpoint, command_line, mesh
+from bn_inception.errors import UserError
 from bn_inception.experiment import make_evaluator
 from bn_inception.logbook import read_metrics
 from bn_inception.sources import make_source
@@ -478,6 +479,23 @@ def test_config_files_are_found_here_or_in_the_repository(
   assert described.count('configs/mnist.py') == 1 and 'lost' not in described
 
 
+def test_flags_may_be_in_a_file(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'a.flags').write_text(
+    '--config=configs/mnist.py:plain\n--workdir=~/a\n'
+  )
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert command_line._read_flag_files(
+    ['train.py', '--flagfile=~/a.flags', '--config.seed=1']
+  ) == [
+    'train.py', '--config=configs/mnist.py:plain', '--workdir=~/a',
+    '--config.seed=1',
+  ]  # fmt: skip
+  with pytest.raises(SystemExit) as stopped:
+    command_line._read_flag_files(['train.py', '--flagfile=/no/where'])
+  assert stopped.value.code == 2
+  assert "'/no/where'" in capsys.readouterr().err
+
+
 def test_without_a_home_folder_compiled_programs_are_not_kept(
   tmp_path, monkeypatch, capsys
 ):
@@ -490,8 +508,18 @@ def test_without_a_home_folder_compiled_programs_are_not_kept(
   command_line._keep_compiled_programs('~nobody-here/cache')
   (line,) = capsys.readouterr().out.splitlines()
   assert 'not kept: $JAX_COMPILATION_CACHE_DIR=~nobody-here/cache' in line
+
+  def cannot_be_asked(path):
+    raise UserError(f'{path} cannot be read')
+
+  monkeypatch.setattr(command_line, 'is_folder', cannot_be_asked)
+  command_line._keep_compiled_programs('gs://bucket/cache')
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'not kept: gs://bucket/cache cannot be read' in line
+  monkeypatch.setattr(command_line, 'is_folder', lambda path: False)
   command_line._keep_compiled_programs('gs://bucket/cache')  # JAX writes there
-  assert kept == [str(tmp_path / 'home/cache'), None, 'gs://bucket/cache']
+  assert capsys.readouterr().out == ''
+  assert kept == [str(tmp_path / 'home/cache'), None, None, 'gs://bucket/cache']
   assert [path.name for path in tmp_path.iterdir()] == ['home']
 
 
