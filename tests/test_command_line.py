@@ -553,4 +553,4 @@ def test_a_run_from_another_folder_with_ones_own_config(tmp_path, environment):
   assert "could not convert string to float: 'many'" in default.stderr
   environment = environment | {'TFDS_DATA_DIR': '~/tfds'}
   no_data = run('--config=configs/bn_x5.py:fashion_mnist')
-  assert f'not prepared in {tmp_path}/home/tfds: ' in no_data.stderr
+  assert f'error: {tmp_path}/home/tfds holds no copy' in no_data.stderr
