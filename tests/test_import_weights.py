@@ -24,6 +24,7 @@ from bn_inception.import_weights import (
 )
 from bn_inception.import_weights import __main__ as program
 from bn_inception.inception import Inception
+from bn_inception.perceptron import Perceptron
 from bn_inception.train_state import count_parameters
 from configs import compose
 
@@ -221,6 +222,8 @@ def test_networks_of_another_function_are_not_exported(variables):
   assert 'model.use_lrn is True, not False; model.epsilon is 0.001, not' in str(
     error.value
   )
+  with pytest.raises(UserError, match='the network is a Perceptron: only'):
+    to_pytorch(variables, Perceptron(10))
 
 
 # ---- TF-Slim ----

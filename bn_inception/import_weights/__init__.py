@@ -290,6 +290,11 @@ def to_pytorch(
   Raises:
     UserError: if that PyTorch model is another function, with all differences.
   """
+  if not isinstance(model, Inception):
+    raise UserError(
+      f'the network is a {type(model).__name__}: only Inception has a layout of '
+      f'{layout.name} to be written in'
+    )
   different = [
     f'model.{name} is {getattr(model, name)}, not {value}'
     for name, value in PYTORCH_MODEL.items()
