@@ -70,9 +70,12 @@ def printed_command(data_dir, message):
   with pytest.raises(UserError, match=message) as caught:
     make_source('imagenet2012', 'train', str(data_dir))
   assert '\n' not in str(caught.value)
-  install, command = re.search('`(.*)`', str(caught.value))[1].split(' && ')
-  assert install == 'pip install -r requirements-prepare.txt'
-  return command
+  make, install, command = re.search('`(.*)`', str(caught.value))[1].split(
+    ' && '
+  )
+  assert make == 'python3 -m venv .venv-prepare'
+  assert install.endswith('/bin/pip install -r requirements-prepare.txt')
+  return command.removeprefix('.venv-prepare/bin/')
 
 
 def run(command, environment):

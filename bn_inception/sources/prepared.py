@@ -44,6 +44,11 @@ from bn_inception.sources.source import (
 )
 
 FILE_FORMAT = 'array_record'  # the one that can be read in any order
+# The program of TFDS, which needs TensorFlow, in an environment of its own.
+_TFDS = (
+  'python3 -m venv .venv-prepare && .venv-prepare/bin/pip install -r '
+  'requirements-prepare.txt && .venv-prepare/bin/tfds'
+)
 _BUFFER_BYTES = 2**15  # array_record's own for random access
 SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
 
@@ -108,9 +113,7 @@ def how_to_prepare(name: str, data_dir: str) -> str:
   base = parse_name(name)[0]
   root = epath.Path(data_dir).expanduser()
   command = (
-    '`python3 -m venv .venv-prepare && .venv-prepare/bin/pip install -r '
-    f'requirements-prepare.txt && .venv-prepare/bin/tfds build {name} '
-    f'--file_format={FILE_FORMAT} --data_dir={data_dir}'
+    f'`{_TFDS} build {name} --file_format={FILE_FORMAT} --data_dir={data_dir}'
   )
   if base != imagenet.NAME:
     return (
@@ -199,7 +202,7 @@ def _choose_format(builder) -> None:
     # With several workers the command ends with success even if all fail.
     raise UserError(
       f'{builder.data_dir} is prepared as {formats[0]}, which has no random '
-      'access: run `pip install -r requirements-prepare.txt && tfds '
+      f'access: run `{_TFDS} '
       f'convert_format --dataset_version_dir={builder.data_dir} '
       f'--out_file_format={FILE_FORMAT} --num_workers=1`'
     )
