@@ -146,15 +146,17 @@ def open_checkpoints(
     UserError: if it cannot be written, or holds checkpoints that cannot be read.
   """
   policies = checkpoint_managers
-  preservation = policies.AnyPreservationPolicy(
-    [
-      policies.LatestN(keep_last),
-      policies.BestN(
-        get_metric_fn=lambda metrics: metrics['top1'],
-        n=keep_best,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
+  preservation = _NoneYet(
+    policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(keep_last),
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics['top1'],
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=preservation,
@@ -175,7 +177,26 @@ def open_checkpoints(
       f'the checkpoints in {directory} cannot be opened ({_reason(error)}): mend '
       'the folder, and move those away that eval.py --step cannot read'
     ) from error
-  return Checkpoints(directory, manager)
+  return Checkpoints(directory, manager, preservation)
+
+
+class _NoneYet(checkpoint_managers.PreservationPolicy):
+  """Has orbax keep all; notes what is to go once the newest can be read back.
+
+  Orbax removes the older ones as soon as the newest is written.
+
+  Attributes:
+    superfluous: the steps that `policy` does not keep, as of the last save.
+  """
+
+  def __init__(self, policy: checkpoint_managers.PreservationPolicy):
+    self._policy, self.superfluous = policy, []
+
+  def should_preserve(self, checkpoints, *, context):
+    is_kept = self._policy.should_preserve(checkpoints, context=context)
+    pairs = zip(checkpoints, is_kept, strict=True)
+    self.superfluous = [info.step for info, kept in pairs if not kept]
+    return [True] * len(is_kept)
 
 
 class Checkpoints:
@@ -187,10 +208,17 @@ class Checkpoints:
   Args:
     directory: of the checkpoints.
     manager: of orbax, for this directory.
+    preservation: the policy that the manager has.
   """
 
-  def __init__(self, directory: str, manager: ocp.CheckpointManager):
+  def __init__(
+    self,
+    directory: str,
+    manager: ocp.CheckpointManager,
+    preservation: _NoneYet,
+  ):
     self._directory, self._manager = directory, manager
+    self._preservation = preservation
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
     self._saving: concurrent.futures.Future | None = None
     self._step = None  # of the save that is under way, or was the last
@@ -254,6 +282,19 @@ class Checkpoints:
       path = os.path.join(self._directory, str(step))
       _check_restorable(path, abstract_state)
       integrity.seal(path)
+      self._remove_superfluous()
+
+  def _remove_superfluous(self) -> None:
+    for step in self._preservation.superfluous:
+      path = os.path.join(self._directory, str(step))
+      try:
+        if os.path.isdir(path):  # orbax goes on to count what is removed
+          shutil.rmtree(path)
+      except OSError as error:
+        raise UserError(
+          f'the older checkpoint {path} cannot be removed ({error.strerror}): '
+          'mend the folder, and give the same command again to go on'
+        ) from error
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:

@@ -82,6 +82,9 @@ def run(
       _run(main, default_config, of_several)
     except SystemExit as end:
       status = end.code or 0
+      if not isinstance(status, int):  # a config may say why it ends
+        print(status, file=sys.stderr)
+        status = EXIT_FAILURE
     except KeyboardInterrupt:
       interruption.await_answer()
       status = 128 + signal.SIGINT

@@ -210,11 +210,13 @@ def _admit(
 ) -> None:
   """Takes a process in, or sends it away and says why."""
   try:
-    it = Member(*json.loads(_receive(connection, _NETWORK_SECONDS) or ''))
-    refusal = _refuse(it, me, came)
-  except (ValueError, TypeError, OSError):  # not one of this program's
+    it = _parse_member(_receive(connection, _NETWORK_SECONDS))
+  except OSError:
+    it = None
+  if it is None:
     connection.close()
     return
+  refusal = _refuse(it, me, came)
   if refusal is None:
     came[it.process_id] = connection
     _send(connection, _HERE)
@@ -223,6 +225,18 @@ def _admit(
   print(f'process 0: refused a process at {host}: {refusal}', flush=True)
   _send(connection, f'{_NO}{refusal}')
   connection.close()
+
+
+def _parse_member(text: str) -> Member | None:
+  """What a process has sent; None: it is not one of this program's."""
+  try:
+    it = Member(*json.loads(text))
+  except (ValueError, TypeError, RecursionError):  # the last for '[[[[...'
+    return None
+  has_types = type(it.process_id) is type(
+    it.num_processes
+  ) is int and isinstance(it.traits, dict)
+  return it if has_types and 0 < it.process_id < it.num_processes else None
 
 
 def _refuse(it: Member, me: Member, came: Mapping[int, object]) -> str | None:
@@ -317,11 +331,13 @@ def _receive(connection: socket.socket, seconds: float) -> str:
   """A line; what is there of it if the other end is closed.
 
   Raises:
-    TimeoutError: if nothing came for so long.
+    TimeoutError: if it is not there after so long.
   """
-  connection.settimeout(seconds)
-  received = b''
+  end, received = time.monotonic() + seconds, b''
   while not received.endswith(b'\n') and len(received) < _MAX_LINE:
+    if (rest := end - time.monotonic()) <= 0:
+      raise TimeoutError
+    connection.settimeout(rest)
     part = connection.recv(2**16)
     if not part:
       break

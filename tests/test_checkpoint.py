@@ -195,10 +195,10 @@ def test_what_cannot_be_read_back_is_not_called_saved(
 
   check = checkpoint._check_restorable
   directory = tmp_path / 'checkpoints'
-  save_small(directory, 1)
+  save_small(directory, 1, keep_last=1)
   monkeypatch.setattr(checkpoint, '_check_restorable', lose)
   with pytest.raises(UserError) as caught:
-    save_small(directory, 2)
+    save_small(directory, 2, keep_last=1)
   place = tmp_path / 'damaged_checkpoints' / '2'
   assert 'checkpoint of step 2 could not be written' in str(caught.value)
   assert f'cannot be read back, see {place}: ' in str(caught.value)

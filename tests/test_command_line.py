@@ -441,6 +441,18 @@ def test_ctrl_c_ends_a_process_that_waits_for_others(tmp_path, environment):
   assert found == (130, 'interrupted\n')
 
 
+def test_a_program_that_ends_with_a_text_says_it(environment):
+  script = (
+    'import sys; from bn_inception import command_line; '
+    "command_line.run(lambda: sys.exit('no data here'))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], env=environment, capture_output=True,
+    text=True, cwd=ROOT,
+  )  # fmt: skip
+  assert (done.returncode, done.stderr) == (1, 'no data here\n')
+
+
 def test_flags_of_several_values_are_repeated():
   arguments = [
     'eval.py', '--images', 'a.jpg', 'b,c.jpg', '--fold', '--images=d.jpg',

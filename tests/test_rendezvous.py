@@ -150,6 +150,7 @@ def test_a_process_that_was_started_again_is_no_second_one(monkeypatch):
   for hello in (
     b'GET / HTTP/1.1\r\n\r\n',
     json.dumps([1, 3, {}]).encode() + b'\n',
+    b'[' * 10_000 + b'\n',
   ):
     with contextlib.closing(connect(port)) as stranger:
       stranger.sendall(hello)
@@ -163,6 +164,35 @@ def test_a_process_that_was_started_again_is_no_second_one(monkeypatch):
   listen_as_jax('127.0.0.1', port)
   listen_as_jax('127.0.0.1', port2)
   assert finish(again, last, second) == [None, None, None]
+
+
+@pytest.mark.parametrize('text', [
+  '', '[1]', '[' * 10_000, '["1", 2, {}]', '[1, 2, null]', '[2, 2, {}]',
+  '[true, 2, {}]', '[NaN, 2, {}]',
+])  # fmt: skip
+def test_what_scanners_of_ports_send_is_no_process(text):
+  assert rendezvous._parse_member(text) is None
+  sent = json.dumps(Member(1, 2, {'jax': '1'}))
+  assert rendezvous._parse_member(sent) == Member(1, 2, {'jax': '1'})
+
+
+def test_who_sends_byte_by_byte_does_not_keep_the_others_waiting():
+  ours, theirs = socket.socketpair()
+  with ours, theirs:
+    is_done = threading.Event()
+
+    def drip():
+      while not is_done.wait(0.02):
+        theirs.sendall(b'[')
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+      with pytest.raises(TimeoutError):
+        rendezvous._receive(ours, 0.1)
+    finally:
+      is_done.set()
+      thread.join()
 
 
 def connect(port):

@@ -57,7 +57,8 @@ def strip_prefixes(
   renamed = [(name, own) for own, name in name_of.items() if name != own]
   if renamed:
     name, own = renamed[0]
-    remarks.append(f'{len(renamed)} prefixes taken off: {name} is {own}')
+    noun = 'prefix' if len(renamed) == 1 else 'prefixes'
+    remarks.append(f'{len(renamed)} {noun} taken off: {name} is {own}')
   if others:
     more = f' and {len(others) - 3} more' if len(others) > 3 else ''
     remarks.append(
