@@ -80,6 +80,8 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
     from bn_inception import host
 
     host.keep_memory()  # as train.py does
+    # Older versions do so in keep_memory.
+    getattr(host, 'run_steps_in_main_thread', lambda: None)()
 
   from bn_inception.experiment import make_model, make_update
   from bn_inception.inception import fold_batch_norm

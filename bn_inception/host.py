@@ -33,15 +33,22 @@ def keep_memory() -> None:
   XLA:CPU asks for all that a step needs at once (0.65 GB for BN-Inception and 16
   images), and the C library gives so large a block back to the system after each
   step, which clears it, page by page, for the next: an eighth of the time. Only
-  the main thread's memory can be kept, so that steps on the CPU run in it. Has
-  to be called before JAX makes its devices. Where the C library is not glibc,
-  its memory stays as it is.
+  the main thread's memory can be kept: see `run_steps_in_main_thread`. Where the C
+  library is not glibc, its memory stays as it is.
   """
-  jax.config.update('jax_cpu_enable_async_dispatch', False)
   set_option = getattr(ctypes.CDLL(None), 'mallopt', None)
   if set_option is not None:
     set_option(_M_MMAP_MAX, 0)
     set_option(_M_TRIM_THRESHOLD, -1)
+
+
+def run_steps_in_main_thread() -> None:
+  """Has the call of a compiled step on the CPU return when it is computed.
+
+  Has to be called before JAX makes its devices. Programs do not: of small steps
+  they would do a fifth less, since nothing is done beside them.
+  """
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 def release_memory() -> None:
