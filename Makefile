@@ -58,11 +58,11 @@ test-browser:
 
 native: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-native.txt
-	$(BIN)/python -m bn_inception.native
+	$(BIN)/python -m bn_inception.kernels.native
 
 benchmarks:
 	$(call environment,.venv-peers,requirements-bench.txt)
-	.venv-peers/bin/python -m bn_inception.native
+	.venv-peers/bin/python -m bn_inception.kernels.native
 
 test-native: benchmarks
 	.venv-peers/bin/python -m pytest -m native $(ARGS)

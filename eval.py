@@ -1,6 +1,6 @@
 """Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
-from bn_inception import interruption
+from bn_inception.machine import interruption
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from bn_inception import (
-  command_line,
-  distributed,
-  evaluation,
+from bn_inception import command_line
+from bn_inception.data import imagenet
+from bn_inception.errors import UserError, check_room, writing
+from bn_inception.evaluation import (
   inference,
+  passes,
   predictions,
-  run_directory,
+  report,
   scores,
 )
-from bn_inception import evaluation_report as report
-from bn_inception.errors import UserError, check_room, writing
-from bn_inception.path_flags import define_path, define_paths
-from bn_inception.sources import imagenet
+from bn_inception.machine import distributed
+from bn_inception.machine.path_flags import define_path, define_paths
+from bn_inception.runs import run_directory
 
 CROPS = {
   '1': 'centre',
@@ -177,20 +177,20 @@ def main() -> None:
       '--step chooses in --workdir: leave it out beside --checkpoint'
     )
   paths = _CHECKPOINT.value or [
-    evaluation.find_checkpoint(_WORKDIR.value, _STEP.value)
+    passes.find_checkpoint(_WORKDIR.value, _STEP.value)
   ]
   if _IMAGES.value:
     refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
-  options = evaluation.EvaluationOptions(
+  options = passes.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
     batch_size=_BATCH_SIZE.value,
     data_dir=_DATA_DIR.value,
     crops=CROPS.get(_CROPS.value),
     statistics=_STATISTICS.value,
-    population=evaluation.PopulationOptions(
+    population=passes.PopulationOptions(
       num_batches=_STATISTICS_BATCHES.value,
       seed=_STATISTICS_SEED.value,
       dataset=_STATISTICS_DATASET.value,
@@ -201,7 +201,7 @@ def main() -> None:
     real=_REAL.value,
     is_named=_SAVE_PREDICTIONS.value is not None,
   )
-  members = evaluation.prepare(paths, options)
+  members = passes.prepare(paths, options)
   folder = os.path.dirname(os.path.abspath(paths[0]))
   if not _CHECKPOINT.value:
     folder = _WORKDIR.value
@@ -217,7 +217,7 @@ def main() -> None:
     distributed.from_first(
       lambda: check_room(_SAVE_PREDICTIONS.value, size, REMEDY)
     )
-  result, found = evaluation.evaluate_members(members)
+  result, found = passes.evaluate_members(members)
   report.print_table(result)
   *_, last = found.values()  # of both statistics, those of the population
   report.print_worst_classes(last)

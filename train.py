@@ -3,7 +3,7 @@
 Without flags: BN-x5 on the digits that ship with scikit-learn, in two minutes.
 """
 
-from bn_inception import interruption
+from bn_inception.machine import interruption
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from bn_inception import command_line, ranges, training
-from bn_inception.path_flags import define_path
+from bn_inception.machine.path_flags import define_path
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 

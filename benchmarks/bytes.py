@@ -18,9 +18,11 @@ from benchmarks.contenders import NUM_CLASSES
 from benchmarks.contest import check_output, write_json
 from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
-from bn_inception import command_line, dryrun, hlo_text, mesh
+from bn_inception import command_line, mesh
+from bn_inception.dryrun import __main__ as dryrun
+from bn_inception.dryrun import hlo_text
 from bn_inception.experiment import make_update
-from bn_inception.path_flags import define_path
+from bn_inception.machine.path_flags import define_path
 from configs import compose
 
 HEADER = [

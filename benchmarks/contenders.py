@@ -76,8 +76,10 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
   import jax
   import jax.numpy as jnp
 
-  if importlib.util.find_spec('bn_inception.host'):  # not in older versions
-    from bn_inception import host
+  if importlib.util.find_spec(
+    'bn_inception.kernels.host'
+  ):  # not in older versions
+    from bn_inception.kernels import host
 
     host.keep_memory()  # as train.py does
     # Older versions do so in keep_memory.

@@ -21,11 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from bn_inception import checkpoint, mesh
+from bn_inception import mesh
 from bn_inception.experiment import make_abstract_state
-from bn_inception.integrity import MANIFEST_FILE
-from bn_inception.logbook import read_metrics
-from bn_inception.run_directory import CHECKPOINTS_FOLDER
+from bn_inception.runs import checkpoint
+from bn_inception.runs.integrity import MANIFEST_FILE
+from bn_inception.runs.logbook import read_metrics
+from bn_inception.runs.run_directory import CHECKPOINTS_FOLDER
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_EXAMPLES, BATCH_SIZE = 1442, 8  # of the digits' training split

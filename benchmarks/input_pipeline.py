@@ -30,7 +30,7 @@ from benchmarks import photographs, readers
 from benchmarks.results import Row, label, machine, print_results, write_json
 from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.path_flags import define_path
+from bn_inception.machine.path_flags import define_path
 
 ROOT = pathlib.Path(__file__).parent.parent
 INSTALL = 'pip install -r requirements-bench.txt'

@@ -7,12 +7,12 @@ import pathlib
 import cv2
 import numpy as np
 
-from bn_inception.sources import imagenet
-from bn_inception.sources.shrink import shrink, shrink_image
+from bn_inception.data import imagenet
+from bn_inception.data.shrink import shrink, shrink_image
 
 HEIGHT, WIDTH = 375, 500
 QUALITY = 94  # makes about 100 kB
-SHRUNK_QUALITY = 95  # the default of `python -m bn_inception.sources shrink`
+SHRUNK_QUALITY = 95  # the default of `python -m bn_inception.data shrink`
 NUM_CLASSES = 8
 # Waves of random colours: how many across the width, and how strong.
 SCALES = ((4, 54), (16, 30), (64, 18), (180, 12))

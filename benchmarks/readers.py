@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bn_inception import crops, images
+from bn_inception.data import crops, images
 from bn_inception.errors import UserError
 
 IMAGE_SIZE = 224
@@ -116,7 +116,7 @@ def _input_options(setup: Setup):
   Raises:
     UserError: if ours does not have the interpolation.
   """
-  from bn_inception import input_pipeline
+  from bn_inception.data import input_pipeline
 
   values = {
     'image_size': IMAGE_SIZE,
@@ -139,8 +139,8 @@ def _input_options(setup: Setup):
 
 
 def _ours(setup: Setup, dataset: str, folder: str) -> Iterator[np.ndarray]:
-  from bn_inception import input_pipeline
-  from bn_inception.sources import make_source
+  from bn_inception.data import input_pipeline
+  from bn_inception.data.sources import make_source
 
   batches = input_pipeline.training_batches(
     make_source(dataset, 'train', folder),

@@ -33,8 +33,8 @@ from benchmarks.contest import (
 from benchmarks.results import machine, print_table, spread
 from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.logbook import read_metrics
-from bn_inception.path_flags import define_path
+from bn_inception.machine.path_flags import define_path
+from bn_inception.runs.logbook import read_metrics
 
 BATCH_SIZE, NUM_EXAMPLES = 32, 60_000
 EVALUATE_EVERY, LOG_EVERY = 200, 50

@@ -13,18 +13,18 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import (
+from bn_inception.data.listing import is_folder
+from bn_inception.errors import UserError
+from bn_inception.kernels import host
+from bn_inception.machine import (
   accelerators,
   distributed,
-  host,
   interruption,
   paths,
   streams,
 )
-from bn_inception.errors import UserError
-from bn_inception.interruption import Interrupted
-from bn_inception.run_directory import flatten
-from bn_inception.sources.listing import is_folder
+from bn_inception.machine.interruption import Interrupted
+from bn_inception.runs.run_directory import flatten
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs

@@ -15,20 +15,12 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from bn_inception import (
-  augment,
-  data_facts,
-  distributed,
-  inception,
-  mesh,
-  perceptron,
-  ranges,
-  shared_memory,
-  steps,
-)
-from bn_inception.crops import NUM_CROPS
-from bn_inception.errors import UserError, check_choice
-from bn_inception.input_pipeline import (
+from bn_inception import inception, mesh, perceptron, ranges, steps
+from bn_inception.data import augment
+from bn_inception.data import facts as data_facts
+from bn_inception.data.crops import NUM_CROPS
+from bn_inception.data.in_memory import InMemory
+from bn_inception.data.input_pipeline import (
   DeviceBatches,
   InputOptions,
   abstract_training_batch,
@@ -37,10 +29,11 @@ from bn_inception.input_pipeline import (
   training_batches,
   training_load,
 )
+from bn_inception.data.order import met_again_fraction
+from bn_inception.data.sources import Source, make_source
+from bn_inception.errors import UserError, check_choice
+from bn_inception.machine import distributed, shared_memory
 from bn_inception.optimizer import Optimizer, make_optimizer
-from bn_inception.order import met_again_fraction
-from bn_inception.sources import Source, make_source
-from bn_inception.sources.in_memory import InMemory
 from bn_inception.train_state import TrainState, create_train_state
 
 # Of updates between two records where they follow the length of an epoch.

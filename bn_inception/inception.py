@@ -10,10 +10,10 @@ import numpy as np
 
 from bn_inception import batch_norm, layers, ranges
 from bn_inception.arrays import as_real
-from bn_inception.convolution import convolve
 from bn_inception.errors import UserError, check_choice
+from bn_inception.kernels.convolution import convolve
+from bn_inception.kernels.pooling import STRIDE_PADDINGS, pool3x3
 from bn_inception.layers import NONLINEARITIES
-from bn_inception.pooling import STRIDE_PADDINGS, pool3x3
 
 Array = jax.Array
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception.arrays import as_real, widen
-from bn_inception.convolution import Padding, convolve
+from bn_inception.kernels.convolution import Padding, convolve
 
 Array = jax.Array
 ModuleDef = Any

@@ -9,8 +9,8 @@ import numbers
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bn_inception import paths
 from bn_inception.errors import UserError
+from bn_inception.machine import paths
 
 
 class Number(NamedTuple):

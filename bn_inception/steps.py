@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from bn_inception import batch_norm, mesh, metrics
-from bn_inception.host import compiler_options
+from bn_inception.kernels.host import compiler_options
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 

@@ -8,19 +8,11 @@ import time
 
 import jax
 
-from bn_inception import (
-  accelerators,
-  checkpoint,
-  data_facts,
-  distributed,
-  logbook,
-  mesh,
-  metrics,
-  native,
-  run_directory,
-)
+from bn_inception import mesh, metrics
+from bn_inception.data import facts as data_facts
+from bn_inception.data.input_pipeline import DeviceBatches
 from bn_inception.errors import UserError
-from bn_inception.evaluation import (
+from bn_inception.evaluation.passes import (
   estimate_population_statistics,
   evaluate,
   statistics_name,
@@ -30,15 +22,17 @@ from bn_inception.experiment import (
   examples_sharing_statistics,
   make_experiment,
 )
-from bn_inception.host import release_memory
-from bn_inception.initial_weights import (
+from bn_inception.kernels import native
+from bn_inception.kernels.host import release_memory
+from bn_inception.machine import accelerators, distributed
+from bn_inception.machine.interruption import Interrupted, StopRequests
+from bn_inception.optimizer import effective_learning_rate
+from bn_inception.runs import checkpoint, logbook, run_directory
+from bn_inception.train_state import TrainState, count_parameters
+from bn_inception.weights.initial_weights import (
   check_first_weights,
   start_from_checkpoint,
 )
-from bn_inception.input_pipeline import DeviceBatches
-from bn_inception.interruption import Interrupted, StopRequests
-from bn_inception.optimizer import effective_learning_rate
-from bn_inception.train_state import TrainState, count_parameters
 
 PAPER_BATCH_SIZE = 32
 # The host must not run further ahead: batches would pile up on the devices, and

@@ -1,7 +1,7 @@
 """The studies: which configs are trained with which seeds, as tables.
 
 Data only; `python -m bn_inception.study` trains what is here, and
-`python -m bn_inception.report` makes figures and tables of it.
+`python -m bn_inception.study.report` makes figures and tables of it.
 """
 
 from typing import Any, NamedTuple

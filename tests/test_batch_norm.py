@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh
 from bn_inception.batch_norm import BatchNorm, BatchStats
-from bn_inception.pooling import pool3x3
+from bn_inception.kernels.pooling import pool3x3
 
 EPSILON = 1e-3
 AXES = (0, 1, 2)

@@ -19,8 +19,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from bn_inception.batch_norm import BatchNorm, batch_normalize
-from bn_inception.convolution import convolve
-from bn_inception.pooling import pool3x3
+from bn_inception.kernels.convolution import convolve
+from bn_inception.kernels.pooling import pool3x3
 
 EPSILON = 1e-3
 SHAPE = (16, 4, 5, 3)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import photographs, readers, results
-from bn_inception.sources import make_source
+from bn_inception.data.sources import make_source
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETUP = readers.Setup('ours, files', '', 0, 2, 32, 'bilinear', 4, 'uint8')

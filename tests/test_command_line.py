@@ -14,13 +14,14 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from ports import free_port
+from tests.ports import free_port
 
-from bn_inception import checkpoint, command_line, mesh
+from bn_inception import command_line, mesh
+from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_evaluator
-from bn_inception.logbook import read_metrics
-from bn_inception.sources import make_source
+from bn_inception.runs import checkpoint
+from bn_inception.runs.logbook import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = [sys.executable, 'train.py']
@@ -209,8 +210,8 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
     ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
     (
-      [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/data'],
-      'tests/data holds no copy of imagenet2012: it needs imagenet2012/ as TFDS',
+      [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/tfds'],
+      'tests/tfds holds no copy of imagenet2012: it needs imagenet2012/ as TFDS',
     ),
     (
       [*TRAIN, '--config=configs/bn_x5.py:fashion_mnist', '--data_dir=/no'],

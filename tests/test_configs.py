@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from absl import flags
 
-from bn_inception.run_directory import flatten
+from bn_inception.runs.run_directory import flatten
 from configs import compose, paper
 
 IMAGENET_RATES = {  # Section 4.2.2

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import experiment, shared_memory
+from bn_inception import experiment
+from bn_inception.data.built_in import DigitsSource, SyntheticSource
+from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   TrainingOptions,
@@ -12,9 +14,8 @@ from bn_inception.experiment import (
   make_experiment,
   make_update,
 )
+from bn_inception.machine import shared_memory
 from bn_inception.mesh import make_evaluation_mesh
-from bn_inception.sources import make_source
-from bn_inception.sources.built_in import DigitsSource, SyntheticSource
 from bn_inception.train_state import count_parameters
 from configs import compose
 

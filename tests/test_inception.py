@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FEW_ROWS
+from tests.conftest import FEW_ROWS
 
 from bn_inception import inception, layers
 from bn_inception.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 
 from bn_inception import layers
 from bn_inception.batch_norm import BatchNorm
-from bn_inception.pooling import pool3x3
+from bn_inception.kernels.pooling import pool3x3
 
 
 def test_local_response_normalization_equals_its_formula():

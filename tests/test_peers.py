@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_batch_norm_derivatives as derivatives
+from tests import test_batch_norm_derivatives as derivatives
 from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import assert_close
+from tests.test_steps import assert_close
 
-from bn_inception import evaluation, mesh, metrics, steps, training
+from bn_inception import mesh, metrics, steps, training
 from bn_inception.errors import UserError
-from bn_inception.logbook import read_metrics
+from bn_inception.evaluation import passes
 from bn_inception.optimizer import make_optimizer
 from bn_inception.perceptron import Perceptron
+from bn_inception.runs.logbook import read_metrics
 from bn_inception.train_state import count_parameters, create_train_state
 from configs import compose
 
@@ -176,15 +177,13 @@ def test_a_run_of_figure_1(tmp_path, capsys):
   assert np.all(np.abs(high - low - 2.07) < 1.5)
   assert '; population statistics: top-1 ' in capsys.readouterr().out
 
-  path = evaluation.find_checkpoint(str(tmp_path / 'run'), None)
-  values, _ = evaluation.evaluate_checkpoints(
-    [path], evaluation.EvaluationOptions(statistics='both')
+  path = passes.find_checkpoint(str(tmp_path / 'run'), None)
+  values, _ = passes.evaluate_checkpoints(
+    [path], passes.EvaluationOptions(statistics='both')
   )
   assert values['results']['moving averages']['top1'] == result['top1']
   with pytest.raises(UserError, match='--fold is for convolutional networks'):
-    evaluation.evaluate_checkpoints(
-      [path], evaluation.EvaluationOptions(fold=True)
-    )
+    passes.evaluate_checkpoints([path], passes.EvaluationOptions(fold=True))
 
 
 def test_forward_mode_equals_reverse_mode():

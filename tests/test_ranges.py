@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import ranges
 from bn_inception.errors import UserError
-from bn_inception.run_directory import flatten
+from bn_inception.runs.run_directory import flatten
 from configs import compose, paper, studies
 
 BASES = paper.BASE | paper.PERCEPTRON

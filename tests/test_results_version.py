@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import logbook, training
+from bn_inception import training
+from bn_inception.runs import logbook
 from bn_inception.steps import RESULTS_VERSION
 from configs import compose
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import FEW_ROWS
+from tests.conftest import FEW_ROWS
 
-from bn_inception import augment, mesh, steps
+from bn_inception import mesh, steps
+from bn_inception.data import augment
 from bn_inception.inception import Inception
 from bn_inception.optimizer import make_optimizer
 from bn_inception.train_state import create_train_state

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from test_steps import initial_state, make_model, make_sgd
+from tests.test_steps import initial_state, make_model, make_sgd
 
 from bn_inception.train_state import count_parameters, create_train_state
 

@@ -9,24 +9,19 @@ import signal
 import time
 from types import SimpleNamespace
 
-import conftest
+from tests import conftest
 import cv2
 import jax
 import numpy as np
 import pytest
 
-from bn_inception import (
-  checkpoint,
-  evaluation,
-  integrity,
-  logbook,
-  mesh,
-  training,
-)
+from bn_inception import mesh, training
+from bn_inception.data.sources import ListedImages, make_source
 from bn_inception.errors import UserError
+from bn_inception.evaluation import passes
 from bn_inception.experiment import make_experiment
-from bn_inception.interruption import Interrupted
-from bn_inception.sources import ListedImages, make_source
+from bn_inception.machine.interruption import Interrupted
+from bn_inception.runs import checkpoint, integrity, logbook
 from configs import compose
 
 pytestmark = pytest.mark.usefixtures('few_rows')
@@ -154,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
       f'checkpoint {workdir}/checkpoints/6 is damaged ({file} has other bytes '
       'than were written): '
     )
-    path = evaluation.find_checkpoint(str(workdir), None)
+    path = passes.find_checkpoint(str(workdir), None)
     assert path == f'{workdir}/checkpoints/3'
     assert capsys.readouterr().out == f'{line}{path} is used\n'
     training.train_and_evaluate(digits_config, str(workdir))
@@ -169,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   with pytest.raises(UserError, match=r'all checkpoints in .* \(6: .*; 3: '):
     training.train_and_evaluate(digits_config, str(workdir))
   with pytest.raises(UserError, match=r'all checkpoints in .* \(6: .*; 3: '):
-    evaluation.find_checkpoint(str(workdir), None)
+    passes.find_checkpoint(str(workdir), None)
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']
 
 
@@ -204,7 +199,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on(
     '(No space left on device); the older checkpoints (3) are as they were: '
     'make room or mend the folder, and give the same command again to go on'
   )
-  path = evaluation.find_checkpoint(str(workdir), None)
+  path = passes.find_checkpoint(str(workdir), None)
   assert path == f'{workdir}/checkpoints/3'
   small_disk.empty()
   training.train_and_evaluate(digits_config, str(workdir))
@@ -382,7 +377,7 @@ def test_a_bad_image_ends_a_run_or_is_replaced(tmp_path, folder_config, capsys):
 def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
   data_dir, workdir = colour_folder(tmp_path / 'data'), str(tmp_path / 'run')
   result = training.train_and_evaluate(folder_config, workdir, data_dir)
-  path = evaluation.find_checkpoint(workdir, None)
+  path = passes.find_checkpoint(workdir, None)
   description = checkpoint.read_description(path)
 
   def loss_with(channel_order):
@@ -390,8 +385,8 @@ def test_evaluation_scales_the_input_as_training_did(tmp_path, folder_config):
     scaling['channel_order'] = channel_order
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(checkpoint, 'read_description', lambda path: description)
-      options = evaluation.EvaluationOptions(data_dir=data_dir)
-      values, _ = evaluation.evaluate_checkpoints([path], options)
+      options = passes.EvaluationOptions(data_dir=data_dir)
+      values, _ = passes.evaluate_checkpoints([path], options)
     return values['results']['moving averages']['loss']
 
   stored = description['config']['input_scaling']['channel_order']

@@ -1,0 +1,301 @@
+"""The statements of the paper's Sections 1 to 3 as small experiments.
+
+    python -m bn_inception.claims [--only NAME] [--output FILE] [--markdown FILE]
+
+Prints what the paper says, what was measured and whether it held; writes the
+numbers as JSON and figures beside it. Takes a minute on two cores.
+"""
+
+from bn_inception.machine import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from bn_inception import command_line
+from bn_inception.claims import networks as claims_networks
+from bn_inception.claims import transform
+from bn_inception.claims.transform import Claim
+from bn_inception.errors import UserError
+from bn_inception.machine import streams
+from bn_inception.machine.path_flags import define_path
+from bn_inception.runs.run_directory import check_output, manifest, write_json
+
+CLAIMS: tuple[Callable[[], Claim], ...] = (
+  claims_networks.gradient_estimate,
+  claims_networks.depth,
+  claims_networks.internal_covariate_shift,
+  claims_networks.noise_after_bn,
+  claims_networks.saturation,
+  transform.bias_example,
+  claims_networks.whitening,
+  transform.identity_and_moments,
+  transform.scale_invariance,
+  claims_networks.weight_norms,
+  claims_networks.jacobian_singular_values,
+  claims_networks.batch_mates,
+)
+DEFAULT_OUTPUT = 'runs/claims.json'
+
+
+class Result(NamedTuple):
+  """An experiment's name, its outcome and the seconds that it took."""
+
+  name: str
+  claim: Claim
+  seconds: float
+
+  @property
+  def verdict(self) -> str:
+    return 'held' if self.claim.held else 'not held'
+
+
+def choose(only: str | None) -> tuple[Callable[[], Claim], ...]:
+  """All experiments, or the one of that name.
+
+  Raises:
+    UserError: if there is none of that name.
+  """
+  if only is None:
+    return CLAIMS
+  by_name = {function.__name__: function for function in CLAIMS}
+  if only not in by_name:
+    raise UserError(
+      f"there is no claim '{only}': --only takes {', '.join(by_name)}"
+    )
+  return (by_name[only],)
+
+
+def run_one(function: Callable[[], Claim]) -> Result:
+  """Runs an experiment against the clock."""
+  start = time.perf_counter()
+  claim = function()
+  return Result(function.__name__, claim, time.perf_counter() - start)
+
+
+def figure_path(output: str, name: str) -> str:
+  """results/claims.json -> results/claims_NAME.png."""
+  stem = os.path.splitext(output)[0]
+  return f'{stem.removesuffix(f"_{name}")}_{name}.png'
+
+
+def write_results(results: list[Result], output: str) -> None:
+  """Writes the JSON file and a figure for every claim that draws one.
+
+  Args:
+    results: of `run_one`.
+    output: path of the JSON file; its folder is made if absent. A number that
+      is not finite is null.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  described = manifest()
+  value = {
+    'packages': described['packages'],
+    'commit': described['commit'],
+    'claims': [
+      {
+        'name': result.name,
+        'sentence': result.claim.sentence,
+        'criterion': result.claim.criterion,
+        'held': bool(result.claim.held),
+        'finding': result.claim.finding,
+        'numbers': {
+          key: float(number) if math.isfinite(number) else None
+          for key, number in result.claim.numbers.items()
+        },
+        'seconds': round(result.seconds, 2),
+      }
+      for result in results
+    ],
+  }
+  try:
+    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
+    write_json(output, value)
+  except OSError as error:
+    raise UserError(
+      f'{output} cannot be written ({error.strerror}): give another --output'
+    ) from error
+  for result in results:
+    if result.claim.draw is not None:
+      draw(result.claim, figure_path(output, result.name))
+
+
+def draw(claim: Claim, path: str) -> None:
+  """Saves the figure of a claim."""
+  import matplotlib
+
+  matplotlib.use('agg')
+  from matplotlib import pyplot
+
+  figure = pyplot.figure(figsize=(10, 4))
+  claim.draw(figure)
+  figure.tight_layout()
+  figure.savefig(path, dpi=90)
+  pyplot.close(figure)
+
+
+def print_result(result: Result, console: Any) -> None:
+  """The statement, the numbers and the verdict, as the experiment ends."""
+  from rich.table import Table
+
+  table = Table(show_header=False, box=None, padding=(0, 2))
+  for key, number in result.claim.numbers.items():
+    table.add_row(key, f'{number:.4g}')
+  console.rule(f'{result.name} ({result.seconds:.0f} s)')
+  console.print(f'Paper:     {result.claim.sentence}', highlight=False)
+  console.print(f'Criterion: {result.claim.criterion}', highlight=False)
+  console.print(table)
+  console.print(
+    f'[bold]{result.verdict.upper()}[/bold]: {result.claim.finding}',
+    highlight=False,
+  )
+
+
+def print_summary(results: list[Result], console: Any) -> None:
+  """One line for each claim."""
+  from rich.table import Table
+
+  table = Table('claim', 'verdict', 'finding')
+  for result in results:
+    table.add_row(result.name, result.verdict, result.claim.finding)
+  console.print(table)
+  num_held = sum(result.claim.held for result in results)
+  seconds = sum(result.seconds for result in results)
+  console.print(f'{num_held} of {len(results)} held; {seconds:.0f} s')
+
+
+def to_markdown(results: list[Result], output: str, folder: str) -> str:
+  """The page docs/claims.md.
+
+  Args:
+    results: of `run_one`.
+    output: where `write_results` wrote them.
+    folder: of the page, for the links to the figures.
+  """
+
+  def cell(text: str) -> str:
+    return text.replace('|', '\\|')
+
+  lines = [
+    '# The claims of Sections 1 to 3, measured',
+    '',
+    'Written by',
+    '',
+    '```',
+    'python -m bn_inception.claims --output=results/claims.json --markdown=docs/claims.md',
+    '```',
+    '',
+    'which runs one small experiment per statement: perceptrons on the digits of',
+    'scikit-learn, or made-up data. The criterion decides; what does not hold is',
+    'reported as such. Timings are of the machine that ran it.',
+    '',
+    '| claim | the paper, in our words | verdict | finding |',
+    '|---|---|---|---|',
+  ]
+  for name, claim, _ in results:
+    verdict = 'held' if claim.held else '**not held**'
+    row = (f'[{name}](#{name})', claim.sentence, verdict, claim.finding)
+    lines.append(f'| {" | ".join(cell(text) for text in row)} |')
+  for name, claim, _ in results:
+    lines += ['', f'## {name}', '', claim.sentence, '']
+    lines += [f'Criterion: {claim.criterion}.', '']
+    lines += [
+      f'**{"Held" if claim.held else "Not held"}.** {claim.finding}',
+      '',
+    ]
+    if claim.draw is not None:
+      path = os.path.relpath(figure_path(output, name), folder or '.')
+      lines += [f'![{name}]({path})', '']
+    lines += ['| measured | |', '|---|---|']
+    for key, number in claim.numbers.items():
+      lines.append(f'| {cell(key)} | {number:.4g} |')
+  return '\n'.join(lines) + '\n'
+
+
+def check_and_report(
+  only: str | None = None,
+  output: str | None = None,
+  markdown: str | None = None,
+) -> list[Result]:
+  """Runs the experiments, prints and writes the outcome.
+
+  Args:
+    only: the name of one; None: all.
+    output: path of the JSON file; None: `DEFAULT_OUTPUT`, or
+      runs/claims_NAME.json for one.
+    markdown: path of a page to write; None: no page.
+
+  Raises:
+    UserError: for an unknown name, or a path that cannot be written.
+  """
+  from rich.console import Console
+
+  functions = choose(only)
+  console = Console()
+  if output is None:
+    output = DEFAULT_OUTPUT
+    if only is not None:
+      output = f'{os.path.splitext(output)[0]}_{only}.json'
+  for path, flag in ((output, '--output'), (markdown, '--markdown')):
+    if path is not None:
+      check_output(path, f'give another {flag}')
+  results = []
+  for function in functions:
+    results.append(run_one(function))
+    print_result(results[-1], console)
+  print_summary(results, console)
+  write_results(results, output)
+  console.print(f'written: {output} and the figures beside it')
+  if markdown is not None:
+    folder = os.path.dirname(markdown)
+    try:
+      os.makedirs(folder or '.', exist_ok=True)
+      with open(markdown, 'w') as file:
+        file.write(to_markdown(results, output, folder))
+    except OSError as error:
+      raise UserError(
+        f'{markdown} cannot be written ({error.strerror}): give another '
+        '--markdown'
+      ) from error
+  return results
+
+
+def define_flags() -> None:
+  """--only, --output and --markdown, in the program but not on import."""
+  flags.DEFINE_string(
+    'only',
+    None,
+    'Name of one claim to run; default: all. Example: --only=bias_example',
+  )
+  define_path(
+    'output',
+    None,
+    f'JSON file to write, figures beside it; default: {DEFAULT_OUTPUT}, or '
+    'runs/claims_NAME.json with --only. Example: --output=claims.json',
+  )
+  define_path(
+    'markdown',
+    None,
+    'Page of the numbers to write; default: none. '
+    'Example: --markdown=docs/claims.md',
+  )
+
+
+def main() -> None:
+  streams.go_on_without_stdout()
+  values = flags.FLAGS
+  check_and_report(values.only, values.output, values.markdown)
+
+
+if __name__ == '__main__':
+  define_flags()
+  command_line.run(main)

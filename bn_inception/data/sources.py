@@ -1,0 +1,152 @@
+"""Random-access sources of labelled images, by name.
+
+`python -m bn_inception.data check` verifies a copy of a data set, and
+`... shrink` makes one with smaller images.
+"""
+
+import re
+
+import numpy as np
+from etils import epath
+
+from bn_inception.data import imagenet
+from bn_inception.data.built_in import DigitsSource, SyntheticSource
+from bn_inception.data.finding import IMAGE_FOLDER
+from bn_inception.data.folders import ImageFolderSource, ValidationArchiveSource
+from bn_inception.data.listing import find_split, is_folder, require_folder
+from bn_inception.data.prepared import TfdsSource, is_prepared
+from bn_inception.data.source import (
+  TRAIN_SPLIT,
+  UNREADABLE,
+  Example,
+  ListedImages,
+  Part,
+  Source,
+  check_machine,
+)
+from bn_inception.errors import UserError
+
+__all__ = [
+  'UNREADABLE', 'Example', 'ListedImages', 'Source', 'check_machine',
+  'make_source',
+]  # fmt: skip
+
+HOLDOUT_SPLIT = 'train_holdout'
+
+# The forms of ImageNet.
+PREPARED = 'prepared by TFDS'
+FOLDERS = 'image folders'
+ARCHIVES = 'official tars'
+
+
+def make_source(
+  dataset: str,
+  split: str,
+  data_dir: str | None = None,
+  num_holdout: int = 0,
+) -> Source:
+  """The split of a data set, by name.
+
+  Args:
+    dataset: 'digits', 'synthetic', 'image_folder', or a data set of the TFDS
+      catalogue; 'imagenet2012' is taken in any of the forms that `data_dir`
+      may hold: prepared by TFDS, in folders, or the validation archive; and
+      'imagenet_v2' prepared by TFDS or as its archive's folder.
+    split: its name; TFDS also takes parts, such as 'train[:90%]'.
+    data_dir: where the data are; None: TFDS's own default.
+    num_holdout: training examples to set apart, always the same ones: they are
+      the split 'train_holdout', and the split 'train' is the rest.
+
+  Raises:
+    UserError: in one line, with the remedy, for whatever is missing.
+  """
+  if num_holdout and split.startswith(f'{TRAIN_SPLIT}['):
+    raise UserError(
+      f'the split {split} may hold examples of the {num_holdout} held out: use '
+      f'{TRAIN_SPLIT}, or set source.num_holdout to 0'
+    )
+  is_held_out = split == HOLDOUT_SPLIT
+  if not is_held_out and (split != TRAIN_SPLIT or num_holdout == 0):
+    return _open(dataset, split, data_dir)
+  whole = _open(dataset, TRAIN_SPLIT, data_dir)
+  if not 1 <= num_holdout < len(whole):
+    raise UserError(
+      f'source.num_holdout must be between 1 and {len(whole) - 1} for the split '
+      f'{HOLDOUT_SPLIT} of {dataset}, got {num_holdout}'
+    )
+  # Not a function of a run's seed: all runs hold out the same examples.
+  order = np.random.default_rng(0).permutation(len(whole))
+  chosen = order[:num_holdout] if is_held_out else order[num_holdout:]
+  return Part(whole, np.sort(chosen))
+
+
+def _open(dataset: str, split: str, data_dir: str | None) -> Source:
+  if dataset == 'digits':
+    return DigitsSource(split)
+  if dataset == 'synthetic':
+    return SyntheticSource(split)
+  if not re.fullmatch(r'\w+(/[\w.-]+)?(:[\w.]+)?', dataset):
+    raise UserError(f"'{dataset}' is not the name of a data set")
+  if data_dir is not None:
+    require_folder(data_dir)
+  if dataset == IMAGE_FOLDER:
+    if data_dir is None:
+      raise UserError('image_folder needs --data_dir=FOLDER, with train/CLASS/')
+    return ImageFolderSource(data_dir, split)
+  if dataset == imagenet.NAME and data_dir is not None:
+    return _open_imagenet(split, data_dir)
+  name, _, variant = dataset.partition('/')
+  if name == imagenet.V2_NAME and data_dir is not None:
+    return _open_imagenet_v2(dataset, variant, split, data_dir)
+  return TfdsSource(dataset, split, data_dir)
+
+
+def imagenet_forms(data_dir: str) -> list[str]:
+  """The forms of ImageNet that a folder holds, the preferred one first.
+
+  Returns:
+    Of PREPARED, FOLDERS and ARCHIVES those that are there.
+  """
+  root = epath.Path(data_dir).expanduser()
+  is_there = {
+    PREPARED: is_prepared(imagenet.NAME, data_dir),
+    FOLDERS: find_split(root, TRAIN_SPLIT) or find_split(root, 'validation'),
+    ARCHIVES: any((root / name).exists() for name in imagenet.ARCHIVES),
+  }
+  return [form for form, found in is_there.items() if found]
+
+
+def _open_imagenet(split: str, data_dir: str) -> Source:
+  """ImageNet in whatever form a folder holds it."""
+  forms = imagenet_forms(data_dir)
+  if PREPARED in forms:
+    return TfdsSource(imagenet.NAME, split, data_dir)
+  root = epath.Path(data_dir).expanduser()
+  archive = root / imagenet.VALIDATION_ARCHIVE
+  has_archive = split == 'validation' and archive.exists()
+  if FOLDERS in forms and (find_split(root, split) or not has_archive):
+    return ImageFolderSource(
+      data_dir, split, imagenet.NAME, imagenet.class_names()
+    )
+  if has_archive:
+    return ValidationArchiveSource(str(archive))
+  return TfdsSource(imagenet.NAME, split, data_dir)
+
+
+def _open_imagenet_v2(
+  dataset: str, variant: str, split: str, data_dir: str
+) -> Source:
+  """ImageNet-V2 as its archive is unpacked, or as TFDS prepares it."""
+  folder = imagenet.V2_FOLDERS.get(variant or 'matched-frequency')
+  if (
+    folder is None  # TFDS refuses it
+    or is_prepared(imagenet.V2_NAME, data_dir)
+    or not is_folder(f'{data_dir}/{folder}')
+  ):
+    return TfdsSource(dataset, split, data_dir)
+  if split != imagenet.V2_SPLIT:
+    raise UserError(
+      f"{dataset} has no split '{split}': use {imagenet.V2_SPLIT}"
+    )
+  names = imagenet.class_names()
+  return ImageFolderSource(data_dir, folder, dataset, names, is_numbered=True)

@@ -1,0 +1,1 @@
+"""A pod or a cluster that is not here: what a run would need of it."""

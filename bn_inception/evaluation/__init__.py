@@ -1,0 +1,1 @@
+"""Accuracies of checkpoints: single crops, many crops, ensembles, one's own images."""

@@ -1,0 +1,1 @@
+"""The machine a program meets: paths, streams, signals, devices, other processes."""

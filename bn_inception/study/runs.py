@@ -1,0 +1,287 @@
+"""Which runs a study of configs/studies.py consists of, and how far each is.
+
+A run is known by its identity: `RESULTS_VERSION`, and a hash of every value of its
+config. Results of another version or other values are never taken for it, and runs
+that several studies have in common are trained once.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bn_inception import ranges
+from bn_inception.errors import UserError
+from bn_inception.runs import logbook, run_directory
+from bn_inception.steps import RESULTS_VERSION
+from configs import compose, paper, studies
+from configs.studies import Arm, Study
+
+_REPOSITORY = pathlib.Path(__file__).parents[2]  # train.py is there
+LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
+
+_REMEDY = 'restore it, or remove the folder to train the run again'
+# How far a run is.
+NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
+  'not begun', 'begun', 'trained', 'finished'
+)  # fmt: skip
+# The folders of the first runs name a hash of the code instead, which depended on
+# Python's version too.
+_NAMES_OF_VERSIONS = {1: ('v1', 'a10698ab', '79088d3f')}
+_STATISTICS_BATCHES = 100
+_DIGITS = 8  # of a hash
+# Keys that are newer than version 1, with the value that stands for what runs did
+# before there was the key: at that value a key does not count, so that those runs
+# are found.
+ADDED_SINCE_VERSION_1: dict[str, Any] = {}
+# Values that have no influence on what a run finds.
+_NOT_OF_IDENTITY = frozenset(
+  {
+    'name',
+    'data.num_workers',
+    'data.prefetch',
+    'eval_batch_size',
+    'source.keep_in_memory',
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One arm of a study with one seed, for one task.
+
+  Attributes:
+    arm: its name.
+    task: of configs/paper.py, or the data set of the perceptrons.
+    seed: see `studies.Study`.
+    config: the plain nested dict, resolved.
+    arguments: of train.py, from which it follows.
+    split: where it is evaluated at the end; None: where it was followed.
+    identity: 'vVERSION-VALUES', such as 'v1-89a19a24'.
+    folder: its run directory.
+  """
+
+  arm: str
+  task: str
+  seed: int
+  config: dict
+  arguments: tuple[str, ...]
+  split: str | None
+  identity: str
+  folder: str
+
+  def status(self) -> str:
+    """NOT_BEGUN, BEGUN, TRAINED (but not evaluated) or FINISHED."""
+    result = self.result()
+    if result is None:
+      return BEGUN if self.records() else NOT_BEGUN
+    has_evaluation = os.path.exists(self.path(EVALUATION_FILE))
+    return FINISHED if result['diverged'] or has_evaluation else TRAINED
+
+  def result(self) -> dict | None:
+    """What result.json holds; None while there is none.
+
+    Raises:
+      UserError: if it is damaged, as `evaluation`, `records` and `status` do.
+    """
+    result = self._read_json(run_directory.RESULT_FILE)
+    if result is not None and not isinstance(result.get('diverged'), bool):
+      path = self.path(run_directory.RESULT_FILE)
+      raise UserError(
+        f"{path} is damaged (it lacks 'diverged', true or false): {_REMEDY}"
+      )
+    return result
+
+  def evaluation(self) -> dict | None:
+    """What evaluation.json holds; None while there is none, or after divergence."""
+    return self._read_json(EVALUATION_FILE)
+
+  def records(self) -> list[dict]:
+    """See `logbook.read_metrics`."""
+    return logbook.read_metrics(self.folder, _REMEDY)
+
+  def path(self, name: str) -> str:
+    """Of a file in its folder."""
+    return os.path.join(self.folder, name)
+
+  def _read_json(self, name: str) -> dict | None:
+    path = self.path(name)
+    if not os.path.exists(path):
+      return None
+    return run_directory.read_json(path, _REMEDY)
+
+  def train_command(self, data_dir: str | None) -> list[str]:
+    program = os.path.relpath(_REPOSITORY / 'train.py')
+    command = [program, *self.arguments, f'--workdir={self.folder}']
+    return _with_data_dir(command, data_dir)
+
+  def evaluate_command(self, data_dir: str | None) -> list[str]:
+    has_batch_norm = self.config['model']['use_batch_norm']
+    command = [
+      os.path.relpath(_REPOSITORY / 'eval.py'),
+      f'--workdir={self.folder}',
+      f'--output={self.path(EVALUATION_FILE)}',
+    ]
+    if has_batch_norm:
+      command += [
+        '--statistics=both',
+        f'--statistics_batches={_STATISTICS_BATCHES}',
+      ]
+    if self.split is not None:
+      command.append(f'--split={self.split}')
+    return _with_data_dir(command, data_dir)
+
+  def shell_line(self, data_dir: str | None) -> str:
+    """Both commands as one line, for any scheduler."""
+    return ' && '.join(
+      shlex.join(['python', *command])
+      for command in (
+        self.train_command(data_dir), self.evaluate_command(data_dir)
+      )
+    )  # fmt: skip
+
+
+def _with_data_dir(command: list[str], data_dir: str | None) -> list[str]:
+  return command if data_dir is None else [*command, f'--data_dir={data_dir}']
+
+
+def find_study(name: str) -> Study:
+  """The study of this name.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if name not in studies.STUDIES:
+    raise UserError(
+      f"there is no study '{name}': use some of {', '.join(studies.STUDIES)}"
+    )
+  return studies.STUDIES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """Which runs of a study are meant, and where they are.
+
+  Attributes:
+    root: folder of the run directories.
+    is_quick: the small version, see `studies.QUICK_TASK`.
+    tasks, seeds: instead of the study's.
+    values: replaced in every config, such as {'model.dtype': 'bfloat16'}.
+  """
+
+  root: str
+  is_quick: bool = False
+  tasks: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = ()
+  values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def list_runs(name: str, selection: Selection) -> list[Run]:
+  """The runs of a study: of every task, seed by seed, all arms.
+
+  Args:
+    name: of the study.
+    selection: of its runs.
+
+  Raises:
+    UserError: for a name that is not there.
+  """
+  study = find_study(name)
+  tasks, seeds, values = study.tasks, study.seeds, selection.values
+  if selection.is_quick:
+    tasks, seeds = (studies.QUICK_TASK,), studies.QUICK_SEEDS
+    values = {**studies.QUICK_VALUES, **values}
+  return [
+    make_run(arm, task, seed, selection.root, values)
+    for task in selection.tasks or tasks
+    for seed in selection.seeds or seeds
+    for arm in study.arms
+  ]
+
+
+def make_run(
+  arm: Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
+) -> Run:
+  """One run, found in `root` by its identity, or to be made there.
+
+  Args:
+    arm, task, seed, root: see `Run` and `list_runs`.
+    values: replace those of the arm.
+
+  Raises:
+    UserError: if there is no such task, or for a value that its key cannot have.
+  """
+  argument = ','.join(filter(None, (arm.argument, task)))
+  module = importlib.import_module(f'configs.{arm.config}')
+  try:
+    config = module.get_config(argument).to_dict()
+  except compose.BadValue as error:
+    raise UserError(str(error)) from error
+  overrides = {'seed': seed}
+  for key, value in {**arm.values, **values}.items():
+    if isinstance(value, paper.Times):
+      value = run_directory.flatten(config)[key] * value.factor
+    overrides[key] = value
+  for key, value in overrides.items():
+    _replace(config, key, value)
+  config = ranges.expand_paths(config)
+  ranges.check_config(config)
+  values_digits = values_hash(config)
+  flags = [f'--config.{key}={value}' for key, value in overrides.items()]
+  return Run(
+    arm=arm.name,
+    task=task,
+    seed=seed,
+    config=json.loads(json.dumps(config)),
+    arguments=(f'--config=configs/{arm.config}.py:{argument}', *flags),
+    split=studies.FINAL_SPLITS.get(task),
+    identity=f'v{RESULTS_VERSION}-{values_digits}',
+    folder=_find_folder(root, f'{config["name"]}-seed{seed}', values_digits),
+  )
+
+
+def _replace(config: dict, key: str, value) -> None:
+  *sections, leaf = key.split('.')
+  for section in sections:
+    config = config.get(section, {})
+  if leaf not in config:
+    raise UserError(f"the config has no key '{key}'")
+  config[leaf] = value
+
+
+def _find_folder(root: str, name: str, values_digits: str) -> str:
+  """The folder that ends in the identity, whatever it is called."""
+  own = f'v{RESULTS_VERSION}'
+  for version in _NAMES_OF_VERSIONS.get(RESULTS_VERSION, (own,)):
+    found = sorted(pathlib.Path(root).glob(f'*-{version}-{values_digits}'))
+    if found:
+      return str(found[0])
+  return os.path.join(root, f'{name}-{own}-{values_digits}')
+
+
+def others(runs: Sequence[Run], root: str) -> list[str]:
+  """Run directories in `root` that are of no run: of other values or versions."""
+  own = {os.path.abspath(run.folder) for run in runs}
+  return sorted(
+    str(path.parent)
+    for path in pathlib.Path(root).glob(f'*/{run_directory.CONFIG_FILE}')
+    if os.path.abspath(path.parent) not in own
+  )
+
+
+def values_hash(config: dict) -> str:
+  """8 hexadecimal digits of all values of a config that a result depends on."""
+  flat = run_directory.flatten(json.loads(json.dumps(config)))
+  values = {
+    key: value
+    for key, value in flat.items()
+    if key not in _NOT_OF_IDENTITY
+    and (key, value) not in ADDED_SINCE_VERSION_1.items()
+  }
+  content = json.dumps(values, sort_keys=True)
+  return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]

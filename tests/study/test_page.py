@@ -1,0 +1,150 @@
+"""The page and the Markdown: links, escapes and what they say."""
+
+import dataclasses
+import html.parser
+import json
+import re
+
+import pytest
+from tests.study.study_files import study_runs, write_run
+
+from bn_inception.study import page as report_page
+from bn_inception.study.page import Report
+from bn_inception.study.sections import make_section
+
+HOSTILE = '</script><script>alert(1)</script>&"\'|'
+
+
+@pytest.fixture
+def report(tmp_path):
+  runs = study_runs('figure2', tmp_path)
+  for seed in (0, 1):
+    write_run(runs['Inception', seed], {100: 50.0 + seed, 200: 60.0 + seed})
+  section = make_section('figure2', runs.values())
+  return Report(
+    facts={'code': 'abcd'},
+    costs=[['study', 'core-hours'], ['figure2', '1.25']],
+    cost_rule='Counted so.',
+    sections=[section],
+    figures={'figure2_digits': ['figure2_digits', 'figure2_digits_moving']},
+    files={
+      o.folder_name: ['config.json', 'train.log'] for o in section.outcomes
+    },
+  )
+
+
+class Parser(html.parser.HTMLParser):
+  """Collects addresses, texts of scripts, and elements that do not match."""
+
+  VOID = {'meta', 'link', 'br', 'img'}
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.addresses, self.scripts, self.ids = [], [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.ids += [attributes['id']] if 'id' in attributes else []
+    self.addresses += [
+      attributes[k] for k in ('href', 'src') if k in attributes
+    ]
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] == 'script':
+      self.scripts.append(data)
+
+
+def test_page_is_whole_and_its_links_are_relative(report):
+  parsed = Parser(report_page.make_html(report))
+  assert parsed.open == []
+  folders = [o.folder_name for o in report.sections[0].outcomes]
+  assert len(folders) == 2
+  for folder in folders:
+    for name in ('config.json', 'train.log'):
+      assert parsed.addresses.count(f'runs/{folder}/{name}') == 1
+  assert 'figures/figure2_digits_moving.svg' in parsed.addresses
+  assert 'tables/curves_figure2_digits.csv' in parsed.addresses
+  outside = [a for a in parsed.addresses if re.match('[a-z]+:|/', a)]
+  assert outside == ['data:,']
+  inside = [a[1:] for a in parsed.addresses if a.startswith('#')]
+  assert inside == ['figure2', 'cost'] and set(inside) <= set(parsed.ids)
+
+
+def test_page_has_the_numbers_of_the_plots(report):
+  data, script = Parser(report_page.make_html(report)).scripts
+  plot = json.loads(data)['figure2_digits']
+  curve = plot['variants']['moving averages'][0]
+  assert curve['label'] == 'Inception' and curve['note'] == '2 of 3 runs'
+  assert curve['points'][1] == {
+    'x': 200, 'value': 60.5, 'low': 60.0, 'high': 61.0, 'count': 2,
+  }  # fmt: skip
+  assert 'fetch(' not in script and 'XMLHttpRequest' not in script
+
+
+def test_page_and_markdown_say_what_is_missing_and_what_it_cost(report):
+  page, text = (
+    f(report) for f in (report_page.make_html, report_page.make_markdown)
+  )
+  # Of six arms: the state, the steps in two units, the factor and three means.
+  assert page.count('<td>not run</td>') == 6 * 7
+  assert '<summary>2 of 3 runs</summary>' in page
+  assert '<td>figure2</td><td>1.25</td>' in page
+  assert '<dt>code</dt><dd>abcd</dd>' in page
+  row = next(
+    line for line in text.splitlines() if line.startswith('| Inception |')
+  )
+  # t = 12.706 of one degree of freedom, times 0.7071 / sqrt(2).
+  assert '| 60.50 ± 6.35 |' in row
+  folder = report.sections[0].outcomes[0].folder_name
+  assert '| <details><summary>2 of 3 runs</summary><br>seed 0: [' in row
+  assert f'seed 0: [config.json](runs/{folder}/config.json)' in row
+  assert '| figure2 | 1.25 |' in text and '- code: abcd' in text
+  assert '](figures/figure2_digits.png)' in text
+
+
+def test_every_text_is_escaped(report):
+  section = report.sections[0]
+  part = section.parts[0]
+  plot = dataclasses.replace(
+    part.plots[0], title=HOSTILE, x_label=HOSTILE, name=HOSTILE
+  )
+  table = dataclasses.replace(
+    part.tables[0], title=HOSTILE, columns=(HOSTILE,) * 9
+  )
+  part = dataclasses.replace(
+    part, task=HOSTILE, notes=[HOSTILE], plots=[plot], tables=[table]
+  )
+  section = dataclasses.replace(
+    section, name=HOSTILE, title=HOSTILE, parts=[part]
+  )
+  report = dataclasses.replace(
+    report,
+    facts={HOSTILE: HOSTILE},
+    costs=[[HOSTILE], [HOSTILE]],
+    cost_rule=HOSTILE,
+    sections=[section],
+    figures={HOSTILE: [HOSTILE]},
+  )
+  page = report_page.make_html(report)
+  assert 'alert(1)</script>' not in page and page.count('</script>') == 2
+  parsed = Parser(page)
+  assert parsed.open == []
+  assert json.loads(parsed.scripts[0])[HOSTILE]['x_label'] == HOSTILE
+  # In Markdown a bar in a text is no end of a cell.
+  rows = report_page.make_markdown(report).splitlines()
+  head = next(row for row in rows if row.startswith('| ' + HOSTILE[:5]))
+  assert len(re.findall(r'(?<!\\)\|', head)) == 11
+
+
+def test_number_that_is_not_finite_is_no_silent_gap(report):
+  part = report.sections[0].parts[0]
+  plot = dataclasses.replace(part.plots[0], level=float('nan'))
+  part.plots[0] = plot
+  with pytest.raises(ValueError):
+    report_page.make_html(report)

@@ -1,0 +1,105 @@
+"""Files of arrays: what is read, and what is said of those that are not."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from bn_inception.errors import UserError
+from bn_inception.weights import files
+
+ARRAYS = {
+  'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+  'a.count': np.array(7),
+}
+
+
+def assert_equal(found, expected):
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert found[name].shape == value.shape
+    np.testing.assert_array_equal(found[name], value)
+
+
+def test_safetensors_come_back_with_their_notes(tmp_path):
+  path = str(tmp_path / 'a.safetensors')
+  files.write_safetensors(path, ARRAYS, {'scaling': 'none'})
+  arrays, notes, remarks = files.read(path)
+  assert_equal(arrays, ARRAYS)
+  assert notes == {'scaling': 'none'} and remarks == ()
+  assert os.listdir(tmp_path) == ['a.safetensors']
+
+
+def refusal(path):
+  with pytest.raises(UserError) as error:
+    files.read(str(path))
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+def test_damaged_and_absent_files_are_named(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  files.write_safetensors(str(path), ARRAYS, {})
+  path.write_bytes(path.read_bytes()[:-5])
+  assert refusal(path).startswith(f'{path} cannot be read: ')
+  assert refusal(path).endswith('download it again')
+  assert refusal(tmp_path / 'b.pth').endswith('give a file of weights')
+  with pytest.raises(UserError, match='cannot be written .No such file'):
+    files.write_safetensors(str(tmp_path / 'c' / 'a'), ARRAYS, {})
+
+
+def test_bfloat16_is_read(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  header = json.dumps(
+    {'a': {'dtype': 'BF16', 'shape': [1], 'data_offsets': [0, 2]}}
+  ).encode()
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + b'\x80\x3f')
+  assert files.read(str(path))[0]['a'].astype(np.float32) == 1.0
+
+
+def test_suffixes_do_not_matter(tmp_path):
+  path = str(tmp_path / 'a.ckpt')
+  files.write_safetensors(path, ARRAYS, {})
+  assert_equal(files.read(path).arrays, ARRAYS)
+
+
+def test_folders_are_named(tmp_path):
+  assert f'{tmp_path} is a folder: give the file' in refusal(tmp_path)
+
+
+def test_tensorflow_that_is_not_installed(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  for name in ('a.ckpt.index', 'a.ckpt.data-00000-of-00001'):
+    (tmp_path / name).touch()
+    for given in (name, 'a.ckpt'):
+      said = refusal(tmp_path / given)
+      assert said.startswith(
+        f'{tmp_path}/a.ckpt, as a checkpoint of TensorFlow'
+      )
+
+
+@pytest.mark.peers
+def test_tensorflow_checkpoints(tmp_path):
+  import tensorflow as tf
+
+  prefix, variables = str(tmp_path / 'a.ckpt'), list(ARRAYS.values())
+  tf.raw_ops.SaveV2(
+    prefix=prefix,
+    tensor_names=list(ARRAYS),
+    shape_and_slices=['', ''],
+    tensors=[tf.constant(v) for v in variables],
+  )
+  assert not os.path.exists(prefix) and os.path.exists(f'{prefix}.index')
+  assert_equal(files.read(prefix).arrays, ARRAYS)
+  assert_equal(files.read(f'{prefix}.index').arrays, ARRAYS)
+  single = str(tmp_path / 'b.pth')  # the older kind, of one file
+  tf.raw_ops.Save(
+    filename=single,
+    tensor_names=list(ARRAYS),
+    data=[tf.constant(v) for v in variables],
+  )
+  assert_equal(files.read(single).arrays, ARRAYS)
+  (tmp_path / 'a.ckpt.index').write_bytes(b'no')
+  assert 'cannot be read as a checkpoint' in refusal(prefix)
