@@ -14,7 +14,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from tests.ports import free_port
 
 from bn_inception import command_line, mesh
 from bn_inception.data.sources import make_source
@@ -22,6 +21,7 @@ from bn_inception.errors import UserError
 from bn_inception.experiment import make_evaluator
 from bn_inception.runs import checkpoint
 from bn_inception.runs.logbook import read_metrics
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = [sys.executable, 'train.py']
@@ -293,8 +293,8 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
     *(
       pytest.param(program, count, marks=pytest.mark.slow)
       for program, count in (
-        ('report', 8), ('claims', 3), ('dryrun', 5), ('import_weights', 7),
-        ('sources', 0), ('native', 0),
+        ('study.report', 8), ('claims', 3), ('dryrun', 5), ('weights', 7),
+        ('data', 0), ('kernels.native', 0),
       )
     ),
   ],

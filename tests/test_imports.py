@@ -1,4 +1,9 @@
-"""The floors: a file imports only from floors below its own."""
+"""The layout: files and wings of `bn_inception/` import only from lower floors.
+
+A wing is a folder. Inside it any file may import any other, but not in circles.
+Programs (`__main__` of a wing, and PROGRAMS) may import everything that is no
+program.
+"""
 
 import ast
 import pathlib
@@ -6,48 +11,23 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors', 'machine.streams'},
-  {'machine.launchers', 'machine.paths', 'machine.rendezvous'},
-  {'machine.path_flags', 'ranges'},
-  {
-    'machine.accelerators', 'data.augment', 'batch_norm', 'data.crops', 'machine.distributed', 'dryrun.hlo_text', 'kernels.host',
-    'weights.formats', 'weights.prefixes',
-    'weights.pytorch_files', 'runs.integrity', 'machine.interruption', 'runs.logbook',
-    'mesh', 'metrics', 'kernels.native',
-    'optimizer', 'data.order', 'evaluation.predictions', 'data.resizing', 'evaluation.scores', 'machine.shared_memory',
-    'data.imagenet', 'data.listing', 'data.progress',
-    'data.source',
-  },
-  {
-    'claims.transform', 'kernels.convolution', 'data.facts', 'data.images',
-    'weights.files', 'data.built_in', 'data.copies',
-  },
-  {'layers', 'kernels.pooling', 'data.finding', 'data.in_memory'},
-  {'inception', 'perceptron', 'data.folders', 'data.prepared'},
-  {'data.sources'},
-  {
-    'claims.perceptrons', 'weights.layouts', 'data.input_pipeline', 'data.check',
-    'data.shrink', 'train_state',
-  },
-  {'runs.checkpoint', 'claims.networks', 'steps'},
-  {'experiment', 'runs.run_directory'},
-  {'evaluation.passes', 'weights.initial_weights'},
-  {'evaluation.report', 'evaluation.inference', 'training'},
-  {'command_line', 'study.runs'},
-  {'study.flags', 'study.results'},
-  {'study.sections'},
-  {'study.figures', 'study.page'},
-  {
-    'claims.__main__', 'dryrun.__main__', 'weights.__main__', 'kernels.native.__main__',
-    'data.__main__', 'study.__main__', 'study.report',
-  },
-]  # fmt: skip
-FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
+  {'arrays', 'errors', 'metrics'},
+  {'batch_norm', 'kernels', 'machine', 'mesh'},
+  {'layers', 'ranges'},
+  {'data', 'inception', 'optimizer', 'perceptron'},
+  {'train_state'},
+  {'runs', 'steps'},
+  {'command_line', 'experiment'},
+  {'evaluation', 'weights'},
+  {'claims', 'training'},
+  {'dryrun', 'study'},
+]
+FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+PROGRAMS = {'study.report'}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
-PROGRAMS = {  # these may see flags
-  'command_line', 'claims.__main__', 'dryrun.__main__', 'weights.__main__',
-  'kernels.native.__main__', 'machine.path_flags', 'study.report', 'data.__main__', 'study.__main__', 'study.flags', 'study.results',
+SEE_FLAGS = {  # beside programs
+  'command_line', 'machine.path_flags', 'study.flags', 'study.results',
   'study.runs',
 }  # fmt: skip
 
@@ -59,12 +39,19 @@ def find_modules():
   for path in root.rglob('*.py'):
     name = '.'.join(path.relative_to(root).with_suffix('').parts)
     modules[name.removesuffix('.__init__')] = path
-  for package in ['__init__', *WINGS]:
-    del modules[package]
+  del modules['__init__']
   return modules
 
 
 MODULES = find_modules()
+
+
+def is_program(module):
+  return module.endswith('__main__') or module in PROGRAMS
+
+
+def room_of(module):
+  return module.partition('.')[0]
 
 
 def imported(path):
@@ -76,27 +63,59 @@ def imported(path):
       yield from ((node.module, alias.name) for alias in node.names)
 
 
-def test_every_module_has_a_floor_and_a_test():
-  assert set(MODULES) == set(FLOOR_OF)
-  tests = {p.stem for p in (ROOT / 'tests').glob('test_*.py')}
-  untested = {'data.source', 'data.__main__'}
+def imported_modules(module):
+  """Those of this package."""
+  for package, name in imported(MODULES[module]):
+    top, _, rest = package.partition('.')
+    if top == 'bn_inception':
+      # from PACKAGE import MODULE, or from MODULE import NAME
+      inner = f'{rest}.{name}' if rest else name
+      yield inner if inner in MODULES else rest
+
+
+def test_every_room_has_a_floor_and_every_module_a_test():
+  assert {room_of(m) for m in MODULES} == set(FLOOR_OF)
+  tests = ROOT / 'tests'
+  wings = {m for m in MODULES if MODULES[m].name == '__init__.py'}
+  untested = wings - {'kernels.native'}
+  untested |= {'data.source', 'data.__main__'}
   untested |= {'weights.__main__', 'kernels.native.__main__'}  # with theirs
   untested |= {'study.flags'}  # with study
-  expected = {f'test_{m.replace(".", "_")}' for m in set(MODULES) - untested}
-  assert expected - tests == set()
+  for module in sorted(set(MODULES) - untested):
+    *folders, name = module.split('.')
+    name = folders[-1] if name == '__main__' else name
+    assert (tests.joinpath(*folders) / f'test_{name}.py').exists(), module
 
 
 @pytest.mark.parametrize('module', sorted(MODULES))
 def test_imports_go_down_the_floors(module):
-  for package, name in imported(MODULES[module]):
-    top, _, rest = package.partition('.')
-    if top != 'bn_inception':
-      assert top not in FLAG_MODULES or module in PROGRAMS, package
+  for other in imported_modules(module):
+    assert not is_program(other), f'{module} imports {other}'
+    if is_program(module) or room_of(module) == room_of(other):
       continue
-    # from PACKAGE import MODULE, or from MODULE import NAME
-    inner = f'{rest}.{name}' if rest else name
-    other = inner if inner in MODULES else rest
-    assert FLOOR_OF[other] < FLOOR_OF[module], f'{module} imports {other}'
+    lower = FLOOR_OF[room_of(other)] < FLOOR_OF[room_of(module)]
+    assert lower, f'{module} imports {other}'
+
+
+@pytest.mark.parametrize('wing', sorted({room_of(m) for m in MODULES}))
+def test_no_circle_in_a_wing(wing):
+  left = {
+    module: {m for m in imported_modules(module) if room_of(m) == wing}
+    for module in MODULES
+    if room_of(module) == wing
+  }
+  while left:
+    free = {module for module, others in left.items() if not others & set(left)}
+    assert free, f'circle among {sorted(left)}'
+    left = {m: others for m, others in left.items() if m not in free}
+
+
+@pytest.mark.parametrize('module', sorted(MODULES))
+def test_only_programs_see_flags(module):
+  if is_program(module) or module in SEE_FLAGS:
+    return
+  tops = {package.partition('.')[0] for package, _ in imported(MODULES[module])}
+  assert not tops & FLAG_MODULES
 
 
 def test_configs_import_only_each_other():

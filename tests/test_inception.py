@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.conftest import FEW_ROWS
 
 from bn_inception import inception, layers
 from bn_inception.errors import UserError
 from bn_inception.inception import FIGURE_5, Inception
 from bn_inception.train_state import count_parameters
+from tests.conftest import FEW_ROWS
 
 
 def shapes_of(model, size, num_channels=3):

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests import test_batch_norm_derivatives as derivatives
 from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh
 from bn_inception.batch_norm import BatchNorm
+from tests import test_batch_norm_derivatives as derivatives
 
 pytestmark = pytest.mark.peers
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_steps import assert_close
 
 from bn_inception import mesh, metrics, steps, training
 from bn_inception.errors import UserError
@@ -14,6 +13,7 @@ from bn_inception.perceptron import Perceptron
 from bn_inception.runs.logbook import read_metrics
 from bn_inception.train_state import count_parameters, create_train_state
 from configs import compose
+from tests.test_steps import assert_close
 
 
 def forward_float64(params, stats, image):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.conftest import FEW_ROWS
 
 from bn_inception import mesh, steps
 from bn_inception.data import augment
 from bn_inception.inception import Inception
 from bn_inception.optimizer import make_optimizer
 from bn_inception.train_state import create_train_state
+from tests.conftest import FEW_ROWS
 
 # Relative to the largest value of each array: float32 sums in another order,
 # through five normalised layers.

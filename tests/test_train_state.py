@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from tests.test_steps import initial_state, make_model, make_sgd
 
 from bn_inception.train_state import count_parameters, create_train_state
+from tests.test_steps import initial_state, make_model, make_sgd
 
 
 def test_initial_state_depends_on_the_key_alone():

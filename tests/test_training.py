@@ -9,7 +9,6 @@ import signal
 import time
 from types import SimpleNamespace
 
-from tests import conftest
 import cv2
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from bn_inception.experiment import make_experiment
 from bn_inception.machine.interruption import Interrupted
 from bn_inception.runs import checkpoint, integrity, logbook
 from configs import compose
+from tests import conftest
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 

@@ -32,8 +32,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from bn_inception.errors import UserError
 from bn_inception.runs import integrity
+from bn_inception.runs.values import check_values
 from bn_inception.train_state import TrainState
-from bn_inception.weights.layouts import check_values
 
 DAMAGED_FOLDER = 'damaged_checkpoints'
 _STATE, _DESCRIPTION = 'state', 'description'
@@ -612,7 +612,7 @@ def restore_weights(
   """As `restore`, for all that computes with the weights: they are numbers.
 
   Raises:
-    UserError: as `restore`, or as `layouts.check_values`.
+    UserError: as `restore`, or as `values.check_values`.
   """
   state = restore(path, abstract_state, sharding)
   check_values(flatten_dict(state.evaluation_variables, sep='/'), path)

@@ -47,7 +47,7 @@ def start_from_checkpoint(
 
   Raises:
     UserError: if there is no such checkpoint, if it is of another network, or
-      if its numbers are no weights: see `layouts.check_values`.
+      if its numbers are no weights: see `values.check_values`.
   """
   _check_same_network(path, config, num_channels)
   saved, description = _read(path, sharding)

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bn_inception.errors import UserError
 from bn_inception.inception import FIGURE_5, Inception
+from bn_inception.runs.values import check_values
 from bn_inception.weights.prefixes import strip_prefixes
 
 Weights = dict[str, np.ndarray]
@@ -56,8 +57,6 @@ SLIM_MODEL = _COMMON | {
 _NUM_UPDATES = 100_000
 # Absent before PyTorch 0.4.1; later ones read such files and save them with 0.
 _COUNTER = 'num_batches_tracked'
-_LARGEST_COUNT = np.iinfo(np.int32).max
-_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 _REDUCTIONS = tuple(row.name for row in FIGURE_5 if row.stride == 2)
 
@@ -548,46 +547,6 @@ def _checked(
 def _name_some(names: list[str]) -> str:
   more = f' and {len(names) - 4} more' if len(names) > 4 else ''
   return ', '.join(names[:4]) + more
-
-
-_VARIANCES = ('running_var', 'moving_variance', '/var')
-_COUNTERS = (_COUNTER, '/num_updates')
-
-
-def check_values(weights: Weights, what: str) -> None:
-  """Refuses NaN, infinities, negative variances, and counts that are none.
-
-  Args:
-    weights: by name: of any of the layouts, or of this package's variables,
-      'batch_stats/conv1/norm/var'.
-    what: they are, for the message.
-
-  Raises:
-    UserError: with the name, the index and the value of the first one, and how
-      many arrays have some.
-  """
-  wrong = []
-  for name, value in weights.items():
-    value = np.asarray(value)
-    is_good = np.abs(value) <= _LARGEST_FLOAT  # and so is no NaN
-    if name.endswith((*_VARIANCES, *_COUNTERS)):
-      is_good &= value >= 0
-    if name.endswith(_COUNTERS):
-      is_good &= value <= _LARGEST_COUNT
-    if not is_good.all():
-      index = tuple(int(i) for i in np.argwhere(~is_good)[0])
-      place = f'[{", ".join(map(str, index))}]' if index else ''
-      wrong.append(f'{name}{place} is {value[index]}')
-      if name.endswith(_COUNTERS):
-        wrong[-1] += f', not in 0 to {_LARGEST_COUNT}'
-      elif _LARGEST_FLOAT < abs(value[index]) < np.inf:
-        wrong[-1] += ', too large for float32'
-  if wrong:
-    more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
-    raise UserError(
-      f'{what} cannot be used: {wrong[0]}{more}: take another copy, or one from '
-      'before the training diverged'
-    )
 
 
 def _as_variables(params: dict, stats: dict) -> dict:

@@ -10,15 +10,15 @@ import sys
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+
+from bn_inception.data import check, imagenet, shrink
+from bn_inception.errors import UserError
 from tests.data.test_folders import (
   VALIDATION,
   imagenet_labels,
   jpeg,
   write_images,
 )
-
-from bn_inception.data import check, imagenet, shrink
-from bn_inception.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 TFDS_DIR = str(ROOT / 'tests' / 'data' / 'tfds')

@@ -5,11 +5,11 @@ import pathlib
 import shutil
 
 import pytest
-from tests.data.test_folders import VALIDATION, write_images
 
 from bn_inception.data import check, finding, imagenet, listing, shrink
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
+from tests.data.test_folders import VALIDATION, write_images
 
 TFDS_DIR = str(pathlib.Path(__file__).parents[1] / 'tfds')
 WNIDS = imagenet.class_names()[:3]

@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import sklearn
-from tests.weights.test_layouts import in_scope, make_slim_weights
-from tests.weights.test_peers_networks import MODELS, make_pytorch_model
 
 from benchmarks import published_pixels
 from bn_inception.data import augment
 from bn_inception.weights import layouts
+from tests.weights.test_layouts import in_scope, make_slim_weights
+from tests.weights.test_peers_networks import MODELS, make_pytorch_model
 
 pytestmark = pytest.mark.peers
 

@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from google.protobuf.json_format import MessageToDict
+
+from bn_inception.data import imagenet, shrink
+from bn_inception.data.crops import centre_square
+from bn_inception.data.images import decode_image
+from bn_inception.data.sources import make_source
+from bn_inception.errors import UserError
 from tests.data.test_folders import (
   VALIDATION,
   imagenet_labels,
@@ -16,12 +22,6 @@ from tests.data.test_folders import (
   write_archive,
   write_images,
 )
-
-from bn_inception.data import imagenet, shrink
-from bn_inception.data.crops import centre_square
-from bn_inception.data.images import decode_image
-from bn_inception.data.sources import make_source
-from bn_inception.errors import UserError
 
 TFDS_DIR = str(pathlib.Path(__file__).parents[1] / 'tfds')
 LABELS = (7, 281, 999)

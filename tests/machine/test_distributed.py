@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import jax
-from tests.machine import layout_steps
 import numpy as np
 import pytest
-from tests.ports import free_port
 
 from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 from bn_inception.machine import distributed, launchers, rendezvous
 from bn_inception.runs import checkpoint
+from tests.machine import layout_steps
+from tests.ports import free_port
 
 TESTS = pathlib.Path(__file__).parents[1]
 LAYOUTS = {'1x1': (1, 1), '1x4': (1, 4), '2x2': (2, 2), '4x1': (4, 1)}

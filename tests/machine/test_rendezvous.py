@@ -6,11 +6,11 @@ import socket
 import threading
 
 import pytest
-from tests.ports import free_port
 
 from bn_inception.errors import UserError
 from bn_inception.machine import rendezvous
 from bn_inception.machine.rendezvous import Address, Member
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
-from tests.test_steps import initial_state
 
 from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.runs import checkpoint, integrity
 from bn_inception.train_state import TrainState
+from tests.test_steps import initial_state
 
 DESCRIPTION = {'config': {'seed': 3}, 'class_names': ['a', 'b']}
 

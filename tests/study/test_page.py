@@ -6,11 +6,11 @@ import json
 import re
 
 import pytest
-from tests.study.study_files import study_runs, write_run
 
 from bn_inception.study import page as report_page
 from bn_inception.study.page import Report
 from bn_inception.study.sections import make_section
+from tests.study.study_files import study_runs, write_run
 
 HOSTILE = '</script><script>alert(1)</script>&"\'|'
 

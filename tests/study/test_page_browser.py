@@ -12,10 +12,10 @@ import urllib.request
 import numpy as np
 import PIL.Image
 import pytest
-from tests.study.study_files import write_many
 
 from bn_inception.study import report
 from bn_inception.study import runs as study_runs
+from tests.study.study_files import write_many
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip('playwright.sync_api')

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.study.study_files import write_run
 
 from bn_inception.claims import __main__ as claims
 from bn_inception.errors import UserError
@@ -17,6 +16,7 @@ from bn_inception.study import report
 from bn_inception.study import runs as study_runs
 from configs import studies
 from configs.studies import Arm, Study
+from tests.study.study_files import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -5,11 +5,11 @@ import math
 import pathlib
 
 import pytest
-from tests.study.study_files import study_runs, write_run
 
 from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.study import results as study_results
 from bn_inception.study.results import mean_interval, paired_differences
+from tests.study.study_files import study_runs, write_run
 
 ROOT_3, ROOT_2 = math.sqrt(3), math.sqrt(2)
 # Of tables: Student's t for 95 %, with one and two degrees of freedom.

@@ -1,11 +1,11 @@
 """What each study shows, against numbers made by hand."""
 
 import pytest
-from tests.study.study_files import study_runs, write_run
 
 from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.study.sections import STUDIES, make_section, mean_points
 from configs import studies
+from tests.study.study_files import study_runs, write_run
 
 
 def texts(table):

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.weights.test_layouts import in_scope, make_slim_weights
 
 from benchmarks import pytorch_inception
 from bn_inception.data import augment
 from bn_inception.inception import Inception
 from bn_inception.weights import files, layouts
+from tests.weights.test_layouts import in_scope, make_slim_weights
 
 pytestmark = pytest.mark.peers
 
