@@ -1,6 +1,6 @@
 """Our evaluation crops against torchvision's and TF-Slim's own preprocessing.
 
-    make benchmarks && . .venv-peers/bin/activate
+    make benchmarks && . .venv-bench/bin/activate
     python -m benchmarks.published_pixels
 
 prints how much the pixels differ for the images that scikit-learn and scikit-image

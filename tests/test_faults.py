@@ -36,7 +36,7 @@ def test_records_of_the_runtime_are_told_from_complaints():
   assert split_records([*record, *defect]) == (defect, record)
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_the_benchmark_of_faults(tmp_path):
   """A damaged checkpoint, and one of two processes killed, in real runs."""
   output = tmp_path / 'faults.json'

@@ -1,4 +1,4 @@
-"""A miniature ILSVRC 2012 from the official archives on: `make test-prepare`.
+"""A miniature ILSVRC 2012 from the official archives on: `make test-slow`.
 
 TensorFlow, in an environment of its own, prepares it by the commands that our
 messages print; here, where there is none, it is read, trained on and evaluated.
@@ -25,7 +25,7 @@ from bn_inception.data.images import decode_image
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 
-pytestmark = pytest.mark.prepare
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 TFDS = ROOT / os.environ.get('TFDS', '.venv-prepare/bin/tfds')

@@ -242,7 +242,7 @@ def test_program_ends_in_one_line():
   assert failed.stderr.startswith('error: ') and failed.stderr.count('\n') == 1
 
 
-@pytest.mark.pod
+@pytest.mark.peers
 @needs_libtpu
 def test_the_tpu_compiler_on_a_small_network(tmp_path):
   output = tmp_path / 'out.json'
@@ -264,7 +264,7 @@ def test_the_tpu_compiler_on_a_small_network(tmp_path):
     assert small[key] == large[key], key
 
 
-@pytest.mark.pod
+@pytest.mark.peers
 @needs_libtpu
 @pytest.mark.parametrize(
   'topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'v4:2x2x1']
@@ -280,7 +280,7 @@ def test_memory_of_the_chips_is_what_the_compiler_says(topology):
   assert dryrun.find_chip(device).hbm_bytes == int(float(available) * 2**30)
 
 
-@pytest.mark.pod
+@pytest.mark.peers
 @needs_libtpu
 def test_one_chip_is_a_topology():
   assert len(dryrun.open_topology('v5e:1x1')) == 1

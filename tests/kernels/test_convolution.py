@@ -91,14 +91,14 @@ def test_is_that_of_numpy(name, monkeypatch):
   check(name)
 
 
-@pytest.mark.native
+@pytest.mark.peers
 @pytest.mark.parametrize('name', SIZES)
 def test_native_is_that_of_numpy(name):
   assert native.load()
   check(name)
 
 
-@pytest.mark.native
+@pytest.mark.peers
 def test_native_serves_float32_alone_and_all_of_it():
   x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 
@@ -117,7 +117,7 @@ def test_native_serves_float32_alone_and_all_of_it():
   assert not any(f'@{name}(' in text(jnp.bfloat16) for name in names)
 
 
-@pytest.mark.native
+@pytest.mark.peers
 @pytest.mark.parametrize('size, num_inputs', [(9, 4), (28, 64)])
 def test_native_convolutions_may_come_at_once(size, num_inputs):
   """XLA calls independent ones from several threads; devices, too."""
@@ -181,7 +181,7 @@ def test_derivatives_equal_those_of_jax(name, monkeypatch):
   check_derivatives(name)
 
 
-@pytest.mark.native
+@pytest.mark.peers
 @pytest.mark.parametrize('name', SOME_SIZES)
 def test_native_derivatives_equal_those_of_jax(name):
   assert native.load()
@@ -242,7 +242,7 @@ def test_integers_are_real_numbers_and_complex_ones_refused(
 @pytest.mark.parametrize('kernel_size, padding', [(1, NONE), (3, ONE)])
 @pytest.mark.parametrize('is_mapped', [False, True])
 @pytest.mark.parametrize(
-  'is_native', [False, pytest.param(True, marks=pytest.mark.native)]
+  'is_native', [False, pytest.param(True, marks=pytest.mark.peers)]
 )
 def test_gradients_on_an_explicit_mesh(
   kernel_size, padding, is_mapped, is_native, monkeypatch

@@ -79,7 +79,7 @@ def test_the_first_error_of_the_compiler_is_told(prefix, monkeypatch):
     program.build()
 
 
-@pytest.mark.native
+@pytest.mark.peers
 def test_it_is_built_into_the_environment():
   program.build()
   assert pathlib.Path(native.LIBRARY).is_file() and native.load()

@@ -51,7 +51,7 @@ def layouts(tmp_path_factory):
   return folder, results
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', ['1x4', '2x2', '4x1'])
 def test_every_step_and_all_of_them_are_those_of_one_device(layouts, layout):
   _, results = layouts
@@ -76,7 +76,7 @@ def test_every_step_and_all_of_them_are_those_of_one_device(layouts, layout):
   )
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_a_checkpoint_of_any_layout_is_read_by_another(
   layouts, few_rows, layout
@@ -265,7 +265,7 @@ def start(process_id, port, seconds, **environment):
   )  # fmt: skip
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_processes_meet_without_a_proxy():
   """Of the web, at whose address nobody listens."""
   names = ('http_proxy', 'https_proxy', 'grpc_proxy')
@@ -279,7 +279,7 @@ def test_processes_meet_without_a_proxy():
   assert said.splitlines()[-1] == '[3, 3]'
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize('process_id', [0, 1])
 def test_a_process_whose_others_do_not_come_ends_with_one_line(process_id):
   alone = start(process_id, free_port(), 1)

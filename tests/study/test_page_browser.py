@@ -17,7 +17,7 @@ from bn_inception.study import report
 from bn_inception.study import runs as study_runs
 from tests.study.study_files import write_many
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.peers
 playwright = pytest.importorskip('playwright.sync_api')
 
 NAMES = (

@@ -16,7 +16,7 @@ from configs import studies
 
 ROOT = pathlib.Path(__file__).parents[2]
 JOBS = f'--jobs={min(2, len(os.sched_getaffinity(0)))}'
-pytestmark = pytest.mark.study
+pytestmark = pytest.mark.slow
 
 
 def run(module, *arguments):
