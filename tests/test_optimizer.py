@@ -49,13 +49,59 @@ def test_updates_equal_the_classical_form():
 
 def test_schedule_is_a_staircase_with_fractions_of_epochs():
   # 0.96 every 8 / 6 epochs of ImageNet at batch 32: every 53,382 steps.
-  schedule = optimizer.decay_schedule(0.0075, 0.96, 8 / 6, 1_281_167 / 32)
+  schedule = optimizer.staircase_decay(0.0075, 0.96, 8 / 6 * 1_281_167 / 32)
   for step in (0, 53_381, 53_383, 106_763, 106_765, 2_100_000):
     stairs = int(step / (8 / 6 * 1_281_167 / 32))
     np.testing.assert_allclose(
       schedule(jnp.int32(step)), 0.0075 * 0.96**stairs, rtol=1e-5
     )
   np.testing.assert_allclose(schedule(jnp.int32(53_383)), 0.0072, rtol=1e-6)
+
+
+def test_cosine_and_warm_up_equal_their_closed_forms():
+  recipe = RECIPE | {
+    'schedule': 'cosine',
+    'decay_epochs': 4,
+    'warmup_epochs': 1.5,
+  }
+  made = optimizer.make_optimizer(steps_per_epoch=2, batch_size=32, **recipe)
+  for step in range(12):
+    cosine = (1 + np.cos(np.pi * min(step / 8, 1))) / 2
+    expected = 0.1 * cosine * min(1, (step + 1) / 3)
+    np.testing.assert_allclose(
+      made.learning_rate_fn(jnp.int32(step)), expected, rtol=1e-5, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+  'gradients, clipped',
+  [((3.0, 4.0), (1.5, 2.0)), ((0.6, -0.8), (0.6, -0.8))],
+)
+def test_only_larger_gradients_are_clipped(gradients, clipped):
+  recipe = RECIPE | {'max_gradient_norm': 2.5, 'momentum': 0.0}
+  made = optimizer.make_optimizer(steps_per_epoch=99, batch_size=32, **recipe)
+  params = {'kernel': jnp.array(10.0), 'bias': jnp.array(0.0)}
+  updates, _ = made.transform.update(
+    dict(zip(params, map(jnp.array, gradients), strict=True)),
+    made.transform.init(params),
+    params,
+  )
+  # The L2 loss is not clipped: its gradient is 0.01 * 10.
+  expected = -0.1 * (clipped[0] + 0.1), -0.1 * clipped[1]
+  found = updates['kernel'], updates['bias']
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_papers_options_have_no_other_state():
+  made = optimizer.make_optimizer(steps_per_epoch=2, batch_size=32, **RECIPE)
+  assert len(made.transform.init({'kernel': jnp.zeros(1)})) == 3
+
+
+def test_an_unknown_schedule_names_the_two():
+  with pytest.raises(UserError, match='schedule .*linear.*staircase, cosine'):
+    optimizer.make_optimizer(
+      steps_per_epoch=2, batch_size=32, **RECIPE | {'schedule': 'linear'}
+    )
 
 
 @pytest.mark.parametrize('per_32, expected', [(False, 0.1), (True, 0.8)])

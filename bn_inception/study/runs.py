@@ -38,7 +38,11 @@ _DIGITS = 8  # of a hash
 # Keys that are newer than version 1, with the value that stands for what runs did
 # before there was the key: at that value a key does not count, so that those runs
 # are found.
-ADDED_SINCE_VERSION_1: dict[str, Any] = {}
+ADDED_SINCE_VERSION_1: dict[str, Any] = {
+  'optimizer.schedule': 'staircase',
+  'optimizer.warmup_epochs': 0.0,
+  'optimizer.max_gradient_norm': 0.0,
+}
 # Values that have no influence on what a run finds.
 _NOT_OF_IDENTITY = frozenset(
   {
