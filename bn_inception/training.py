@@ -27,7 +27,13 @@ from bn_inception.kernels.host import release_memory
 from bn_inception.machine import accelerators, distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.optimizer import effective_learning_rate
-from bn_inception.runs import checkpoint, logbook, run_directory
+from bn_inception.runs import (
+  checkpoint,
+  checkpoint_folder,
+  json_files,
+  logbook,
+  run_directory,
+)
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -114,7 +120,7 @@ def _write_result(
   config: dict, experiment: Experiment, records: list[dict], workdir: str
 ) -> dict:
   result = _result(config, experiment, records)
-  run_directory.write_json(
+  json_files.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
   _draw_learning_curve(records, workdir, config)
@@ -130,7 +136,7 @@ def _draw_learning_curve(
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
-  return checkpoint.list_steps(
+  return checkpoint_folder.list_steps(
     os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   )
 
@@ -140,7 +146,7 @@ def _diverged_result(workdir: str) -> dict | None:
   path = os.path.join(workdir, run_directory.RESULT_FILE)
   if not os.path.exists(path):
     return None
-  result = run_directory.read_json(path)
+  result = json_files.read_json(path)
   return result if result['diverged'] else None
 
 
@@ -170,7 +176,7 @@ def _create_or_restore(
 def _choose_checkpoint(workdir: str) -> str | None:
   """The one to go on from; None: a new run."""
   if _checkpoint_steps(workdir):
-    return checkpoint.choose_to_resume(
+    return checkpoint_folder.choose_to_resume(
       os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
     )
   if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):

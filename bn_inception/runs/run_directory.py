@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import fcntl
 import functools
-import json
 import os
 import pathlib
 import platform
@@ -22,12 +21,14 @@ import subprocess
 from collections.abc import Iterator
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from bn_inception.data import facts as data_facts
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.kernels import native
 from bn_inception.machine import accelerators
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint_folder, file_system
+from bn_inception.runs.json_files import read_json, write_json
 from bn_inception.runs.logbook import DROPPED_FILE, METRICS_FILE
 
 CONFIG_FILE, DATA_FILE = 'config.json', 'data.json'
@@ -67,66 +68,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def flatten(config: dict, prefix: str = '') -> dict[str, object]:
-  """{'a': {'b': 1}} -> {'a.b': 1}."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat.update(flatten(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def differences(old: dict, new: dict) -> list[str]:
   """Lines 'key: old -> new' for what differs and is not `FREE_TO_CHANGE`."""
-  old, new = flatten(old), flatten(new)
+  old, new = (flatten_dict(config, sep='.') for config in (old, new))
   return [
     f'{key}: {old.get(key, "absent")} -> {new.get(key, "absent")}'
     for key in sorted(old.keys() | new.keys())
     if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
   ]
-
-
-def write_json(path: str, value: dict, **remedy: str) -> None:
-  """Writes the whole file or nothing of it.
-
-  Args:
-    path, value: of the file, and what JSON can hold.
-    **remedy: as of `errors.writing`.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
-  text = json.dumps(value, indent=2, allow_nan=False)
-  with writing(path, **remedy):
-    with open(path + '.tmp', 'w') as file:
-      file.write(text + '\n')
-    os.replace(path + '.tmp', path)
-
-
-def read_json(
-  path: str, remedy: str = 'restore it, or give another --workdir'
-) -> dict:
-  """The object in a JSON file.
-
-  Args:
-    path: of the file.
-    remedy: what to do about a damaged file.
-
-  Raises:
-    UserError: if it is absent or damaged.
-  """
-  try:
-    with open(path) as file:
-      value = json.load(file)
-  except FileNotFoundError as error:
-    raise UserError(f'{path} does not exist') from error
-  except ValueError as error:  # no JSON, or not even text
-    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
-  if not isinstance(value, dict):
-    raise UserError(f'{path} is damaged (no object): {remedy}')
-  return value
 
 
 def check_output(path: str, remedy: str) -> None:
@@ -143,7 +92,7 @@ def check_output(path: str, remedy: str) -> None:
   for folder in real.parents:
     first, *rest = real.relative_to(folder).parts
     is_own = first in _OWN_FILES and not rest
-    if first in (CHECKPOINTS_FOLDER, checkpoint.DAMAGED_FOLDER) and rest:
+    if first in (CHECKPOINTS_FOLDER, checkpoint_folder.DAMAGED_FOLDER) and rest:
       is_own = re.fullmatch(r'\d+(\.\d+)?', rest[0])
     if is_own and (folder / CONFIG_FILE).exists():
       raise UserError(f'{path} is a file of the run in {folder}: {remedy}')
@@ -166,15 +115,10 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
       another config or on other data, or if it cannot be written or hold
       checkpoints.
   """
-  checkpoint.check_path(workdir)
-  try:
+  file_system.check_path(workdir)
+  with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, '.lock'), 'w')
-  except OSError as error:
-    raise UserError(
-      f'workdir {workdir} cannot be written ({error.strerror}): give another '
-      '--workdir'
-    ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +133,7 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         'it would not be noticed'
       )
     check_same_run(workdir, _read_saved(workdir), config, data)
-    checkpoint.check_file_system(workdir)
+    file_system.check_file_system(workdir)
     yield
 
 
@@ -200,7 +144,7 @@ def _read_saved(workdir: str) -> dict:
   right, as when an image turned out to be damaged.
   """
   path_of = functools.partial(os.path.join, workdir)
-  has_checkpoints = checkpoint.list_steps(path_of(CHECKPOINTS_FOLDER))
+  has_checkpoints = checkpoint_folder.list_steps(path_of(CHECKPOINTS_FOLDER))
   saved = {}
   if has_checkpoints or os.path.exists(path_of(RESULT_FILE)):
     saved = _read_if_there(path_of(DATA_FILE))

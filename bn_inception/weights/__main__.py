@@ -30,7 +30,12 @@ from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.optimizer import Optimizer, make_optimizer
-from bn_inception.runs import checkpoint, run_directory
+from bn_inception.runs import (
+  checkpoint,
+  checkpoint_folder,
+  json_files,
+  run_directory,
+)
 from bn_inception.train_state import count_parameters, start_from
 from bn_inception.weights import files
 from bn_inception.weights import layouts as importing
@@ -162,7 +167,7 @@ def import_file(
     UserError: if there are no weights to be had, or no place for them.
   """
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  if checkpoint.list_steps(directory):
+  if checkpoint_folder.list_steps(directory):
     raise UserError(f'{workdir} holds checkpoints: give another --workdir')
   check_writable(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
@@ -198,7 +203,7 @@ def import_file(
     ) from error
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
-  run_directory.write_json(
+  json_files.write_json(
     os.path.join(workdir, run_directory.CONFIG_FILE), config
   )
   for remark in (*remarks, *imported.remarks):

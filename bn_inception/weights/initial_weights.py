@@ -8,7 +8,6 @@ from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 from bn_inception.runs import checkpoint
-from bn_inception.runs.run_directory import flatten
 from bn_inception.train_state import TrainState
 
 _LAST_LAYER = 'logits/'
@@ -122,13 +121,12 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
       for key, value in config['model'].items()
       if key not in _FREE_TO_CHANGE
     }
-    return flatten(
-      {
-        'architecture': config['architecture'],
-        'model': model,
-        'input_scaling': config['input_scaling'],
-      }
-    )
+    decisive = {
+      'architecture': config['architecture'],
+      'model': model,
+      'input_scaling': config['input_scaling'],
+    }
+    return flatten_dict(decisive, sep='.')
 
   saved = checkpoint.read_description(path)
   theirs, ours = function_options(saved['config']), function_options(config)

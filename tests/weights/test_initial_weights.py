@@ -15,7 +15,7 @@ from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import inference, passes
 from bn_inception.experiment import make_experiment
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from bn_inception.weights.initial_weights import start_from_checkpoint
 from configs import compose
@@ -249,7 +249,7 @@ def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
   capsys.readouterr()
   training.train_and_evaluate(again.to_dict(), workdir)
   assert f'first weights  {path} (step 2 of' in capsys.readouterr().out
-  ended = read_raw(checkpoint.find(f'{workdir}/checkpoints'))
+  ended = read_raw(checkpoint_folder.find(f'{workdir}/checkpoints'))
   # Nothing was learned from the average that the first run ended with.
   jax.tree.map(
     np.testing.assert_array_equal,

@@ -18,7 +18,7 @@ from bn_inception.evaluation.passes import (
 )
 from bn_inception.inception import Inception
 from bn_inception.perceptron import Perceptron
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.train_state import count_parameters
 from bn_inception.weights import __main__ as program
 from bn_inception.weights import layouts
@@ -551,7 +551,7 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   names.write_text(''.join(f'class {i}\n' for i in range(1000)))
   program.import_file(source, workdir, 'synthetic', str(names))
   assert f'python eval.py --workdir={workdir}' in capsys.readouterr().out
-  path = checkpoint.find(f'{workdir}/checkpoints')
+  path = checkpoint_folder.find(f'{workdir}/checkpoints')
   assert path.endswith('/0')
 
   few = functools.partial(sources.SyntheticSource, num_examples=3)
