@@ -118,7 +118,7 @@ def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
   ):
     with pytest.raises(UserError) as caught:
       use()
-    assert f'{path} cannot be used: {message}: take' in str(caught.value)
+    assert f'{path} cannot be used: {message}: ' in str(caught.value)
   assert not workdir.exists()
 
 
@@ -140,8 +140,8 @@ def test_other_networks_are_refused(first):
   for changes, message in (
     (
       {'model.nonlinearity': 'sigmoid', 'input_scaling.mean': [1.0]},
-      'input_scaling.mean is [0.0] and not [1.0]; model.nonlinearity is relu '
-      'and not sigmoid): give another --init_from, or --config=configs/of_run',
+      'input_scaling.mean is [0.0], not [1.0]; model.nonlinearity is relu, '
+      'not sigmoid)',
     ),
     ({'init_from': '/no'}, 'checkpoint /no does not exist'),
   ):
@@ -152,7 +152,7 @@ def test_other_networks_are_refused(first):
     with pytest.raises(UserError) as caught:
       start(changed['init_from'] or path, changed)
     assert message in str(caught.value)
-  with pytest.raises(UserError, match='colour channels is 1 and not 3'):
+  with pytest.raises(UserError, match='colour channels is 1, not 3'):
     start(path, config, num_channels=3)
 
 
@@ -168,9 +168,8 @@ def test_other_shapes_are_named(first):
       initial.replace(params=params), path, config,
       experiment.source.class_names, 1, initial.step.sharding,
     )  # fmt: skip
-  assert (
-    'conv1/conv/kernel is (3, 3, 1, 8) and not (3, 3, 3, 8)): give another'
-    in str(caught.value)
+  assert 'conv1/conv/kernel is (3, 3, 1, 8), not (3, 3, 3, 8))' in str(
+    caught.value
   )
 
 
