@@ -39,7 +39,7 @@ def check_values(weights: Mapping[str, np.ndarray], what: str) -> None:
       wrong.append(f'{name}{place} is {value[index]}')
       if name.endswith(_COUNTERS):
         wrong[-1] += f', not in 0 to {_LARGEST_COUNT}'
-      elif _LARGEST_FLOAT < abs(value[index]) < np.inf:
+      elif _LARGEST_FLOAT < abs(float(value[index])) < np.inf:
         wrong[-1] += ', too large for float32'
   if wrong:
     more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
