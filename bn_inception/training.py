@@ -31,9 +31,11 @@ from bn_inception.runs import (
   checkpoint,
   checkpoint_folder,
   json_files,
+  learning_curve,
   logbook,
   run_directory,
 )
+from bn_inception.runs.display import ProgressDisplay, format_seconds
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -100,7 +102,7 @@ def train_and_evaluate(
         options.keep_best_checkpoints,
       ) as checkpoints,
       logbook.Logbook(workdir, int(state.step), distributed.is_first()) as book,
-      logbook.ProgressDisplay(
+      ProgressDisplay(
         int(state.step), experiment.num_steps, experiment.steps_per_epoch
       ) as display,
     ):
@@ -130,7 +132,7 @@ def _write_result(
 def _draw_learning_curve(
   records: list[dict], workdir: str, config: dict
 ) -> None:
-  logbook.draw_learning_curve(
+  learning_curve.draw(
     records, os.path.join(workdir, 'learning_curve.png'), config['name']
   )
 
@@ -584,6 +586,6 @@ def _print_result(result: dict, workdir: str) -> None:
     f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
     f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
     f'{f"reached at step {reached}" if reached else "not reached"}; '
-    f'{logbook.format_seconds(result["wall_seconds"])} in all; written to '
+    f'{format_seconds(result["wall_seconds"])} in all; written to '
     f'{workdir}/{run_directory.RESULT_FILE}'
   )

@@ -20,7 +20,13 @@ from bn_inception.errors import UserError
 from bn_inception.evaluation import passes
 from bn_inception.experiment import make_experiment
 from bn_inception.machine.interruption import Interrupted
-from bn_inception.runs import checkpoint, checkpoint_folder, integrity, logbook
+from bn_inception.runs import (
+  checkpoint,
+  checkpoint_folder,
+  integrity,
+  learning_curve,
+  logbook,
+)
 from configs import compose
 from tests import conftest
 
@@ -587,7 +593,7 @@ def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
 
   clock, now = [0.0], time.monotonic
   monkeypatch.setattr(time, 'monotonic', lambda: now() + clock[0])
-  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  monkeypatch.setattr(learning_curve, 'draw', draw)
   training.train_and_evaluate(config, str(tmp_path / 'run'))
   path = str(tmp_path / 'run' / 'learning_curve.png')
   name = config['name']
@@ -605,7 +611,7 @@ def test_learning_curve_is_drawn_when_a_run_is_stopped(tmp_path, monkeypatch):
     saved = checkpoint_folder.list_steps(f'{workdir}/checkpoints')
     drawn.append((records[-1]['step'], path, saved))
 
-  monkeypatch.setattr(logbook, 'draw_learning_curve', draw)
+  monkeypatch.setattr(learning_curve, 'draw', draw)
   monkeypatch.setattr(
     training.StopRequests,
     'reached',
