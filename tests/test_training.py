@@ -152,8 +152,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   for place in '6', '6.1':
     file = flip_array(workdir / 'checkpoints' / '6')
     line = (
-      f'checkpoint {workdir}/checkpoints/6 is damaged ({file} has other bytes '
-      'than were written): '
+      f'checkpoint {workdir}/checkpoints/6 is damaged ({file} has changed '
+      'since it was written): '
     )
     path = passes.find_checkpoint(str(workdir), None)
     assert path == f'{workdir}/checkpoints/3'

@@ -241,7 +241,7 @@ def test_orbax_alone_restores_other_numbers_without_a_word(small):
   assert np.sum(changed) >= 1
   with pytest.raises(UserError) as caught:
     restore_small(small / '3')
-  damage = f'{file} has other bytes than were written'
+  damage = f'{file} has changed since it was written'
   assert f'{small}/3 is damaged: {damage}' in str(caught.value)
 
 
@@ -260,7 +260,7 @@ def test_a_flipped_bit_in_any_file_is_named(small):
       assert '\n' not in message
       # A flip in the seal may also be one in a digest, or in a name.
       if name.name != 'sha256.json':
-        assert f': {name} has other bytes than were written: ' in message
+        assert f': {name} has changed since it was written: ' in message
     file.write_bytes(content)
   jax.tree.map(
     np.testing.assert_array_equal, restore_small(path), small_state(3)
@@ -271,10 +271,10 @@ def test_a_flipped_bit_in_any_file_is_named(small):
   'damage, message',
   [
     (pathlib.Path.unlink, 'is missing'),
-    (lambda path: os.truncate(path, 0), 'has 0 bytes and not'),
+    (lambda path: os.truncate(path, 0), 'has 0 bytes, not'),
     (
       lambda path: os.truncate(path, path.stat().st_size - 1),
-      r'has \d+ bytes and not',
+      r'has \d+ bytes, not',
     ),
   ],
 )
@@ -304,7 +304,7 @@ def test_an_older_damaged_one_is_not_left_to_orbax(small, capsys):
   with pytest.raises(UserError, match=r'checkpoints cannot be opened \(.*JSON'):
     checkpoint.open_checkpoints(str(small), 3, 1)
   assert checkpoint_folder.choose_to_resume(str(small)) == f'{small}/3'
-  assert 'metrics/metrics has 1 bytes and not' in capsys.readouterr().out
+  assert 'metrics/metrics has 1 bytes, not' in capsys.readouterr().out
   save_small(small, 4)
   assert checkpoint_folder.list_steps(str(small)) == [2, 3, 4]
 

@@ -33,7 +33,7 @@ def damage(directory, step):
   """Changes a byte of a checkpoint; returns how that is described."""
   path = directory / str(step) / DATA
   path.write_bytes(b'x' + path.read_bytes()[1:])
-  return f'{DATA} has other bytes than were written'
+  return f'{DATA} has changed since it was written'
 
 
 def list_files(path):
@@ -101,7 +101,7 @@ def test_nothing_is_moved_if_all_are_damaged(directory):
   before = list_files(directory.parent)
   with pytest.raises(UserError) as caught:
     checkpoint_folder.choose_to_resume(str(directory))
-  short = f'{DATA} has 0 bytes and not 14'
+  short = f'{DATA} has 0 bytes, not 14'
   found = f'(3: {changed}; 2: {short}; 1: {short})'
   assert str(directory) in str(caught.value) and found in str(caught.value)
   assert list_files(directory.parent) == before
