@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 
 class UserError(Exception):
@@ -48,6 +49,19 @@ def writing(path: str, remedy: str = RERUN) -> Iterator[None]:
     raise UserError(
       f'{path} cannot be written ({error.strerror}): {remedy}'
     ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str = 'w', remedy: str = RERUN) -> Iterator[IO]:
+  """Opens a file that replaces `path` at the end, or leaves it as it was.
+
+  Raises:
+    UserError: as `writing`.
+  """
+  with writing(path, remedy):
+    with open(path + '.tmp', mode) as file:
+      yield file
+    os.replace(path + '.tmp', path)
 
 
 def check_writable(path: str, remedy: str) -> None:

@@ -1,14 +1,13 @@
 """Class probabilities of every image of a split: averaged, saved, loaded."""
 
 import dataclasses
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, replacing
 
 # NumPy raises these for other files; TypeError for a single array.
 _UNREADABLE = (
@@ -95,10 +94,8 @@ def save(path: str, predictions: Predictions) -> None:
   Raises:
     UserError: if it cannot be written.
   """
-  with writing(path, 'give another file'):
-    with open(path + '.tmp', 'wb') as file:
-      np.savez_compressed(file, **dataclasses.asdict(predictions))
-    os.replace(path + '.tmp', path)
+  with replacing(path, 'wb', 'give another file') as file:
+    np.savez_compressed(file, **dataclasses.asdict(predictions))
 
 
 def load(path: str) -> Predictions:

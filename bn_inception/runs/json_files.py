@@ -1,9 +1,8 @@
 """JSON files that hold one object, written atomically."""
 
 import json
-import os
 
-from bn_inception.errors import RERUN, UserError, writing
+from bn_inception.errors import RERUN, UserError, replacing
 
 
 def write_json(path: str, value: dict, remedy: str = RERUN) -> None:
@@ -14,10 +13,8 @@ def write_json(path: str, value: dict, remedy: str = RERUN) -> None:
     ValueError: for NaN and infinities, which JSON does not have.
   """
   text = json.dumps(value, indent=2, allow_nan=False)
-  with writing(path, remedy):
-    with open(path + '.tmp', 'w') as file:
-      file.write(text + '\n')
-    os.replace(path + '.tmp', path)
+  with replacing(path, remedy=remedy) as file:
+    file.write(text + '\n')
 
 
 def read_json(

@@ -1,8 +1,6 @@
 """The plot of a run's learning curves."""
 
-import os
-
-from bn_inception.errors import writing
+from bn_inception.errors import replacing
 
 
 def draw(records: list[dict], path: str, title: str) -> None:
@@ -37,8 +35,6 @@ def draw(records: list[dict], path: str, title: str) -> None:
     axes.legend()
   figure.suptitle(title)
   figure.tight_layout()
-  with writing(path):
-    # Whoever opens the file meanwhile sees the old plot or the new one.
-    figure.savefig(path + '.tmp', dpi=120, format='png')
-    os.replace(path + '.tmp', path)
+  with replacing(path, 'wb') as file:
+    figure.savefig(file, dpi=120, format='png')
   pyplot.close(figure)

@@ -15,7 +15,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, replacing, writing
 
 METRICS_FILE, DROPPED_FILE = 'metrics.jsonl', 'metrics_dropped.jsonl'
 
@@ -98,10 +98,9 @@ class Logbook:
       path = os.path.join(workdir, DROPPED_FILE)
       with writing(path), open_at_end(path) as file:
         file.writelines(json.dumps(record) + '\n' for record in dropped)
+    with replacing(self._path) as file:
+      file.writelines(json.dumps(record) + '\n' for record in kept)
     with writing(self._path):
-      with open(self._path + '.tmp', 'w') as file:
-        file.writelines(json.dumps(record) + '\n' for record in kept)
-      os.replace(self._path + '.tmp', self._path)
       self._file = open_at_end(self._path)
     self._events = _Events(os.path.join(workdir, 'tb'), first_step + 1)
     self.records = kept

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bn_inception.errors import UserError, one_line, writing
+from bn_inception.errors import UserError, one_line, replacing
 from bn_inception.weights import pytorch_files
 
 
@@ -70,10 +70,8 @@ def write_safetensors(
   Raises:
     UserError: if the file cannot be written.
   """
-  with writing(path, 'give another --to'):
-    with open(path + '.tmp', 'wb') as file:
-      file.write(safetensors.numpy.save(arrays, metadata=notes))
-    os.replace(path + '.tmp', path)
+  with replacing(path, 'wb', 'give another --to') as file:
+    file.write(safetensors.numpy.save(arrays, metadata=notes))
 
 
 def _read_safetensors(path: str):
