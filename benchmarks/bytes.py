@@ -19,8 +19,7 @@ from benchmarks.contest import check_output, write_json
 from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
 from bn_inception import command_line, mesh
-from bn_inception.dryrun import __main__ as dryrun
-from bn_inception.dryrun import hlo_text
+from bn_inception.dryrun import hlo_text, prediction
 from bn_inception.experiment import make_update
 from bn_inception.machine.path_flags import define_path
 from configs import compose
@@ -102,7 +101,7 @@ def main() -> None:
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
   check_output(values.output)
-  devices = dryrun.open_topology(values.topology)
+  devices = prediction.open_topology(values.topology)
   per_chip = values.images_per_chip
   batch_size = per_chip * len(devices)
   lowered = {

@@ -23,7 +23,7 @@ import jax
 
 from bn_inception import mesh
 from bn_inception.experiment import make_abstract_state
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.integrity import MANIFEST_FILE
 from bn_inception.runs.logbook import read_metrics
 from bn_inception.runs.run_directory import CHECKPOINTS_FOLDER
@@ -383,7 +383,7 @@ class Run:
 
   def _last_state(self):
     """Of the last step: parameters, statistics, momentum, step."""
-    path = checkpoint.find(str(self.checkpoints), self.num_steps)
+    path = checkpoint_folder.find(str(self.checkpoints), self.num_steps)
     description = checkpoint.read_description(path)
     abstract_state = make_abstract_state(
       description['config'],

@@ -57,7 +57,7 @@ from benchmarks.results import machine, print_table
 from bn_inception import command_line
 from bn_inception.errors import UserError
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs import checkpoint, integrity
+from bn_inception.runs import checkpoint_folder, integrity
 
 _QUICK = flags.DEFINE_bool('quick', False, 'Few repetitions of each.')
 _ONLY = flags.DEFINE_list('only', [], 'Faults to try; default: all.')
@@ -149,7 +149,7 @@ def damage_with(name: str, harm: Callable, only: str | None = None):
   def damage(row, lab, rng, quick):
     del quick
     run = lab.stopped().copy(name)
-    newest = checkpoint.find(str(run.checkpoints))
+    newest = checkpoint_folder.find(str(run.checkpoints))
     files = [
       path for path in sorted(pathlib.Path(newest).rglob(only or '*'))
       if path.is_file() and path.stat().st_size
@@ -171,7 +171,7 @@ def try_damaged(row: Row, run: Run, step: str) -> None:
   said = [line for line in process.said if ' is damaged (' in line]
   if len(said) != 1 or f'checkpoints/{step} ' not in said[0]:
     row.problems.append(f'checkpoint {step} is not named once: {said}')
-  if not (run.workdir / checkpoint.DAMAGED_FOLDER / step).exists():
+  if not (run.workdir / checkpoint_folder.DAMAGED_FOLDER / step).exists():
     row.problems.append(f'checkpoint {step} is gone')
   if compare(row, run) and len(row.problems) == num_problems:
     row.survived += 1
@@ -188,7 +188,7 @@ def fill_disk(row, lab, rng, quick):
     (run.workdir.parent / 'filler').unlink()
     return [
       f'checkpoint {step}: {damage}'
-      for step in checkpoint.list_steps(str(run.checkpoints))
+      for step in checkpoint_folder.list_steps(str(run.checkpoints))
       if integrity.is_sealed(run.checkpoints / str(step))
       and (damage := integrity.find_damage(run.checkpoints / str(step)))
     ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from bn_inception.data.listing import is_folder
@@ -24,7 +25,6 @@ from bn_inception.machine import (
   streams,
 )
 from bn_inception.machine.interruption import Interrupted
-from bn_inception.runs.run_directory import flatten
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
@@ -208,7 +208,7 @@ def _describe_program() -> dict[str, str]:
   described = {'program': os.path.basename(sys.argv[0])}
   if 'config' in flags.FLAGS:
     config = flags.FLAGS['config'].value.to_dict()
-    for key, value in flatten(config).items():
+    for key, value in flatten_dict(config, sep='.').items():
       described[f'--config.{key}'] = repr(value)
   return described
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input."""
+"""The exception for bad input, and checks of output files that raise it."""
 
 import contextlib
 import errno
@@ -7,48 +7,41 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 
 class UserError(Exception):
-  """Something the caller can mend: one line that names the thing and the remedy.
+  """An error the user can fix: one line with the thing, the reason, the remedy.
 
-  The programs print it without a traceback and exit non-zero; every other
-  exception is a defect and keeps its traceback.
+  Programs print it without a traceback and exit with 2. Any other exception is
+  a bug and keeps its traceback.
   """
 
 
 def one_line(error: Exception) -> str:
-  """What another library says went wrong, or at least its kind."""
+  """The start of an exception's message on one line, or its type if empty."""
   return re.sub(r'\s+', ' ', str(error))[:200] or type(error).__name__
 
 
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
-  """Refuses what is none of the valid values of a config's key.
-
-  Raises:
-    UserError: with the valid ones.
-  """
+  """Raises a UserError, with the valid values, if `value` is not one of them."""
   if value not in valid:
     raise UserError(
       f"{name} '{value}' is unknown: use one of {', '.join(valid)}"
     )
 
 
-_OF_A_RUN = (
-  'make room or mend the folder, and give the same command again to go on'
-)
+RERUN = 'free up space or fix the folder, then rerun the same command to resume'
 
 
 @contextlib.contextmanager
-def writing(path: str, remedy: str = _OF_A_RUN) -> Iterator[None]:
-  """Turns the system's refusal to write a file into one line.
+def writing(path: str, remedy: str = RERUN) -> Iterator[None]:
+  """Turns an OSError while writing `path`, such as a full disk, into one line.
 
-  Args:
-    path: of the file.
-    remedy: what to do then; the default is for the files of a run.
+  The default remedy is for the files of a run.
 
   Raises:
-    UserError: for an OSError, such as a full disk.
+    UserError: with the path, the system's reason and the remedy.
   """
   try:
     yield
@@ -58,23 +51,32 @@ def writing(path: str, remedy: str = _OF_A_RUN) -> Iterator[None]:
     ) from error
 
 
-def check_writable(path: str, remedy: str) -> None:
-  """Refuses a file that cannot be written, before the work that is to fill it.
-
-  Changes nothing. Who writes the file makes the folders that are missing.
-
-  Args:
-    path: of the file.
-    remedy: what to do then.
+@contextlib.contextmanager
+def replacing(path: str, mode: str = 'w', remedy: str = RERUN) -> Iterator[IO]:
+  """Opens a file that replaces `path` at the end, or leaves it as it was.
 
   Raises:
-    UserError: for a missing permission, something else than a file in its
-      place or on the way, or a name that is too long.
+    UserError: as `writing`.
+  """
+  with writing(path, remedy):
+    with open(path + '.tmp', mode) as file:
+      yield file
+    os.replace(path + '.tmp', path)
+
+
+def check_writable(path: str, remedy: str) -> None:
+  """Raises if a file could not be written; call it before hours of work.
+
+  Changes nothing. Missing folders are fine: whoever writes the file makes them.
+
+  Raises:
+    UserError: if permission is missing, the name is too long, or something that
+      is not a regular file is in the way.
   """
   place = os.path.abspath(path)
   folder = os.path.dirname(place)
   with writing(path, remedy):
-    # Files are written under a longer name first, and replace what was there.
+    # Files are first written as NAME.tmp, then renamed.
     for name in (place, f'{place}.tmp'):
       with contextlib.suppress(FileNotFoundError):
         os.stat(name)
@@ -82,8 +84,8 @@ def check_writable(path: str, remedy: str) -> None:
       raise OSError(errno.EEXIST, 'not a regular file')
     while not os.path.exists(folder):
       folder = os.path.dirname(folder)
-    # Tried, since what the system says of permissions need not hold, as in /proc
-    # and on network drives.
+    # Only trying is reliable: os.access may be wrong, as in /proc and on network
+    # drives.
     try:
       with tempfile.TemporaryFile(dir=folder):
         pass
@@ -94,18 +96,15 @@ def check_writable(path: str, remedy: str) -> None:
 
 
 def check_room(path: str, num_bytes: int, remedy: str) -> None:
-  """Refuses a file that is larger than the room on its disk.
+  """Raises if a file of `num_bytes` would not fit on its disk.
 
-  Args:
-    path: of the file; its folder exists.
-    num_bytes: that it may take.
-    remedy: what to do then.
+  The folder of `path` must exist.
 
   Raises:
-    UserError: with both sizes.
+    UserError: with the bytes needed and the bytes free.
   """
   total, _, free = shutil.disk_usage(os.path.dirname(os.path.abspath(path)))
-  # Some network drives do not say how large they are.
+  # Some network drives report a size of 0.
   if total > 0 and num_bytes > free:
     raise UserError(
       f'{path} may take {num_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are '

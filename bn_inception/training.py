@@ -27,7 +27,15 @@ from bn_inception.kernels.host import release_memory
 from bn_inception.machine import accelerators, distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.optimizer import effective_learning_rate
-from bn_inception.runs import checkpoint, logbook, run_directory
+from bn_inception.runs import (
+  checkpoint,
+  checkpoint_folder,
+  json_files,
+  learning_curve,
+  logbook,
+  run_directory,
+)
+from bn_inception.runs.display import ProgressDisplay, format_seconds
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -94,7 +102,7 @@ def train_and_evaluate(
         options.keep_best_checkpoints,
       ) as checkpoints,
       logbook.Logbook(workdir, int(state.step), distributed.is_first()) as book,
-      logbook.ProgressDisplay(
+      ProgressDisplay(
         int(state.step), experiment.num_steps, experiment.steps_per_epoch
       ) as display,
     ):
@@ -114,7 +122,7 @@ def _write_result(
   config: dict, experiment: Experiment, records: list[dict], workdir: str
 ) -> dict:
   result = _result(config, experiment, records)
-  run_directory.write_json(
+  json_files.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
   _draw_learning_curve(records, workdir, config)
@@ -124,13 +132,13 @@ def _write_result(
 def _draw_learning_curve(
   records: list[dict], workdir: str, config: dict
 ) -> None:
-  logbook.draw_learning_curve(
+  learning_curve.draw(
     records, os.path.join(workdir, 'learning_curve.png'), config['name']
   )
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
-  return checkpoint.list_steps(
+  return checkpoint_folder.list_steps(
     os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   )
 
@@ -140,7 +148,7 @@ def _diverged_result(workdir: str) -> dict | None:
   path = os.path.join(workdir, run_directory.RESULT_FILE)
   if not os.path.exists(path):
     return None
-  result = run_directory.read_json(path)
+  result = json_files.read_json(path)
   return result if result['diverged'] else None
 
 
@@ -170,7 +178,7 @@ def _create_or_restore(
 def _choose_checkpoint(workdir: str) -> str | None:
   """The one to go on from; None: a new run."""
   if _checkpoint_steps(workdir):
-    return checkpoint.choose_to_resume(
+    return checkpoint_folder.choose_to_resume(
       os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
     )
   if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
@@ -578,6 +586,6 @@ def _print_result(result: dict, workdir: str) -> None:
     f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
     f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
     f'{f"reached at step {reached}" if reached else "not reached"}; '
-    f'{logbook.format_seconds(result["wall_seconds"])} in all; written to '
+    f'{format_seconds(result["wall_seconds"])} in all; written to '
     f'{workdir}/{run_directory.RESULT_FILE}'
   )

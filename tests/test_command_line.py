@@ -19,7 +19,7 @@ from bn_inception import command_line, mesh
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_evaluator
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from tests.ports import free_port
 
@@ -46,7 +46,7 @@ def environment(tmp_path_factory):
 
 
 def final_state(workdir):
-  path = checkpoint.find(str(workdir / 'checkpoints'))
+  path = checkpoint_folder.find(str(workdir / 'checkpoints'))
   config = checkpoint.read_description(path)['config']
   devices = mesh.make_evaluation_mesh(jax.devices()[:1])
   evaluator = make_evaluator(config, make_source('digits', 'test'), devices)
@@ -334,12 +334,11 @@ def test_a_full_disk_gets_one_line(small_disk, environment):
     text=True,
   )
   assert done.returncode == 2
-  assert done.stderr == (
+  assert done.stderr.startswith(
     'error: the checkpoint of step 1 could not be written to '
-    f'{small_disk.path}/run/checkpoints (No space left on device); there is no '
-    'older one: make room or mend the folder, and give the same command again '
-    'to go on\n'
+    f'{small_disk.path}/run/checkpoints (No space left on device); '
   )
+  assert done.stderr.count('\n') == 1
   assert 'result:' not in done.stdout
 
 

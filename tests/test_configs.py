@@ -1,14 +1,17 @@
 """The tables and their composition, against the paper's numbers."""
 
+import functools
 import importlib
 import json
 import pathlib
 
 import pytest
 from absl import flags
+from flax.traverse_util import flatten_dict
 
-from bn_inception.runs.run_directory import flatten
 from configs import compose, paper
+
+flatten = functools.partial(flatten_dict, sep='.')
 
 IMAGENET_RATES = {  # Section 4.2.2
   'inception': 0.0015,

@@ -1,5 +1,6 @@
 """Files that could not be written are refused before there is work to lose."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -7,7 +8,12 @@ from unittest import mock
 
 import pytest
 
-from bn_inception.errors import UserError, check_room, check_writable
+from bn_inception.errors import (
+  UserError,
+  check_room,
+  check_writable,
+  replacing,
+)
 
 
 def refusal(path):
@@ -64,3 +70,17 @@ def test_nothing_is_changed(tmp_path):
     check_writable(str(tmp_path / name), 'give another --output')
   assert os.listdir(tmp_path) == ['old.json']
   assert (tmp_path / 'old.json').read_text() == 'old'
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_text('old')
+  with pytest.raises(UserError, match=f'{path} .*No space.*: wait'):
+    with replacing(str(path), remedy='wait') as file:
+      file.write('half')
+      raise OSError(errno.ENOSPC, 'No space')
+  assert path.read_text() == 'old'
+  with replacing(str(path)) as file:
+    file.write('new')
+    assert path.read_text() == 'old'
+  assert path.read_text() == 'new' and os.listdir(tmp_path) == ['a.txt']

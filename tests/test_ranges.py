@@ -5,10 +5,10 @@ import json
 import math
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from bn_inception import ranges
 from bn_inception.errors import UserError
-from bn_inception.runs.run_directory import flatten
 from configs import compose, paper, studies
 
 BASES = paper.BASE | paper.PERCEPTRON
@@ -121,7 +121,7 @@ def test_keys_that_are_unknown_or_missing_are_named():
   # A network has defaults, and keys of its own.
   del whole['model']['remat']
   ranges.check_config(whole)
-  assert 'optimizer.momentum' in flatten(whole)
+  assert 'optimizer.momentum' in flatten_dict(whole, sep='.')
 
 
 def test_paths_in_a_config_are_expanded(monkeypatch):

@@ -1,9 +1,9 @@
-"""The statements of the paper's Sections 1 to 3 as small experiments.
+"""The claims of the paper's Sections 1 to 3 as small experiments.
 
     python -m bn_inception.claims [--only NAME] [--output FILE] [--markdown FILE]
 
-Prints what the paper says, what was measured and whether it held; writes the
-numbers as JSON and figures beside it. Takes a minute on two cores.
+Prints what the paper says, what was measured and whether the claim held. Writes
+the numbers as JSON, and figures next to it. Takes a minute on two cores.
 """
 
 from bn_inception.machine import interruption
@@ -20,33 +20,33 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from bn_inception import command_line
-from bn_inception.claims import networks as claims_networks
-from bn_inception.claims import transform
+from bn_inception.claims import networks, transform
 from bn_inception.claims.transform import Claim
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs.run_directory import check_output, manifest, write_json
+from bn_inception.runs.json_files import write_json
+from bn_inception.runs.run_directory import check_output, manifest
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
-  claims_networks.gradient_estimate,
-  claims_networks.depth,
-  claims_networks.internal_covariate_shift,
-  claims_networks.noise_after_bn,
-  claims_networks.saturation,
+  networks.gradient_estimate,
+  networks.depth,
+  networks.internal_covariate_shift,
+  networks.noise_after_bn,
+  networks.saturation,
   transform.bias_example,
-  claims_networks.whitening,
+  networks.whitening,
   transform.identity_and_moments,
   transform.scale_invariance,
-  claims_networks.weight_norms,
-  claims_networks.jacobian_singular_values,
-  claims_networks.batch_mates,
+  networks.weight_norms,
+  networks.jacobian_singular_values,
+  networks.batch_mates,
 )
 DEFAULT_OUTPUT = 'runs/claims.json'
 
 
 class Result(NamedTuple):
-  """An experiment's name, its outcome and the seconds that it took."""
+  """An experiment's name, its outcome and its duration in seconds."""
 
   name: str
   claim: Claim
@@ -58,23 +58,21 @@ class Result(NamedTuple):
 
 
 def choose(only: str | None) -> tuple[Callable[[], Claim], ...]:
-  """All experiments, or the one of that name.
+  """All experiments, or the one with this name.
 
   Raises:
-    UserError: if there is none of that name.
+    UserError: if there is none; lists the names.
   """
   if only is None:
     return CLAIMS
   by_name = {function.__name__: function for function in CLAIMS}
   if only not in by_name:
-    raise UserError(
-      f"there is no claim '{only}': --only takes {', '.join(by_name)}"
-    )
+    raise UserError(f"unknown claim '{only}': use one of {', '.join(by_name)}")
   return (by_name[only],)
 
 
 def run_one(function: Callable[[], Claim]) -> Result:
-  """Runs an experiment against the clock."""
+  """Runs and times an experiment."""
   start = time.perf_counter()
   claim = function()
   return Result(function.__name__, claim, time.perf_counter() - start)
@@ -87,15 +85,12 @@ def figure_path(output: str, name: str) -> str:
 
 
 def write_results(results: list[Result], output: str) -> None:
-  """Writes the JSON file and a figure for every claim that draws one.
+  """Writes the JSON file, and a figure next to it for each claim that has one.
 
-  Args:
-    results: of `run_one`.
-    output: path of the JSON file; its folder is made if absent. A number that
-      is not finite is null.
+  NaN and infinities become null. Makes missing folders.
 
   Raises:
-    UserError: if it cannot be written.
+    UserError: if a file cannot be written.
   """
   described = manifest()
   value = {
@@ -117,16 +112,15 @@ def write_results(results: list[Result], output: str) -> None:
       for result in results
     ],
   }
-  try:
+  remedy = 'give another --output'
+  with writing(output, remedy):
     os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-    write_json(output, value)
-  except OSError as error:
-    raise UserError(
-      f'{output} cannot be written ({error.strerror}): give another --output'
-    ) from error
+  write_json(output, value, remedy)
   for result in results:
     if result.claim.draw is not None:
-      draw(result.claim, figure_path(output, result.name))
+      path = figure_path(output, result.name)
+      with writing(path, remedy):
+        draw(result.claim, path)
 
 
 def draw(claim: Claim, path: str) -> None:
@@ -144,7 +138,7 @@ def draw(claim: Claim, path: str) -> None:
 
 
 def print_result(result: Result, console: Any) -> None:
-  """The statement, the numbers and the verdict, as the experiment ends."""
+  """Prints the claim, the numbers and the verdict."""
   from rich.table import Table
 
   table = Table(show_header=False, box=None, padding=(0, 2))
@@ -161,7 +155,7 @@ def print_result(result: Result, console: Any) -> None:
 
 
 def print_summary(results: list[Result], console: Any) -> None:
-  """One line for each claim."""
+  """Prints a table with a line per claim."""
   from rich.table import Table
 
   table = Table('claim', 'verdict', 'finding')
@@ -177,9 +171,9 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
   """The page docs/claims.md.
 
   Args:
-    results: of `run_one`.
-    output: where `write_results` wrote them.
-    folder: of the page, for the links to the figures.
+    results: see `run_one`.
+    output: the JSON file, which has the figures next to it.
+    folder: of the page, for links to the figures.
   """
 
   def cell(text: str) -> str:
@@ -194,9 +188,9 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     'python -m bn_inception.claims --output=results/claims.json --markdown=docs/claims.md',
     '```',
     '',
-    'which runs one small experiment per statement: perceptrons on the digits of',
-    'scikit-learn, or made-up data. The criterion decides; what does not hold is',
-    'reported as such. Timings are of the machine that ran it.',
+    'which runs one small experiment per claim, with perceptrons on the digits of',
+    'scikit-learn or with synthetic data. A claim holds if it meets the criterion,',
+    'which was fixed before. Timings are those of the machine that ran it.',
     '',
     '| claim | the paper, in our words | verdict | finding |',
     '|---|---|---|---|',
@@ -226,13 +220,13 @@ def check_and_report(
   output: str | None = None,
   markdown: str | None = None,
 ) -> list[Result]:
-  """Runs the experiments, prints and writes the outcome.
+  """Runs the experiments, prints and writes the results.
 
   Args:
-    only: the name of one; None: all.
-    output: path of the JSON file; None: `DEFAULT_OUTPUT`, or
-      runs/claims_NAME.json for one.
-    markdown: path of a page to write; None: no page.
+    only: name of the only one to run.
+    output: path of the JSON file; default: `DEFAULT_OUTPUT`, or
+      runs/claims_NAME.json with `only`.
+    markdown: path of a page to write.
 
   Raises:
     UserError: for an unknown name, or a path that cannot be written.
@@ -254,23 +248,18 @@ def check_and_report(
     print_result(results[-1], console)
   print_summary(results, console)
   write_results(results, output)
-  console.print(f'written: {output} and the figures beside it')
+  console.print(f'wrote {output} and the figures next to it')
   if markdown is not None:
     folder = os.path.dirname(markdown)
-    try:
+    with writing(markdown, 'give another --markdown'):
       os.makedirs(folder or '.', exist_ok=True)
       with open(markdown, 'w') as file:
         file.write(to_markdown(results, output, folder))
-    except OSError as error:
-      raise UserError(
-        f'{markdown} cannot be written ({error.strerror}): give another '
-        '--markdown'
-      ) from error
   return results
 
 
 def define_flags() -> None:
-  """--only, --output and --markdown, in the program but not on import."""
+  """Defines the flags; not done on import."""
   flags.DEFINE_string(
     'only',
     None,
@@ -279,14 +268,13 @@ def define_flags() -> None:
   define_path(
     'output',
     None,
-    f'JSON file to write, figures beside it; default: {DEFAULT_OUTPUT}, or '
+    f'JSON file to write, with figures next to it; default: {DEFAULT_OUTPUT}, or '
     'runs/claims_NAME.json with --only. Example: --output=claims.json',
   )
   define_path(
     'markdown',
     None,
-    'Page of the numbers to write; default: none. '
-    'Example: --markdown=docs/claims.md',
+    'Markdown page to write; default: none. Example: --markdown=docs/claims.md',
   )
 
 

@@ -1,7 +1,7 @@
 """Claims about networks: Sections 1 to 3.4, on perceptrons and digits.
 
-Each experiment is a function without arguments that returns a `Claim`. What
-counts as holding is written down before the numbers, in `criterion`.
+Each experiment is a function without arguments that returns a `Claim`. The
+`criterion` was fixed before the numbers were seen.
 """
 
 import functools
@@ -38,7 +38,7 @@ NAMES = {'none': 'without BN', 'batch': 'with BN'}
 def recorded_run(
   norm: str, learning_rate: float, has_noise: bool = False
 ) -> dict[str, np.ndarray]:
-  """1,000 steps of 60 examples of the Figure 1 network, with measurements."""
+  """Measurements of 1,000 steps of the Figure 1 network, batch size 60."""
   network = Network(FIGURE_1_SIZES, norm)
   _, records = train(
     network,
@@ -59,8 +59,8 @@ def final_loss(records: dict[str, np.ndarray]) -> float:
 def spread_over_batches(norm: str, sizes: tuple[int, ...]) -> float:
   """How much an example's normalised value varies over 50 random batches of 128.
 
-  The deviation over batches of the first layer's normalised features, of one
-  example that is in all of them, over their deviation over examples.
+  Std over batches of the first layer's normalised features, for one example that
+  is in every batch, divided by their std over examples.
   """
   images = make_batches(50, 128, seed=1)[0]
   images[:, 0] = load_digits()[0][0]
@@ -71,7 +71,7 @@ def spread_over_batches(norm: str, sizes: tuple[int, ...]) -> float:
 
 
 def whitening() -> Claim:
-  """Section 2: full whitening with its derivative, against BN."""
+  """Section 2: full whitening with its derivative, compared with BN."""
   kinds = ('none', 'batch', 'zca', 'pca', 'rotation')
   rates, chunk, num_chunks = (0.3, 1.0, 3.0, 10.0), 25, 16
   sizes = (64, 32, 32, 10)
@@ -79,7 +79,7 @@ def whitening() -> Claim:
   state = {(k, r): initial_params(sizes) for k in kinds for r in rates}
   losses = {key: [] for key in state}
   seconds = {kind: [] for kind in kinds}
-  for kind in kinds:  # compiled before the clock runs
+  for kind in kinds:  # compiles before the clock runs
     network = Network(sizes, kind)
     batches = (images[:chunk], labels[:chunk])
     jax.block_until_ready(train(network, state[kind, 1.0], batches, 1.0))
@@ -129,11 +129,13 @@ def whitening() -> Claim:
     'Full whitening of every layer, with its derivative, is too expensive; '
     'normalising each feature by itself already speeds up training.',
     'a step of ZCA whitening takes more than twice the time of a BN step, and '
-    'BN ends below no norm, each at its best rate of 0.3, 1, 3 and 10',
+    'BN ends with a lower loss than no norm, each at its best rate of 0.3, 1, 3 '
+    'and 10',
     numbers,
     ratio > 2 and batch < losses['none', best['none']][-1],
-    f'ZCA costs {ratio:.1f} BN steps at 32 units; after {chunk * num_chunks} '
-    f'steps the loss is {zca:.1e} with it and {batch:.1e} with BN. PCA '
+    f'A step of ZCA takes as long as {ratio:.1f} of BN at 32 units; after '
+    f'{chunk * num_chunks} steps the loss is {zca:.1e} with ZCA and {batch:.1e} '
+    'with BN. PCA '
     f'ends at {losses["pca", best["pca"]][-1]:.1e}, the rotation alone at '
     f'{losses["rotation", best["rotation"]][-1]:.1e}: their axes change from '
     'batch to batch (spread of a value over batches / over examples '
@@ -145,10 +147,10 @@ def whitening() -> Claim:
 
 
 def layer_singular_values(network: Network, params: Params) -> np.ndarray:
-  """Singular values of the second layer's Jacobian, per example [64, width].
+  """Singular values of the second layer's Jacobian for 64 examples [64, width].
 
-  The layer maps the input of one nonlinearity to that of the next, x_hat to
-  z_hat; statistics are those of 1,000 examples and held fixed.
+  The layer maps the input of one nonlinearity to the input of the next, x_hat to
+  z_hat. The statistics are those of 1,000 examples, held constant.
   """
   x = load_digits()[0][:1000]
   _, inputs = forward(network, params, x)
@@ -211,20 +213,20 @@ def jacobian_singular_values() -> Claim:
     numbers,
     min(with_bn) > 0.5,
     f'With BN {min(with_bn):.0%} to {max(with_bn):.0%} lie between 1/2 and 2: '
-    'the root mean square is of order 1, but a square Gaussian matrix has '
+    'their root mean square is of order 1, but a square Gaussian matrix has '
     'singular values down to 0, and ReLU removes half of them.',
     draw,
   )
 
 
 def shift_per_step(records: dict[str, np.ndarray]) -> tuple[float, float]:
-  """How far the last hidden layer's inputs move per step.
+  """How far the inputs of the last hidden nonlinearity move per step.
 
-  The Wasserstein distance of Gaussians of the moments before and after a step;
-  mean over units and steps.
+  The Wasserstein distance between Gaussians with the moments before and after a
+  step, averaged over units and steps.
 
   Returns:
-    the shift as it is, and in deviations of the input before the step.
+    The shift, and the shift in units of the std before the step.
   """
   mean, std = records['mean'], records['std']
   distance = np.hypot(np.diff(mean, axis=0), np.diff(std, axis=0))
@@ -260,21 +262,21 @@ def internal_covariate_shift() -> Claim:
     panels[0].legend()
 
   return Claim(
-    "The distribution of a layer's inputs changes as the layers below are "
-    'trained, and BN reduces that.',
-    'the inputs of the last hidden nonlinearity move less per step with BN, '
-    'both as such and in units of their deviation, at rates 0.5 and 5',
+    "The distribution of a layer's inputs changes while the layers below are "
+    'trained; BN reduces that.',
+    'the inputs of the last hidden nonlinearity move less per step with BN, in '
+    'absolute terms and in units of their std, at rates 0.5 and 5',
     numbers,
     held,
     f'Without BN they move {factors[0][0]:.0f} times as far per step at rate '
-    f'0.5 and {factors[1][0]:.0f} times at rate 5 (in deviations, which are '
-    f'small at first: {factors[0][1]:.0f} and {factors[1][1]:.0f}).',
+    f'0.5 and {factors[1][0]:.0f} times at rate 5 (in units of their std, which '
+    f'is small at first: {factors[0][1]:.0f} and {factors[1][1]:.0f} times).',
     draw,
   )
 
 
 def noise_after_bn() -> Claim:
-  """Santurkar et al. (2018): shift put back after BN does not hurt training."""
+  """Santurkar et al. (2018): shift added after BN does not hurt training."""
   rates = (0.5, 5.0)
   variants = {
     'without BN': ('none', False),
@@ -316,10 +318,10 @@ def noise_after_bn() -> Claim:
     )
 
   return Claim(
-    'A later finding against the explanation by covariate shift: noise of '
+    'A later argument against covariate shift as the explanation: noise with '
     'changing mean and variance after every BN does not hurt training.',
-    'at rates 0.5 and 5 the final loss with noise is nearer to that of BN than '
-    'to that of the plain network, on a logarithmic scale',
+    'at rates 0.5 and 5 the final loss with noise is closer to that with BN '
+    'than to that without, on a logarithmic scale',
     numbers,
     held,
     'Without BN / with BN / with BN and noise: shift per step '
@@ -332,7 +334,7 @@ def noise_after_bn() -> Claim:
 
 
 def gradient_estimate() -> Claim:
-  """Section 1: the mini-batch gradient estimates that of the training set."""
+  """Section 1: the mini-batch gradient estimates the full gradient."""
   images, labels = load_digits()
   batch_sizes, num_batches = (4, 16, 64, 256), 64
   numbers, slopes, errors = {}, {}, {}
@@ -361,28 +363,28 @@ def gradient_estimate() -> Claim:
     axes.legend()
 
   return Claim(
-    'The gradient of a mini-batch estimates that of the training set, the '
-    'better the larger the batch.',
-    'the relative error falls with every step up in batch size, and without BN '
-    'as its power -0.5 +- 0.05',
+    'The gradient of a mini-batch estimates that of the training set, better '
+    'for larger batches.',
+    'the relative error falls whenever the batch grows, and without BN as a '
+    'power -0.5 +- 0.05 of its size',
     numbers,
     abs(slopes['without BN'] + 0.5) < 0.05
     and all((np.diff(e) < 0).all() for e in errors.values()),
-    f'Slope {slopes["without BN"]:.2f} without BN; with BN '
-    f'{slopes["with BN"]:.2f}, where the full gradient is that of BN over the '
-    'whole training set and small batches are biased.',
+    f'Slope {slopes["without BN"]:.2f} without BN and '
+    f'{slopes["with BN"]:.2f} with BN, whose full gradient uses the statistics '
+    'of the whole training set, so that small batches are biased.',
     draw,
   )
 
 
 def profile(network: Network, params: Params) -> tuple[np.ndarray, np.ndarray]:
-  """Per layer: size of a change from below, and of the gradient from above.
+  """How a change grows upwards and a gradient downwards, layer by layer.
 
   Returns:
-    changes: of the inputs of every nonlinearity, relative to their deviation
-      over the batch, per relative change of the first layer's weights in a
-      random direction.
-    gradients: norms of the gradients to the same inputs.
+    changes: of the inputs of every nonlinearity, relative to their std over the
+      batch, per relative change of the first layer's weights in a random
+      direction.
+    gradients: norms of the gradients with respect to the same inputs.
   """
   images, labels = make_batches(1, 128)
   image, label = images[0], labels[0]
@@ -432,7 +434,7 @@ def depth() -> Claim:
         Network(sizes, norm, nonlinearity), initial_params(sizes, factor)
       )
       curves[label] = gradients / gradients[-1]
-      # Below the smallest float32 there is nothing to measure.
+      # float32 cannot represent smaller gradients.
       first = max(gradients[0], np.finfo(np.float32).tiny)
       decades[norm] = np.log10(first / gradients[-1])
       numbers[f'decades of gradient, last to first layer, {label}'] = decades[
@@ -462,16 +464,16 @@ def depth() -> Claim:
     / (num_layers - 1)
   )
   return Claim(
-    'In deep networks changes amplify and gradients vanish or explode; BN '
-    'prevents it.',
-    'at each of six initialisations of 20 layers (weights of deviation factor '
-    '/ sqrt(64)), first and last gradient differ by fewer decades with BN',
+    'In deep networks changes are amplified and gradients vanish or explode; BN '
+    'prevents this.',
+    'for each of six initialisations of 20 layers (weights with std factor / '
+    'sqrt(64)), the first and last gradient differ by fewer decades with BN',
     numbers,
     not worse,
     f'Fewer decades with BN for {6 - len(worse)} of 6, more for: '
     f'{", ".join(worse) or "none"}. With BN the scale of the weights does not '
     f'matter, but ReLU gradients grow {per_layer:.2f}-fold per layer, which '
-    'He initialisation (x 1.4) avoids, and a change below grows '
+    'He initialisation (x 1.4) avoids, and a change in the first layer grows '
     f'{numbers[growth + ", with BN"]:.0f}-fold (without BN '
     f'{numbers[growth + ", without BN"]:.1f}).',
     draw,
@@ -507,8 +509,8 @@ def saturation() -> Claim:
     panels[0].legend()
 
   return Claim(
-    'Without BN the inputs of sigmoids move into saturation during training, '
-    'with BN they do not.',
+    'Without BN the inputs of sigmoids saturate during training, with BN they '
+    'do not.',
     'over 1,000 steps and three layers a smaller share of inputs has |x| > 4 '
     'with BN than without, at rates 0.5, 5 and 50',
     numbers,
@@ -555,11 +557,11 @@ def weight_norms() -> Claim:
     for label in ('with BN, rate 5', 'without BN, rate 5', 'with BN, rate 50')
   )
   return Claim(
-    'With BN larger weights get smaller gradients, so that the growth of '
-    'weights at high learning rates stabilises itself.',
-    'ten times the weights get 1/10 of the gradient within 2 %; at rate 50 '
-    '|W| grows less than half as much in the second half of training as in '
-    'the first, and the loss ends below that of chance (2.30)',
+    'With BN larger weights get smaller gradients, which stabilises the growth '
+    'of the weights at high learning rates.',
+    'weights ten times as large get 1/10 of the gradient within 2 %; at rate '
+    '50 |W| grows less than half as much in the second half of training as in '
+    'the first, and the final loss is below chance level (2.30)',
     numbers,
     abs(10 * large / small - 1) < 0.02
     and high[1] < high[0] / 2
@@ -573,7 +575,7 @@ def weight_norms() -> Claim:
 
 
 def batch_mates() -> Claim:
-  """Section 3.4: an example's output depends on who shares its batch."""
+  """Section 3.4: an example's output depends on the rest of its batch."""
   network = Network((64, 64, 64, 10), 'batch')
   params, _ = train(
     network, initial_params(network.sizes), make_batches(500, 60), 0.5
@@ -615,15 +617,15 @@ def batch_mates() -> Claim:
     axes.grid(alpha=0.3)
 
   return Claim(
-    'In training an example is seen with random batch mates, so its output is '
-    'not a function of itself alone.',
-    'the output of the same example varies over batches by more than 1 % of '
-    'its variation over examples at 32 examples, and less in larger batches',
+    'In training an example is seen together with random others, so its output '
+    'is not a function of the example alone.',
+    'at 32 examples the output of one example varies over batches by more than '
+    '1 % of its variation over examples, and less in larger batches',
     numbers,
     spreads[batch_sizes.index(32)] > 0.01
     and bool((np.diff(spreads[1:]) < 0).all()),
     f'{spreads[2]:.0%} at 8 examples, {spreads[4]:.0%} at 32, '
-    f'{spreads[6]:.0%} at 128 (slope {slope:.2f}). That this noise regularises '
-    'is not measured here.',
+    f'{spreads[6]:.0%} at 128 (slope {slope:.2f}). Whether this noise '
+    'regularises is not measured here.',
     draw,
   )

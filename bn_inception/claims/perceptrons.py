@@ -1,7 +1,8 @@
 """Small perceptrons on scikit-learn's digits, for the claims about networks.
 
-The networks are plain functions on a list of layers, so that the norm can be
-any function of the batch; the normalisation under test is `batch_norm`'s.
+Plain functions on a list of layers, not `bn_inception.perceptron`: the claims
+need any function of the batch as the norm, noise after it, and gradients at the
+inputs of the nonlinearities. The batch norm is `bn_inception.batch_norm`'s.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bn_inception import layers
 from bn_inception.batch_norm import batch_statistics, normalize
 from bn_inception.claims.transform import decorrelate
 from bn_inception.data import sources
@@ -24,12 +26,12 @@ EPSILON = 1e-3
 
 
 class Network(NamedTuple):
-  """A perceptron: norm and nonlinearity after every layer but the last.
+  """A perceptron: norm and nonlinearity after every layer except the last.
 
   Attributes:
     sizes: of the input, the hidden layers and the output.
     norm: 'none', 'batch', or a kind of `decorrelate`.
-    nonlinearity: 'sigmoid', 'relu' or 'linear'.
+    nonlinearity: a key of `NONLINEARITIES`.
   """
 
   sizes: tuple[int, ...]
@@ -37,11 +39,7 @@ class Network(NamedTuple):
   nonlinearity: str = 'sigmoid'
 
 
-NONLINEARITIES = {
-  'sigmoid': jax.nn.sigmoid,
-  'relu': jax.nn.relu,
-  'linear': lambda x: x,
-}
+NONLINEARITIES = layers.NONLINEARITIES | {'linear': lambda x: x}
 
 
 @functools.cache
@@ -66,7 +64,7 @@ def make_batches(
 def initial_params(
   sizes: tuple[int, ...], factor: float = 1.0, seed: int = 0
 ) -> Params:
-  """Gaussian weights of deviation factor / sqrt(fan-in); scale 1, bias 0."""
+  """Gaussian weights with std factor / sqrt(fan-in); scales 1, biases 0."""
   rng = np.random.default_rng(seed)
   return [
     {
@@ -81,7 +79,7 @@ def initial_params(
 
 
 def apply_norm(norm: str, x: Array, layer: dict[str, Array]) -> Array:
-  """BN(x), or another normalisation, with scale and bias; 'none' has no scale."""
+  """scale * norm(x) + bias; x + bias without a norm."""
   scale, bias = layer['scale'], layer['bias']
   if norm == 'none':
     return x + bias
@@ -91,10 +89,10 @@ def apply_norm(norm: str, x: Array, layer: dict[str, Array]) -> Array:
 
 
 def moving_noise(x: Array, key: Array) -> Array:
-  """Noise of a new mean and variance per unit and step (Santurkar et al. 2018).
+  """Adds noise whose mean and std change at every step (Santurkar et al. 2018).
 
-  Each unit draws mean ~ U(-0.5, 0.5) and deviation ~ U(1, 1.25) for the step;
-  each example then gets a factor and an offset within 0.1 of them.
+  Each unit draws mean ~ U(-0.5, 0.5) and std ~ U(1, 1.25) for the step. Each
+  example is then scaled by std +- 0.1 and shifted by mean +- 0.1.
   """
   keys = jax.random.split(key, 4)
   uniform = partial(jax.random.uniform, shape=x.shape)
@@ -112,15 +110,15 @@ def forward(
   noise_key: Array | None = None,
   offsets: list[Array] | None = None,
 ) -> tuple[Array, list[Array]]:
-  """The logits [N, 10] and the inputs of the nonlinearities, layer by layer.
+  """The logits [N, 10], and the inputs [N, units] of every nonlinearity.
 
   Args:
-    network: which.
-    params: of `initial_params`.
+    network: its norm and nonlinearity.
+    params: see `initial_params`.
     x: [N, features].
-    noise_key: of the noise after every norm; None: no noise.
-    offsets: added to the inputs of the nonlinearities (zeros, to obtain the
-      gradients there).
+    noise_key: for `moving_noise` after every norm; None: no noise.
+    offsets: added to the inputs of the nonlinearities; their gradients, at 0,
+      are those of the inputs.
   """
   inputs = []
   for i, layer in enumerate(params[:-1]):
@@ -135,6 +133,11 @@ def forward(
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
+  """Mean over the batch, in nats.
+
+  Not optax's, which rounds differently: training at high rates is chaotic, and
+  the published numbers would change.
+  """
   log_p = jax.nn.log_softmax(logits)
   return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], 1))
 
@@ -148,18 +151,18 @@ def train(
   has_noise: bool = False,
   measure: Callable | None = None,
 ) -> tuple[Params, Any]:
-  """Plain SGD over the batches, in one `scan`.
+  """SGD without momentum, one step per batch.
 
   Args:
     network, params: what to train.
     batches: images [steps, batch, 64] and labels [steps, batch].
     learning_rate: constant.
-    has_noise: add `moving_noise` after every norm.
-    measure: (network, params, grads, noise_key) -> a dict of arrays, called
-      before every step; None: nothing.
+    has_noise: apply `moving_noise` after every norm.
+    measure: (network, params, grads, noise_key) -> dict of arrays, called before
+      every step.
 
   Returns:
-    the last parameters, and {'loss': [steps], and what was measured}.
+    The last parameters; 'loss' [steps] and the measurements [steps, ...].
   """
   base = jax.random.key(0)
 
@@ -185,7 +188,12 @@ def train(
 def measure_inputs(
   network: Network, params: Params, grads: Params, noise_key: Array | None
 ) -> dict[str, Array]:
-  """Moments of a layer's inputs on 250 fixed examples, and norms of weights."""
+  """Statistics of the nonlinearities' inputs, and norms of weights and gradients.
+
+  On the first 250 examples. 'mean', 'std' and 'percentiles' are of the last
+  hidden layer; 'saturated', the share with |x| > 4, and 'slope', the mean of
+  g'(x) / g'(0) for the sigmoid g, are of each hidden layer.
+  """
   _, inputs = forward(network, params, load_digits()[0][:250], noise_key)
   last = inputs[-1]
   slope = [4 * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) for x in inputs]
@@ -203,7 +211,7 @@ def measure_inputs(
 def weight_gradient(
   network: Network, params: Params, image: Array, label: Array
 ) -> Array:
-  """The gradient to all weights, as one vector."""
+  """The gradient with respect to all weights, as one vector."""
 
   def loss_of(params):
     return cross_entropy(forward(network, params, image)[0], label)

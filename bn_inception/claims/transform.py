@@ -1,7 +1,7 @@
-"""Claims about the transform alone: Sections 2, 3 and 3.3, on made-up data.
+"""Claims about the transform alone: Sections 2, 3 and 3.3, on synthetic data.
 
-Each experiment is a function without arguments that returns a `Claim`. What
-counts as holding is written down before the numbers, in `criterion`.
+Each experiment is a function without arguments that returns a `Claim`. The
+`criterion` was fixed before the numbers were seen.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Array = jax.Array
 
 
 class Claim(NamedTuple):
-  """A statement of the paper beside what was measured.
+  """A claim of the paper, and what was measured.
 
   Attributes:
     sentence: what the paper says, in our words.
-    criterion: what the numbers must satisfy for it to hold.
+    criterion: what the numbers must satisfy for the claim to hold.
     numbers: the measurements; NaN and infinities are allowed.
-    held: whether they do.
+    held: whether they satisfy the criterion.
     finding: one line for the reader.
-    draw: draws into a matplotlib figure; None: no picture needed.
+    draw: draws into a matplotlib figure; None: the claim has no figure.
   """
 
   sentence: str
@@ -38,7 +38,7 @@ class Claim(NamedTuple):
 
 
 def relative_error(value: Array, expected: Array) -> float:
-  """The norm of the difference over the norm of what is expected."""
+  """|value - expected| / |expected|, in Euclidean norms."""
   value, expected = np.float64(value), np.float64(expected)
   return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
 
@@ -52,22 +52,22 @@ def descend(
   scales: bool,
   num_steps: int,
 ) -> dict[str, Array]:
-  """Gradient descent on a weight and a bias that stand before normalisation.
+  """Gradient descent on a weight and a bias in front of a normalisation.
 
   x = weight * u + bias, loss = mean (Norm(x) - target)^2 / 2, from weight 1 and
   bias 0.
 
   Args:
     u, target: [m].
-    learning_rate: of plain gradient descent.
-    full_gradient: differentiate the statistics too; else they are constants.
-    scales: divide by the standard deviation and learn the weight; else centre
-      only and learn the bias.
-    num_steps: length of the descent.
+    learning_rate: constant.
+    full_gradient: whether to differentiate through the statistics.
+    scales: whether the norm divides by the standard deviation, and the weight is
+      learned; otherwise it only centres.
+    num_steps: of the descent.
 
   Returns:
-    'weight', 'bias', 'loss' and 'gradient' (its largest component), each
-    [num_steps], before the step.
+    'weight', 'bias', 'loss' and 'gradient' (the largest component), each
+    [num_steps], before each step.
   """
 
   def loss_of(params):
@@ -150,21 +150,22 @@ def bias_example() -> Claim:
       axes.legend()
 
   return Claim(
-    'A step that takes the statistics for constants moves b for ever without '
-    'changing the loss; dividing by the deviation too makes it worse; the full '
-    'gradient cures it.',
+    'Steps that treat the statistics as constants move b forever without '
+    'changing the loss; also dividing by the standard deviation makes it worse; '
+    'the full gradient prevents it.',
     'ignored: b = steps x rate within 0.1 % (centred), w > 2 and b up by more '
     'than 1 in the second half (scaled), loss constant within 1e-4, gradient '
-    'grows more than twofold where a smaller output is wanted; full: w and b '
-    'move less than 1e-3',
+    'grows more than twofold where the target is smaller; full: w and b move '
+    'less than 1e-3',
     numbers,
     held,
-    f'After {num_steps} steps b = {numbers["b, centred, ignored"]:.1f} if '
-    f'ignored and {numbers["b, centred, full"]:.1e} with the full gradient. '
-    'With scaling w and b drift both (to '
+    f'After {num_steps} steps b = {numbers["b, centred, ignored"]:.1f} if the '
+    f'statistics are constants, {numbers["b, centred, full"]:.1e} with the full '
+    'gradient. '
+    'With scaling both w and b drift (to '
     f'{numbers["w, scaled, ignored"]:.1f} and '
-    f'{numbers["b, scaled, ignored"]:.1f}: b slower, as w divides its '
-    'gradient); where a smaller output is wanted w falls to 0 and the gradient '
+    f'{numbers["b, scaled, ignored"]:.1f}: b more slowly, since w divides its '
+    'gradient); where the target is smaller, w falls to 0 and the gradient '
     f'grows {numbers["gradient growth, scaled to smaller, ignored"]:.0f}-fold.',
     draw,
   )
@@ -173,7 +174,7 @@ def bias_example() -> Claim:
 def _loss_of_layer(
   weight: Array, u: Array, coefficients: Array, epsilon: float
 ) -> tuple[Array, Array]:
-  """A generic smooth loss of BN(W u), and BN(W u)."""
+  """A smooth loss of BN(W u), and BN(W u)."""
   x = u @ weight
   y = normalize(x, batch_statistics(x, (0,)), None, None, epsilon)
   return jnp.sum(coefficients * y + jnp.sin(y)), y
@@ -182,12 +183,12 @@ def _loss_of_layer(
 def compare_scaled(
   weight: Array, u: Array, coefficients: Array, factor: float, epsilon: float
 ) -> dict[str, float]:
-  """Relative errors of the three equations of Section 3.3 at one factor.
+  """Relative errors of the three equations of Section 3.3 at one factor a.
 
   Returns:
-    'output': BN((aW)u) = BN(Wu); 'input gradient': equal; 'weight gradient':
-    the one at aW is 1/a times that at W; 'cosine': the largest |cosine| of a
-    unit's weights and their gradient.
+    'output': of BN((aW)u) = BN(Wu); 'input gradient': of the same equality;
+    'weight gradient': of the gradient at aW being 1/a of that at W; 'cosine': the
+    largest |cosine| between a unit's weights and their gradient.
   """
   loss = jax.value_and_grad(_loss_of_layer, (0, 1), has_aux=True)
   (_, y), (d_weight, d_input) = loss(weight, u, coefficients, epsilon)
@@ -206,7 +207,7 @@ def compare_scaled(
 
 
 def scale_invariance() -> Claim:
-  """Section 3.3: BN does not see the scale of the weights."""
+  """Section 3.3: BN is invariant to the scale of the weights."""
   rng = np.random.default_rng(0)
   weight = np.float32(rng.normal(size=(20, 10)) / np.sqrt(20))
   u = np.float32(1 + rng.normal(size=(256, 20)))
@@ -226,20 +227,20 @@ def scale_invariance() -> Claim:
   original = _loss_of_layer(weight, u, coefficients, 0.0)[1]
   numbers['output, a=-1, sign turned'] = relative_error(-flipped, original)
   return Claim(
-    'Scaling the weights by a leaves the output and the gradient to the input '
-    'as they are and divides the gradient to the weights by a; so weights and '
-    'their gradient are orthogonal, unit by unit.',
+    'Scaling the weights by a changes neither the output nor the gradient with '
+    'respect to the input, and divides that with respect to the weights by a; '
+    'so the weights of a unit and their gradient are orthogonal.',
     'epsilon = 0, a > 0: all four relative errors below 1e-4 (float32)',
     numbers,
     max(exact) < 1e-4,
-    f'Largest error {max(exact):.0e}. It needs a > 0 (a = -1 turns the sign) '
+    f'Largest error {max(exact):.0e}. It needs a > 0 (a = -1 flips the sign) '
     'and epsilon = 0: at 1e-3 and a = 0.1 the output is off by '
     f'{numbers["output, a=0.1, epsilon=1e-3"]:.1%}.',
   )
 
 
 def identity_and_moments() -> Claim:
-  """Section 3: moments of x_hat, and the affine part that undoes it."""
+  """Section 3: moments of x_hat, and the scale and shift that undo it."""
   rng = np.random.default_rng(0)
   std = np.float32([0.03, 0.3, 1.0, 30.0])
   x = np.float32(2 + std * rng.normal(size=(512, 4)))
@@ -268,13 +269,13 @@ def identity_and_moments() -> Claim:
   ]
   return Claim(
     'x_hat sums to 0 and has mean square 1 (neglecting epsilon), and gamma = '
-    'sqrt(Var), beta = E gives back x.',
-    'all errors below 1e-4; the identity in units of the deviation, at '
-    'epsilon = 0',
+    'sqrt(Var), beta = E restore x.',
+    'all errors below 1e-4; for the identity in units of the standard deviation '
+    'and at epsilon = 0',
     numbers,
     max(exact) < 1e-4,
     f'Largest error {max(exact):.0e}. Epsilon = 1e-3 is not negligible for a '
-    'feature of deviation 0.03: mean x_hat^2 = '
+    'feature with standard deviation 0.03: mean x_hat^2 = '
     f'{numbers["smallest mean x_hat^2, epsilon=0.001"]:.2f}.',
   )
 
@@ -283,8 +284,8 @@ def identity_and_moments() -> Claim:
 def inverse_square_root(matrix: Array) -> Array:
   """M^(-1/2) of a symmetric positive definite matrix.
 
-  With its derivative written out (Daleckii and Krein): differentiating the
-  eigenvectors would divide by differences of eigenvalues.
+  The derivative is written out (Daleckii and Krein), since that of eigenvectors
+  divides by differences of eigenvalues.
   """
   return _inverse_square_root_forward(matrix)[0]
 
@@ -308,13 +309,13 @@ inverse_square_root.defvjp(
 
 
 def decorrelate(x: Array, kind: str, epsilon: float) -> Array:
-  """Centres and decorrelates the features of x [m, d] over the batch.
+  """Centres and decorrelates the features of x over the batch.
 
   Args:
-    x: m > d values of each feature.
+    x: [m, d], with m > d.
     kind: 'zca': Cov^(-1/2) (x - E[x]), the whitening of Section 2; 'pca': the
-      principal components, each divided by its deviation; 'rotation': the
-      principal components, an orthogonal transform, at their own variances.
+      principal components, each divided by its std; 'rotation': the principal
+      components as they are.
     epsilon: added to the diagonal of the covariance.
 
   Returns:

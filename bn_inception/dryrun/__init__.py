@@ -1,1 +1,1 @@
-"""A pod or a cluster that is not here: what a run would need of it."""
+"""Predicts what a run needs on a pod or cluster that is not here."""

@@ -4,10 +4,10 @@
     python -m bn_inception.dryrun --config=configs/bn_x30.py:imagenet \
         --topology=v5e:4x4,v5e:16x16 --images_per_chip=128 [--output=FILE]
 
-Compiles the training step of the config for the pod with the TPU compiler,
-minutes for each topology, and reads from the result what a step needs: memory,
-FLOPs, bytes, collectives. The speed is a roofline, what the peak FLOP/s and the
-memory of the chip allow: real programs reach neither. Needs no data.
+Compiles the config's training step for each pod with the TPU compiler, which
+takes minutes, and reads from the result what a step needs: memory, FLOPs, bytes,
+collectives. The speed is a roofline, what the chip's peak FLOP/s and memory
+bandwidth allow; real programs reach neither. Needs no data.
 """
 
 from bn_inception.machine import interruption
@@ -16,175 +16,36 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import dataclasses
-import importlib.util
 import os
-import re
-import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 from absl import flags
-from jax.experimental import topologies
 from ml_collections import config_flags
 
-from bn_inception import command_line, mesh, ranges
+from bn_inception import command_line, ranges
 from bn_inception.data import imagenet
-from bn_inception.dryrun import hlo_text
-from bn_inception.errors import UserError
-from bn_inception.experiment import (
-  Update,
-  examples_sharing_statistics,
-  make_update,
-  open_split,
-)
+from bn_inception.dryrun import prediction
+from bn_inception.dryrun.prediction import GIB, Prediction
+from bn_inception.errors import UserError, writing
+from bn_inception.experiment import make_update, open_split
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs.run_directory import check_output, manifest, write_json
-from bn_inception.training import PAPER_BATCH_SIZE
+from bn_inception.runs.json_files import write_json
+from bn_inception.runs.run_directory import check_output, manifest
 
-PAPER_STEPS = 6_000_000  # of BN-x30, to its best accuracy (Figure 3)
-GIB = 2**30
 DEFAULT_CONFIG = 'configs/bn_x30.py:imagenet'
-
-
-class Chip(NamedTuple):
-  """What JAX sees as one device.
-
-  Attributes:
-    name: for people.
-    hbm_bytes: main memory that a program may use.
-    hbm_bytes_per_second: of the main memory.
-    flops_per_second: the peak, in bfloat16.
-  """
-
-  name: str
-  hbm_bytes: int
-  hbm_bytes_per_second: float
-  flops_per_second: float
-
-
-# By JAX's `device_kind`. Memory: what libtpu 0.0.42.1 says is available when a
-# program does not fit. The rest: cloud.google.com/tpu/docs, "System
-# architecture"; of v4 half, since the compiler is asked for its two cores as two
-# devices.
-CHIPS = {
-  'TPU v5 lite': Chip('TPU v5e', int(15.75 * GIB), 819e9, 197e12),
-  'TPU v5': Chip('TPU v5p', int(95.74 * GIB), 2765e9, 459e12),
-  'TPU v6 lite': Chip('TPU v6e', int(31.25 * GIB), 1640e9, 918e12),
-  'TPU v4': Chip('TPU v4, one core', int(15.25 * GIB), 614e9, 137.5e12),
-}
-_EXAMPLE_TOPOLOGIES = 'v5e:4x4, v5p:2x2x2 or v6e:8x8'
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-  """What one training step needs; sizes and work are of one chip.
-
-  Attributes:
-    topology, chip: their names.
-    num_chips, batch_size: of the whole pod.
-    sharing_statistics: examples in a normalisation batch; 0 without BN.
-    chips_sharing_statistics: chips that hold one normalisation batch.
-    compile_seconds: what the compilation took here.
-    argument_bytes: the state, which the step overwrites, and the batch.
-    temporary_bytes: activations and gradients.
-    code_bytes: the program.
-    memory_bytes: all of these, and results that overwrite no argument.
-    hbm_bytes: what the chip has.
-    flops: by the compiler's count.
-    bytes_accessed: by the compiler's count, of memory on the chip too.
-    hbm_traffic_bytes: of the main memory only: see `hlo_text`.
-    collectives: opcode -> {'count': ..., 'bytes': ...}.
-    seconds_for_flops, seconds_for_hbm: at the peaks of the chip.
-    images_per_second_per_chip: if a step takes the longer of these and nothing
-      else: a roofline.
-    hours: for the examples of the paper's BN-x30 at that speed.
-  """
-
-  topology: str
-  chip: str
-  num_chips: int
-  batch_size: int
-  sharing_statistics: int
-  chips_sharing_statistics: int
-  compile_seconds: float
-  argument_bytes: int
-  temporary_bytes: int
-  code_bytes: int
-  memory_bytes: int
-  hbm_bytes: int
-  flops: float
-  bytes_accessed: float
-  hbm_traffic_bytes: int
-  collectives: dict[str, dict[str, int]]
-  seconds_for_flops: float
-  seconds_for_hbm: float
-  images_per_second_per_chip: float
-  hours: float
-
-  @property
-  def images_per_chip(self) -> float:
-    return self.batch_size / self.num_chips
-
-
-def open_topology(name: str) -> Sequence[jax.Device]:
-  """The devices of a pod that is not here, which only serve to compile for.
-
-  Args:
-    name: such as v5e:4x4, a generation and the chips along each axis.
-
-  Raises:
-    UserError: if the compiler is not installed or does not know the pod.
-  """
-  if importlib.util.find_spec('libtpu') is None:
-    raise UserError(
-      'the TPU compiler is not installed: pip install -r requirements-pod.txt'
-    )
-  # There is no TPU to ask about or to lock, nor any host to name; without these
-  # libtpu waits for answers, refuses a second process, and complains.
-  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
-  # A host has 2x2 chips, but for pods of a single one.
-  is_single = re.fullmatch(r'\w+:1(x1)*', name)
-  bounds = {'chips_per_host_bounds': (1, 1, 1)} if is_single else {}
-  try:
-    description = topologies.get_topology_desc(name, 'tpu', **bounds)
-  except jax.errors.JaxRuntimeError as error:
-    reason = str(error).splitlines()[0]
-    raise UserError(
-      f"no topology '{name}' ({reason}): use one such as {_EXAMPLE_TOPOLOGIES}"
-    ) from error
-  return description.devices
-
-
-def find_chip(device: jax.Device) -> Chip:
-  """The facts of a device's chip.
-
-  Raises:
-    UserError: if they are not in the table.
-  """
-  if device.device_kind not in CHIPS:
-    known = ', '.join(chip.name for chip in CHIPS.values())
-    raise UserError(
-      f"nothing is known of the memory and speed of '{device.device_kind}': "
-      f'use one of {known}'
-    )
-  return CHIPS[device.device_kind]
+_REMEDY = 'give another --output'
 
 
 def describe_data(config: dict) -> dict[str, int]:
   """num_classes, num_channels and num_examples of the training split.
 
-  Those of ImageNet are known without its data. (The number of examples only
-  sets constants of the schedule, so that parts of it pass for the whole.)
+  ImageNet's are known without its data, and used for its subsets too: the number
+  of examples only sets constants of the schedule.
 
   Raises:
-    UserError: for other data sets that are not here.
+    UserError: if another data set is not on this machine.
   """
   names = config['source']
   if names['dataset'] == imagenet.NAME:
@@ -201,82 +62,8 @@ def describe_data(config: dict) -> dict[str, int]:
   }
 
 
-def predict(update: Update, config: dict, topology: str) -> Prediction:
-  """Compiles a training step and reads the result.
-
-  Args:
-    update: the step, on the devices of the pod.
-    config: that it was made from.
-    topology: name of the pod, for the report.
-
-  Raises:
-    UserError: if it does not fit into memory.
-  """
-  chip = find_chip(update.device_mesh.devices.flat[0])
-  start = time.monotonic()
-  compiled = _compile(update, topology)
-  seconds = time.monotonic() - start
-  memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-  count = hlo_text.count(compiled.as_text())
-  # The compiler counts the body of a loop once; nearly all of a step that
-  # accumulates gradients is the body of the loop over micro-batches.
-  accumulate_steps = update.optimizer.accumulate_steps
-  factor = accumulate_steps if accumulate_steps in count.loops else 1
-  flops = factor * costs['flops']
-  seconds_for_flops = flops / chip.flops_per_second
-  seconds_for_hbm = count.hbm_bytes / chip.hbm_bytes_per_second
-  num_chips, batch_size = update.device_mesh.devices.size, config['batch_size']
-  rate = batch_size / max(seconds_for_flops, seconds_for_hbm)
-  return Prediction(
-    topology=topology,
-    chip=chip.name,
-    num_chips=num_chips,
-    batch_size=batch_size,
-    sharing_statistics=examples_sharing_statistics(config),
-    chips_sharing_statistics=update.device_mesh.shape[mesh.MEMBER],
-    compile_seconds=round(seconds, 1),
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    code_bytes=memory.generated_code_size_in_bytes,
-    memory_bytes=(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
-      + memory.generated_code_size_in_bytes
-    ),
-    hbm_bytes=chip.hbm_bytes,
-    flops=flops,
-    bytes_accessed=factor * costs['bytes accessed'],
-    hbm_traffic_bytes=count.hbm_bytes,
-    collectives={
-      opcode: {'count': number, 'bytes': count.collective_bytes[opcode]}
-      for opcode, number in sorted(count.collectives.items())
-    },
-    seconds_for_flops=seconds_for_flops,
-    seconds_for_hbm=seconds_for_hbm,
-    images_per_second_per_chip=rate / num_chips,
-    hours=PAPER_STEPS * PAPER_BATCH_SIZE / rate / 3600,
-  )
-
-
-def _compile(update: Update, topology: str) -> jax.stages.Compiled:
-  lowered = update.train_step.lower(*update.abstract_arguments())
-  try:
-    return lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    reason = str(error).splitlines()[0]
-    if 'RESOURCE_EXHAUSTED' not in reason:
-      raise
-    raise UserError(
-      f'{topology}: the step does not fit ({reason}): use a smaller batch, or '
-      '--config.model.remat=True'
-    ) from error
-
-
-def report_lines(prediction: Prediction) -> dict[str, str]:
-  """Name -> value of the lines of the report."""
-  p = prediction
+def report_lines(p: Prediction) -> dict[str, str]:
+  """The lines of the report: name -> value."""
   counts = [
     f'{value["count"]} {opcode}, {value["bytes"] / 1e6:.1f} MB'
     for opcode, value in p.collectives.items()
@@ -306,14 +93,14 @@ def report_lines(prediction: Prediction) -> dict[str, str]:
   }
 
 
-def _megabytes(prediction: Prediction, num_bytes: float) -> str:
-  """Of one image."""
-  return f'{num_bytes / prediction.images_per_chip / 1e6:.1f}'
+def _megabytes(p: Prediction, num_bytes: float) -> str:
+  """Bytes of one image."""
+  return f'{num_bytes / p.images_per_chip / 1e6:.1f}'
 
 
 def to_markdown(predictions: Sequence[Prediction]) -> str:
   """A table with a column for each topology."""
-  columns = [report_lines(prediction) for prediction in predictions]
+  columns = [report_lines(p) for p in predictions]
   rows = [['a prediction', *(p.topology for p in predictions)]]
   rows += [[name, *(c[name] for c in columns)] for name in columns[0]]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -326,36 +113,32 @@ def to_markdown(predictions: Sequence[Prediction]) -> str:
 
 _CAVEAT = """
 This is a prediction: no TPU has run it. Memory and FLOPs are the compiler's, HBM
-traffic is counted in the compiled program. The speed is a roofline, not to be
-reached: time for collectives, the vector unit and input is neglected, and the
-peak FLOP/s are bfloat16's, which convolutions of float32 also run in by default.
+traffic is counted in the compiled program. The speed is a roofline that no
+program reaches: it leaves out collectives, the vector unit and input. The peak
+FLOP/s are those of bfloat16, which float32 convolutions use by default as well.
 """
 
 
 def write_results(
   path: str, config: dict, predictions: Sequence[Prediction]
 ) -> None:
-  """Writes the numbers, with the config and the versions, as JSON.
+  """Writes the numbers, the config and the versions as JSON.
 
   Raises:
     UserError: if the file cannot be written.
   """
   described = manifest()
   value = {
-    'what': 'predictions by the compiler; nothing was run on a TPU',
+    'what': 'predictions of the compiler; nothing ran on a TPU',
     'packages': described['packages'],
     'commit': described['commit'],
-    'chips': {chip.name: chip._asdict() for chip in CHIPS.values()},
+    'chips': {chip.name: chip._asdict() for chip in prediction.CHIPS.values()},
     'config': config,
     'predictions': [dataclasses.asdict(p) for p in predictions],
   }
-  try:
+  with writing(path, _REMEDY):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    write_json(path, value)
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be written ({error.strerror}): give another --output'
-    ) from error
+  write_json(path, value, _REMEDY)
 
 
 def dry_run(
@@ -367,20 +150,20 @@ def dry_run(
   """Compiles for each topology, prints the table, writes the numbers.
 
   Args:
-    config: the plain nested dict of configs/.
+    config: a plain nested dict, as from configs/.
     topology_names: see `open_topology`.
-    images_per_chip: sets the global batch for each of them; None: the config's.
-    output: path of the JSON file, written anew after each; None: no file.
+    images_per_chip: sets each pod's global batch; None: the config's.
+    output: path of a JSON file, rewritten after each topology; None: no file.
 
   Raises:
-    UserError: for whatever the caller can mend.
+    UserError: for anything the user can fix.
   """
   if output is not None:
-    check_output(output, 'give another --output')
+    check_output(output, _REMEDY)
   updates = {}
-  for name in topology_names:  # what is wrong shows before minutes of work
-    devices = open_topology(name)
-    find_chip(devices[0])
+  for name in topology_names:  # errors come before minutes of work
+    devices = prediction.open_topology(name)
+    prediction.find_chip(devices[0])
     batch_size = config['batch_size']
     if images_per_chip is not None:
       batch_size = images_per_chip * len(devices)
@@ -389,7 +172,7 @@ def dry_run(
   predictions = []
   for name, (own, update) in updates.items():
     print(f'compiling for {name} ...', flush=True)
-    predictions.append(predict(update, own, name))
+    predictions.append(prediction.predict(update, own, name))
     if output is not None:
       write_results(output, config, predictions)
   print(f'\n{to_markdown(predictions)}\n{_CAVEAT}')
@@ -399,7 +182,7 @@ def dry_run(
 
 
 def define_flags() -> None:
-  """The program's flags, in the program but not on import."""
+  """Defines the flags; not done on import."""
   config_flags.DEFINE_config_file(
     'config',
     None,
@@ -410,8 +193,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'topology',
     None,
-    'Pod to compile for, GENERATION:SHAPE; several with commas, or several '
-    f'times. Example: --topology={_EXAMPLE_TOPOLOGIES.split(",")[0]}',
+    'Pod to compile for, GENERATION:SHAPE; repeat it or use commas for more. '
+    f' Example: --topology={prediction.EXAMPLE_TOPOLOGIES.split(",")[0]}',
     required=True,
   )
   flags.DEFINE_integer(
@@ -422,7 +205,8 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'images_per_chip',
     None,
-    'Global batch for each pod, by its chips, instead of --batch_size. '
+    'Examples per chip; sets the global batch of each pod, instead of '
+    '--batch_size. '
     'Example: --images_per_chip=128',
   )
   define_path(
@@ -433,7 +217,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  # There may be a TPU here, which this program leaves alone.
+  # Leaves a TPU alone if this machine has one.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
   config = ranges.expand_paths(values.config.to_dict())

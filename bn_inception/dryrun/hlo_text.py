@@ -1,14 +1,13 @@
-"""Counts memory traffic and collectives in the text of a compiled program.
+"""Reads an unstable text format, libtpu's and XLA's HLO; may break with either.
 
-The compiler's own count, `bytes accessed`, does not tell a chip's main memory
-(HBM) from the memory on the chip. The text does: the layout of a buffer that is
-not in the main memory has a memory space, as S(1) in
-`bf16[128,64]{1,0:T(8,128)(2,1)S(1)}`.
+Counts memory traffic and collectives in a compiled program. The compiler's own
+count, `bytes accessed`, does not separate a chip's main memory (HBM) from its
+on-chip memory. The text does: the layout of a buffer outside the HBM names a
+memory space, such as S(1) in `bf16[128,64]{1,0:T(8,128)(2,1)S(1)}`.
 
-Counted are the instructions that run one after the other: those of the entry
-computation, and of the bodies of loops as often as they run. A fusion counts
-its operands and its results, not its inside; an operand of which it reads a
-part counts whole.
+Counts the instructions of the entry computation, and those of loop bodies as
+often as they run. A fusion counts as its operands and results; what happens
+inside is free. An operand of which it reads only a part counts in full.
 """
 
 import collections
@@ -20,12 +19,12 @@ COLLECTIVES = (
   'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
   'collective-permute', 'collective-broadcast',
 )  # fmt: skip
-# They move no data: names of what there is, numbers that need no memory.
+# They move no data: they rename buffers, or their values need no memory.
 _NO_TRAFFIC = (
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'iota',
   'opt-barrier', 'after-all', 'partition-id', 'replica-id',
 )  # fmt: skip
-# The compiler's name for several buffers that lie one after the other.
+# The compiler's name for adjacent buffers seen as one.
 _CONCAT_BITCAST = 'custom_call_target="ConcatBitcast"'
 
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([\d,]*):?([^}]*)\})?')
@@ -43,8 +42,8 @@ class Buffer:
   """An array in memory.
 
   Attributes:
-    num_bytes: with the padding that tiles of the layout add.
-    is_in_hbm: in the main memory, neither on the chip nor in the host.
+    num_bytes: including the padding to whole tiles of the layout.
+    is_in_hbm: in the main memory, not on the chip or in the host.
   """
 
   num_bytes: int
@@ -57,7 +56,7 @@ class Instruction:
 
   Attributes:
     opcode: what it does.
-    results: the arrays of its type, those of a tuple in their order.
+    results: the arrays of its type, in order if it is a tuple.
     operands: names of instructions of the same computation.
     attributes: the rest of the line.
   """
@@ -70,14 +69,14 @@ class Instruction:
 
 @dataclasses.dataclass
 class Count:
-  """What one run of a program does on each device.
+  """What a program does on each device in one run.
 
   Attributes:
     hbm_bytes: read from and written to the main memory.
-    all_bytes: the same of all memories.
-    collectives: opcode -> how many.
+    all_bytes: the same for all memories.
+    collectives: opcode -> number.
     collective_bytes: opcode -> bytes of the operands.
-    loops: how often the body of each loop runs; 1 where the text is silent.
+    loops: iterations of each loop; 1 where the text does not say.
   """
 
   hbm_bytes: int = 0
@@ -94,7 +93,7 @@ class Count:
 def parse_buffers(type_text: str) -> tuple[Buffer, ...]:
   """The arrays of a type, such as `(f32[2]{0}, bf16[4,8]{1,0:T(8,128)S(1)})`.
 
-  Tokens and other things without a size count as nothing.
+  Tokens and other types without a size have 0 bytes.
   """
   buffers = []
   for match in _ARRAY.finditer(type_text):
@@ -102,7 +101,7 @@ def parse_buffers(type_text: str) -> tuple[Buffer, ...]:
     sizes = [int(size) for size in shape.split(',') if size]
     tile = _TILE.search(layout)
     if tile:
-      # The innermost axes, which come first in the order, fill whole tiles.
+      # The innermost axes, first in the order, are padded to whole tiles.
       lengths = [int(length) for length in tile[1].split(',')]
       axes = [int(axis) for axis in order.split(',') if axis]
       sizes = [sizes[axis] for axis in axes]
@@ -130,10 +129,10 @@ def _split_at_closing(text: str) -> tuple[str, str]:
 
 
 def parse_instruction(text: str) -> Instruction:
-  """Of what follows `%name = ` in a line.
+  """Parses what follows `%name = ` in a line.
 
   Raises:
-    ValueError: if it is no instruction.
+    ValueError: if it is not an instruction.
   """
   if text.startswith('('):
     type_text, rest = _split_at_closing(text)
@@ -203,15 +202,15 @@ def _add_computation(
   times: int,
   is_fused: bool,
 ) -> None:
-  """Adds so many runs of a computation.
+  """Adds `times` runs of a computation to `total`.
 
   Args:
-    total: to add to.
+    total: modified.
     computations: see `parse`.
     name: of the computation.
     times: how often it runs.
-    is_fused: it is inside an instruction whose traffic is counted already:
-      only collectives are left to count.
+    is_fused: it is inside an instruction whose traffic is already counted, so
+      only its collectives are added.
   """
   computation = computations[name]
   for instruction in computation.values():
@@ -244,9 +243,9 @@ def _add_computation(
 
 
 def _traffic(instruction: Instruction, operands: list[Buffer]) -> list[Buffer]:
-  """What an instruction reads and writes; a buffer may come twice."""
+  """The buffers that an instruction reads and writes, possibly repeated."""
   opcode, results = instruction.opcode, list(instruction.results)
-  is_end = opcode.endswith(('-done', '-update'))  # the start has counted
+  is_end = opcode.endswith(('-done', '-update'))  # counted at the start
   if (
     opcode in _NO_TRAFFIC or is_end or _CONCAT_BITCAST in instruction.attributes
   ):
@@ -254,14 +253,14 @@ def _traffic(instruction: Instruction, operands: list[Buffer]) -> list[Buffer]:
   if opcode == 'copy-start':
     return results[:2]  # destination, source, context
   if opcode.endswith('-start') and opcode != 'all-reduce-start':
-    # The operands are among the results, and contexts may be the last ones.
+    # Its results begin with the operands and may end with contexts.
     results = results[len(operands) : len(operands) + 1]
   if opcode.removesuffix('-start') in ('slice', 'dynamic-slice', 'gather'):
-    # It reads no more of its operand than it returns.
+    # It reads only the part that it returns.
     part = Buffer(results[0].num_bytes, operands[0].is_in_hbm)
     return [part, *operands[1:], *results]
   if opcode == 'dynamic-update-slice':
-    # In place: it writes no more than the part.
+    # In place: it writes only the part.
     part = Buffer(operands[1].num_bytes, results[0].is_in_hbm)
     return [part, *operands[1:]]
   return operands + results

@@ -29,7 +29,7 @@ from bn_inception.experiment import (
   open_split,
 )
 from bn_inception.machine import accelerators
-from bn_inception.runs import checkpoint, run_directory
+from bn_inception.runs import checkpoint, checkpoint_folder, run_directory
 
 MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
 
@@ -204,10 +204,10 @@ def find_checkpoint(workdir: str, step: int | None) -> str:
       f'workdir {workdir} does not exist: train first, or give --workdir'
     )
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  path = checkpoint.find(directory, step)
+  path = checkpoint_folder.find(directory, step)
   if step is not None:
     return path
-  chosen, wrong = checkpoint.newest_intact(directory)
+  chosen, wrong = checkpoint_folder.newest_intact(directory)
   for path, damage in wrong.items():
     print(f'checkpoint {path} is damaged ({damage}): {chosen} is used')
   return chosen

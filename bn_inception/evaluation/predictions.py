@@ -1,37 +1,35 @@
 """Class probabilities of every image of a split: averaged, saved, loaded."""
 
 import dataclasses
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, replacing
 
-# What numpy raises for other files: a TypeError for a single array.
+# NumPy raises these for other files; TypeError for a single array.
 _UNREADABLE = (
   OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
   zlib.error,
 )  # fmt: skip
 
-# How far from 1 the probabilities of an image may sum: those of half precision
-# do so.
+# How far from 1 the probabilities of an image may sum, in half precision.
 _SUM_TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What a network, or several, says of the images of a split.
+  """Class probabilities of the images of a split, by one or more networks.
 
   Attributes:
-    log_probabilities: float32 [N, classes]; their logarithms, of which the
-      smallest, too, have a loss.
+    log_probabilities: float32 [N, classes]; logarithms, so that the loss of a
+      tiny probability is finite.
     labels: int32 [N].
     names: str [N]: file or record of each image, in the order of the source.
     class_names: str [classes].
-    origin: what made them, for people.
+    origin: of which network, for display.
   """
 
   log_probabilities: np.ndarray
@@ -53,10 +51,10 @@ def average(
 
   Args:
     members: at least one.
-    paths: of their files, for messages; None: they have none.
+    paths: of their files, for messages.
 
   Raises:
-    UserError: if the members are not of the same images and classes.
+    UserError: if the members differ in images, labels or classes.
   """
   first = members[0]
   places = [member.origin for member in members]
@@ -77,8 +75,8 @@ def average(
       if len(different):
         i = different[0]
         raise UserError(
-          f'{places[0]} and {place} have other {what}: number {i} is '
-          f'{ours[i]} and {theirs[i]}'
+          f'{places[0]} and {place} have different {what}: number {i} is '
+          f'{ours[i]} and {theirs[i]}: average predictions of the same images'
         )
   total = np.float64(first.log_probabilities)
   for member in members[1:]:
@@ -91,22 +89,20 @@ def average(
 
 
 def save(path: str, predictions: Predictions) -> None:
-  """Writes an npz file, or nothing: see `Predictions` for what is in it.
+  """Writes the fields of `predictions` as an npz file, or nothing.
 
   Raises:
     UserError: if it cannot be written.
   """
-  with writing(path, 'give another file'):
-    with open(path + '.tmp', 'wb') as file:
-      np.savez_compressed(file, **dataclasses.asdict(predictions))
-    os.replace(path + '.tmp', path)
+  with replacing(path, 'wb', 'give another file') as file:
+    np.savez_compressed(file, **dataclasses.asdict(predictions))
 
 
 def load(path: str) -> Predictions:
   """Reads what `save` wrote.
 
   Raises:
-    UserError: if it is no such file, or if what it holds are no predictions.
+    UserError: if it is not such a file, or its arrays are not valid predictions.
   """
   names = [field.name for field in dataclasses.fields(Predictions)]
   try:
@@ -116,14 +112,14 @@ def load(path: str) -> Predictions:
     raise UserError(f'{path} does not exist') from error
   except _UNREADABLE as error:
     raise UserError(
-      f'{path} has no predictions ({type(error).__name__}): give a file that '
-      '--save_predictions wrote'
+      f'{path} is not a file of predictions ({type(error).__name__}): give one '
+      'that --save_predictions wrote'
     ) from error
   wrong = _find_wrong(**{name: values[name] for name in names[:-1]})
   if wrong is not None:
     raise UserError(
-      f'{path} has no predictions that can be used: {wrong}: leave it out, or '
-      'save them again'
+      f'{path} does not hold valid predictions: {wrong}: leave it out, or save '
+      'them again'
     )
   return Predictions(**{**values, 'origin': str(values['origin'])})
 
@@ -134,9 +130,9 @@ def _find_wrong(
   names: np.ndarray,
   class_names: np.ndarray,
 ) -> str | None:
-  """The first thing that keeps arrays from being predictions; None: nothing.
+  """The first reason why the arrays are not valid predictions, or None.
 
-  A probability may be 0, and its logarithm -inf.
+  A probability may be 0, with a logarithm of -inf.
   """
   shape = labels.shape + class_names.shape
   for name, value, kind, expected in (
@@ -161,7 +157,7 @@ def _find_wrong(
     )
   with np.errstate(over='ignore'):
     total = np.exp(np.float64(log_probabilities)).sum(axis=1)
-  is_one = np.abs(total - 1) <= _SUM_TOLERANCE  # and so is no NaN
+  is_one = np.abs(total - 1) <= _SUM_TOLERANCE  # False for NaN
   if not is_one.all():
     i = np.flatnonzero(~is_one)[0]
     return f'the probabilities of image {i} ({names[i]}) sum to {total[i]:.4g}, not 1'

@@ -16,7 +16,7 @@ from bn_inception.evaluation.passes import (
   PopulationOptions,
 )
 from bn_inception.evaluation.predictions import Predictions
-from bn_inception.runs import run_directory
+from bn_inception.runs import json_files, run_directory
 
 NUM_WORST_CLASSES = 5
 _MOST_STEPS = 8  # of an ensemble, in the name of a file
@@ -241,5 +241,5 @@ def write_result(result: dict, path: str) -> None:
   Raises:
     UserError: if the file cannot be written.
   """
-  run_directory.write_json(path, result, remedy=_REMEDY)
+  json_files.write_json(path, result, remedy=_REMEDY)
   print(f'written to {path}')

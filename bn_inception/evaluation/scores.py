@@ -1,7 +1,6 @@
-"""What is reported of predictions: accuracies with intervals, classes, calibration.
+"""Scores of predictions: accuracies with intervals, classes, calibration.
 
-On the host, in NumPy, from the logarithms of class probabilities of every image
-of a split.
+Computed on the host from the log probabilities of every image of a split.
 """
 
 import math
@@ -12,8 +11,6 @@ import numpy as np
 
 from bn_inception.errors import UserError
 
-NORMAL_97_5 = 1.959963984540054  # quantile: 95 % two-sided
-
 
 class Interval(NamedTuple):
   """A 95 % interval, in percent."""
@@ -23,25 +20,26 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(count: int, total: int) -> Interval:
-  """Of a fraction of independent trials (Wilson 1927), in percent."""
-  z2 = NORMAL_97_5**2
-  fraction = count / total
-  centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
-  half = (NORMAL_97_5 / (1 + z2 / total)) * math.sqrt(
-    fraction * (1 - fraction) / total + z2 / (4 * total**2)
-  )
-  return Interval(100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+  """95 % interval of count / total (Wilson 1927), in percent."""
+  # Imported here: it takes a second or two, and training does not need it.
+  from scipy import stats
+
+  interval = stats.binomtest(count, total).proportion_ci(method='wilson')
+  return Interval(100 * float(interval.low), 100 * float(interval.high))
 
 
 def ranks(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """How many classes come before the label; equal ones in the order of index.
+  """Rank of the label among the classes: 0 if the prediction is right.
+
+  Equal probabilities rank by class index. A row with a NaN ranks last, at the
+  number of classes.
 
   Args:
-    log_probabilities: float [N, classes]; a row with a NaN ranks last.
+    log_probabilities: float [N, classes].
     labels: int [N].
 
   Returns:
-    int [N]: 0 = the prediction is right.
+    int [N].
   """
   of_label = np.take_along_axis(log_probabilities, labels[:, None], axis=1)
   is_before = np.arange(log_probabilities.shape[1]) < labels[:, None]
@@ -61,12 +59,10 @@ def cross_entropy(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
 def expected_calibration_error(
   log_probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15
 ) -> float:
-  """Mean |accuracy - confidence| over bins of confidence, weighted (ECE).
+  """ECE in percent (Guo et al. 2017).
 
-  Guo et al. (2017): `num_bins` bins of equal width in the largest probability.
-
-  Returns:
-    In percent.
+  Mean |accuracy - confidence| over `num_bins` bins of equal width in the largest
+  probability, weighted by their numbers of images.
   """
   confidence = np.exp(log_probabilities.max(axis=1).astype(np.float64))
   is_right = ranks(log_probabilities, labels) == 0
@@ -81,9 +77,14 @@ def expected_calibration_error(
 
 
 class ClassScore(NamedTuple):
-  """Of one class: `num_examples` of it, and what became of them.
+  """Accuracies of one class, in percent, and its most frequent confusion.
 
-  `confused_with`: the class that most of the wrong ones were taken for, or -1.
+  Attributes:
+    label: the class.
+    num_examples: of this class.
+    top1, top5: accuracies.
+    confused_with: the most frequent wrong prediction, or -1 if there is none.
+    num_confused: how often it was predicted.
   """
 
   label: int
@@ -97,7 +98,7 @@ class ClassScore(NamedTuple):
 def class_scores(
   log_probabilities: np.ndarray, labels: np.ndarray
 ) -> list[ClassScore]:
-  """Of all classes that have examples, the worst first."""
+  """Scores of every class that has examples, worst first."""
   rank = ranks(log_probabilities, labels)
   predicted = log_probabilities.argmax(axis=1)
   found = []
@@ -145,15 +146,15 @@ def summary(log_probabilities: np.ndarray, labels: np.ndarray) -> dict:
 def label_set_summary(
   log_probabilities: np.ndarray, label_sets: Sequence[Collection[int]]
 ) -> dict:
-  """Accuracy where several labels may be right (Beyer et al. 2020, "ReaL").
+  """Accuracy with several right labels per image (Beyer et al. 2020, "ReaL").
 
   Args:
     log_probabilities: float [N, classes]; a row with a NaN is wrong.
-    label_sets: of each image; those without a label do not count.
+    label_sets: the right labels of each image.
 
   Returns:
-    `examples`, which have a label, and `top1` in percent, the fraction of them
-    whose most probable class is one of theirs, with `top1_interval`.
+    `examples`: images with at least one label; `top1`: the share of them in
+    percent whose most probable class is a right label; `top1_interval`.
 
   Raises:
     UserError: if no image has a label.

@@ -1,8 +1,8 @@
-"""Checkpoints: the train state and the config that made it, through orbax.
+"""Checkpoints: the train state and the config that made it, through Orbax.
 
-A checkpoint is a folder named after its step; it restores on any number of
-devices and can be evaluated without its run directory. It is sealed when it has
-been written (see `integrity`), and compared with its seal before it is read.
+A checkpoint restores on any number of devices and can be evaluated without its
+run directory. It is read back and sealed after it has been written (see
+`integrity`), and compared with its seal before it is used.
 """
 
 import concurrent.futures
@@ -10,126 +10,37 @@ import contextlib
 import functools
 import glob
 import io
-import logging
 import os
 import re
 import shutil
 import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
-from bn_inception.errors import UserError
-from bn_inception.runs import integrity
+from bn_inception.errors import RERUN, UserError, one_line
+from bn_inception.runs import integrity, quiet
+from bn_inception.runs.checkpoint_folder import list_steps, set_aside
+from bn_inception.runs.file_system import check_path
 from bn_inception.runs.values import check_values
 from bn_inception.train_state import TrainState
 
-DAMAGED_FOLDER = 'damaged_checkpoints'
 _STATE, _DESCRIPTION = 'state', 'description'
 
-# Orbax and TensorStore have no common type for damaged files, nor for those
-# that cannot be written.
+# Orbax and TensorStore have no common type for damaged files, nor for files that
+# cannot be written.
 _UNREADABLE = (ValueError, KeyError, TypeError, OSError)
 _UNWRITABLE = (ValueError, KeyError, OSError)
 
 
-def check_path(path: str) -> None:
-  """Refuses a folder in which no checkpoint can be.
-
-  Args:
-    path: of a checkpoint, or of any folder above; may be absent.
-
-  Raises:
-    UserError: if TensorStore, which reads and writes the arrays, would take it
-      for another folder, or for none.
-  """
-  place = os.path.join(os.path.abspath(path), '')
-  try:
-    spec = tensorstore.KvStore.Spec({'driver': 'file', 'path': place})
-    # Orbax makes an address of the last.
-    is_taken = spec.to_json()['path'] == place and 'gs:/' not in place
-  except (ValueError, RuntimeError):  # the latter for what is not UTF-8
-    is_taken = False
-  if not is_taken:
-    raise UserError(
-      f'{path!r} cannot hold checkpoints: TensorStore takes no path with a '
-      "backslash, with bytes that are not UTF-8, or with '.__lock' or 'gs:' at "
-      'the end of a name: rename the folder, or give another'
-    )
-
-
-def check_file_system(folder: str) -> None:
-  """Refuses a folder in which orbax could not write a checkpoint.
-
-  Some network drives lack what it needs. Does the same, with a small file, in a
-  folder that is removed again.
-
-  Args:
-    folder: exists; no other process uses it.
-
-  Raises:
-    UserError: with what cannot be done there.
-  """
-  trial = os.path.join(folder, '.trial')
-  # Their paths are as long as those of a checkpoint's files.
-  begun, ended = (
-    os.path.join(trial, name.ljust(120, '.')) for name in ('begun', 'ended')
-  )
-  deed = 'remove a folder'
-  try:
-    if os.path.exists(trial):  # of a killed process
-      shutil.rmtree(trial)
-    deed = 'make a folder'
-    os.makedirs(begun)
-    deed = 'write and sync a file'
-    for name in 'old', 'new':
-      with open(os.path.join(begun, name), 'w') as file:
-        file.write(name)
-        file.flush()
-        os.fsync(file.fileno())
-    deed = 'replace a file'
-    os.replace(os.path.join(begun, 'new'), os.path.join(begun, 'old'))
-    deed = 'sync a folder'
-    descriptor = os.open(begun, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
-    deed = 'rename a folder'
-    os.rename(begun, ended)
-    deed = 'remove a folder'
-    shutil.rmtree(trial)
-  except OSError as error:
-    shutil.rmtree(trial, ignore_errors=True)
-    raise UserError(
-      f'{folder} cannot hold checkpoints, since it is not possible to {deed} '
-      f'there ({error.strerror}): mend the folder, or give another --workdir'
-    ) from error
-
-
-class _LiteralPath(type(epath.Path())):
-  """A local path, none of whose characters mean anything else.
-
-  Orbax looks with `glob` for what it has written. Etils's takes the brackets of
-  the folder itself for a pattern, and /gs, /s3, /az and /hf for buckets.
-  """
-
-  _uri_scheme = None
-
-  def glob(self, pattern: str) -> Iterator['_LiteralPath']:
-    found = glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern))
-    return map(type(self), found)
+# ---- writing ----
 
 
 def open_checkpoints(
@@ -140,13 +51,14 @@ def open_checkpoints(
   Args:
     directory: made if absent.
     keep_last: how many of the newest to keep.
-    keep_best: how many of those with the best top-1 accuracy to keep besides.
+    keep_best: how many with the best top-1 accuracy to keep in addition.
 
   Raises:
-    UserError: if it cannot be written, or holds checkpoints that cannot be read.
+    UserError: if the folder cannot be written, or holds checkpoints that cannot
+      be read.
   """
   policies = checkpoint_managers
-  preservation = _NoneYet(
+  preservation = _KeepUntilReadBack(
     policies.AnyPreservationPolicy(
       [
         policies.LatestN(keep_last),
@@ -160,12 +72,12 @@ def open_checkpoints(
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=preservation,
-    # Without it orbax does not write metrics, and a resumed run forgets them.
+    # Without it Orbax does not store metrics, and a resumed run loses them.
     best_fn=lambda metrics: metrics['top1'],
-    # What a run that was killed while saving has left.
+    # Left by a run that was killed while saving.
     cleanup_tmp_directories=True,
-    # In the background it would be a failure that orbax's other threads do not
-    # hear of: they wait for the folder, and so does the end of the process.
+    # Made in the background, a folder that cannot be made blocks Orbax's other
+    # threads, which wait for it, and with them the end of the process.
     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   check_path(directory)
@@ -174,19 +86,34 @@ def open_checkpoints(
     manager = ocp.CheckpointManager(path, options=options)
   except _UNREADABLE as error:
     raise UserError(
-      f'the checkpoints in {directory} cannot be opened ({_reason(error)}): mend '
-      'the folder, and move those away that eval.py --step cannot read'
+      f'the checkpoints in {directory} cannot be opened ({_reason(error)}): fix '
+      'the folder, and move away those that eval.py --step cannot read'
     ) from error
   return Checkpoints(directory, manager, preservation)
 
 
-class _NoneYet(checkpoint_managers.PreservationPolicy):
-  """Has orbax keep all; notes what is to go once the newest can be read back.
+class _LiteralPath(type(epath.Path())):
+  """A local path without special characters.
 
-  Orbax removes the older ones as soon as the newest is written.
+  Orbax lists what it has written with `glob`. Etils's takes brackets in the
+  folder's own name for a pattern, and /gs, /s3, /az and /hf for buckets.
+  """
+
+  _uri_scheme = None
+
+  def glob(self, pattern: str) -> Iterator['_LiteralPath']:
+    found = glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern))
+    return map(type(self), found)
+
+
+class _KeepUntilReadBack(checkpoint_managers.PreservationPolicy):
+  """Makes Orbax keep every checkpoint, and notes which ones `policy` drops.
+
+  Orbax would remove old checkpoints as soon as the newest is written; ours go
+  only after the newest has been read back.
 
   Attributes:
-    superfluous: the steps that `policy` does not keep, as of the last save.
+    superfluous: the steps that `policy` dropped at the last save.
   """
 
   def __init__(self, policy: checkpoint_managers.PreservationPolicy):
@@ -199,41 +126,45 @@ class _NoneYet(checkpoint_managers.PreservationPolicy):
     return [True] * len(is_kept)
 
 
+# After one failure Orbax raises up to so many errors when it is closed.
+_MOST_ERRORS = 10
+
+
 class Checkpoints:
   """Writes checkpoints in the background; a context manager.
 
-  At its end the last one has been written. What fails in the background is
-  raised by the next call of any method, and never twice.
+  On exit the last checkpoint has been written. An error in the background is
+  raised once, by the next call of any method.
 
   Args:
     directory: of the checkpoints.
-    manager: of orbax, for this directory.
-    preservation: the policy that the manager has.
+    manager: of Orbax, for this directory.
+    preservation: the manager's policy.
   """
 
   def __init__(
     self,
     directory: str,
     manager: ocp.CheckpointManager,
-    preservation: _NoneYet,
+    preservation: _KeepUntilReadBack,
   ):
     self._directory, self._manager = directory, manager
     self._preservation = preservation
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'seal')
     self._saving: concurrent.futures.Future | None = None
-    self._step = None  # of the save that is under way, or was the last
+    self._step = None  # of the current save, or the last one
     self._has_failed = False
-    _hush()
+    quiet.silence_repeats()
 
   def save(self, step: int, args: ocp.args.Composite, top1: float) -> None:
-    """Begins to write a checkpoint, after the one before is finished.
+    """Starts to write a checkpoint, once the previous one is finished.
 
     Raises:
-      UserError: if the one before, or this one, cannot be written.
+      UserError: if the previous one, or this one, cannot be written.
     """
     self.wait()
     if jax.process_index() == 0 and not os.path.isdir(self._directory):
-      # Orbax would make it again, and the run go on without its other files.
+      # Orbax would make it again, and the run continue without its other files.
       raise UserError(_unwritten(step, self._directory, 'it was removed'))
     self._step = step
     with self._explained():
@@ -242,12 +173,12 @@ class Checkpoints:
     self._saving = self._thread.submit(self._finish, step, abstract_state)
 
   def check(self) -> None:
-    """Raises the error of a save that has failed; waits for none."""
+    """Raises the error of a failed save; does not wait."""
     if self._saving is not None and self._saving.done():
       self.wait()
 
   def wait(self) -> None:
-    """Until the last save is finished, and sealed.
+    """Waits until the last save is finished and sealed.
 
     Raises:
       UserError: if it could not be written.
@@ -258,7 +189,7 @@ class Checkpoints:
         saving.result()
 
   def close(self) -> None:
-    """As `wait`; nothing can be saved afterwards."""
+    """`wait`; nothing can be saved afterwards."""
     try:
       self.wait()
     finally:
@@ -266,8 +197,8 @@ class Checkpoints:
       self._thread.shutdown()
 
   def _close_manager(self) -> None:
-    # One failure has several errors, of every part that wrote and for every
-    # thread that asks. Each is raised once; the first one was ours.
+    # One failure leaves several errors: from every part that wrote, and for
+    # every thread that asks. `wait` has raised the first; drop the others.
     for _ in range(_MOST_ERRORS if self._has_failed else 0):
       with contextlib.suppress(*_UNWRITABLE):
         self._manager.close()
@@ -275,8 +206,8 @@ class Checkpoints:
     self._manager.close()
 
   def _finish(self, step: int, abstract_state: TrainState) -> None:
-    # Orbax has a callback for the end of a save, but calls it before it writes
-    # its last two files and gives the folder its name.
+    # Not in Orbax's callback for the end of a save: it comes before the last two
+    # files are written and the folder gets its name.
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
       path = os.path.join(self._directory, str(step))
@@ -288,12 +219,12 @@ class Checkpoints:
     for step in self._preservation.superfluous:
       path = os.path.join(self._directory, str(step))
       try:
-        if os.path.isdir(path):  # orbax goes on to count what is removed
+        if os.path.isdir(path):  # Orbax still lists removed steps
           shutil.rmtree(path)
       except OSError as error:
         raise UserError(
           f'the older checkpoint {path} cannot be removed ({error.strerror}): '
-          'mend the folder, and give the same command again to go on'
+          f'{RERUN}'
         ) from error
 
   @contextlib.contextmanager
@@ -316,80 +247,33 @@ class Checkpoints:
       if exception is None:
         raise
       if isinstance(exception, UserError):
-        # Both in one line; the other one came first.
+        # One line for both, in the order in which they happened.
         raise UserError(f'{exception}; and {error}') from exception
       print(f'error: {error}', file=sys.stderr)
-
-
-# After a failure TensorStore's threads go on for a while; see `_drained`.
-_DRAIN_SECONDS, _MOST_ERRORS = 1.0, 10
-_ORBAX = os.path.dirname(ocp.__file__)
-
-
-def _hush() -> None:
-  """Keeps to one the reports of one failure, to the end of the program.
-
-  Orbax raises the first error of a failed save or restore. Those of its other
-  threads and coroutines come at any time until Python's very end: as records of
-  asyncio and absl, as warnings, and as exceptions that nobody can catch.
-  """
-  for name in ('absl', 'asyncio'):
-    logging.getLogger(name).addFilter(_is_news)  # once, however often called
-  warnings.filterwarnings(
-    'ignore', "coroutine 'async_.*was never awaited", RuntimeWarning
-  )
-  if not hasattr(sys.unraisablehook, 'before_hush'):
-    sys.unraisablehook = _with_hush(sys.unraisablehook)
-
-
-def _with_hush(hook: Callable) -> Callable:
-  def filtered_hook(unraisable):
-    if 'Event loop is closed' not in str(unraisable.exc_value):
-      hook(unraisable)
-
-  filtered_hook.before_hush = hook
-  return filtered_hook
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a record tells what no error that is raised, and no run, tells."""
-  files = [record.pathname]
-  if record.exc_info:
-    _, error, frames = record.exc_info
-    files += [frame.filename for frame in traceback.extract_tb(frames)]
-    # TensorStore's own have at most asyncio's frames; OCDBT is the format of a
-    # checkpoint.
-    if record.name == 'asyncio' and 'ocdbt' in str(error).lower():
-      return False
-  elif 'preemption sync point' not in str(record.msg):
-    return True
-  return not any(file.startswith(_ORBAX) for file in files)
 
 
 def _unwritten(step: int, directory: str, reason: str) -> str:
   older = [old for old in list_steps(directory) if old != step]
   rest = (
-    f'the older checkpoints ({", ".join(map(str, older))}) are as they were'
+    f'the older checkpoints ({", ".join(map(str, older))}) are intact'
     if older
     else 'there is no older one'
   )
   return (
     f'the checkpoint of step {step} could not be written to {directory} '
-    f'({reason}); {rest}: make room or mend the folder, and give the same '
-    'command again to go on'
+    f'({reason}); {rest}: {RERUN}'
   )
 
 
 def _reason(error: BaseException) -> str:
-  """What the system said, in one line."""
+  """The operating system's reason if there is one, else the error's message."""
   number = getattr(error, 'errno', None)
   if number is None:
     found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore
     number = found and int(found[1])
   if number is not None:
     return os.strerror(number)
-  text = re.sub(r'\s+', ' ', str(error))[:300]
-  return f'{type(error).__name__}: {text}'
+  return f'{type(error).__name__}: {one_line(error)}'
 
 
 def save(
@@ -403,11 +287,11 @@ def save(
   Args:
     checkpoints: see `open_checkpoints`.
     state: finite; the caller checks.
-    description: JSON: what evaluation needs to know, such as the config.
+    description: JSON that evaluation needs, such as the config.
     top1: accuracy at this step in percent, if it was evaluated.
 
   Raises:
-    UserError: if this checkpoint, or the one before, cannot be written.
+    UserError: if this checkpoint, or the previous one, cannot be written.
   """
   # Orbax keeps views of host memory, which the next step's donation reuses.
   copy = jax.tree.map(jnp.copy, state)
@@ -419,20 +303,20 @@ def save(
         _DESCRIPTION: ocp.args.JsonSave(description),
       }
     ),
-    # Orbax wants a number: one that is never the best.
+    # Orbax needs a number: this one is never the best.
     -1.0 if top1 is None else top1,
   )
 
 
 def _check_restorable(path: str, abstract_state: TrainState) -> None:
-  """Reads a checkpoint that has just been written, on one process alone.
+  """Reads a new checkpoint back, in this process alone.
 
   Args:
     path: of the checkpoint.
     abstract_state: shapes and dtypes of what was saved.
 
   Raises:
-    UserError: if it cannot be read; it is moved out of the way.
+    UserError: if it cannot be read; it is set aside.
   """
   target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract_state)
   items = ocp.args.Composite(
@@ -444,7 +328,8 @@ def _check_restorable(path: str, abstract_state: TrainState) -> None:
   # A Checkpointer would wait for the other processes.
   handler = ocp.CompositeCheckpointHandler()
   try:
-    _drained(handler.restore, _LiteralPath(os.path.abspath(path)), items)
+    with quiet.draining(_UNREADABLE):
+      handler.restore(_LiteralPath(os.path.abspath(path)), args=items)
   except _UNREADABLE as error:
     directory, step = os.path.split(path)
     reason = f'it cannot be read back, see {set_aside(path)}: {_reason(error)}'
@@ -453,134 +338,14 @@ def _check_restorable(path: str, abstract_state: TrainState) -> None:
     handler.close()
 
 
-def list_steps(directory: str) -> list[int]:
-  """The steps of the finished checkpoints in a folder, which may be absent."""
-  if not os.path.isdir(directory):
-    return []
-  return sorted(int(n) for n in os.listdir(directory) if n.isdecimal())
-
-
-def find(directory: str, step: int | None = None) -> str:
-  """The path of a checkpoint in a run's checkpoint folder; None: the newest.
-
-  Raises:
-    UserError: if there is none, or not this step; names those that there are.
-  """
-  steps = list_steps(directory)
-  if not steps:
-    raise UserError(
-      f'no checkpoint in {directory}: train first, or give --checkpoint'
-    )
-  if step is not None and step not in steps:
-    raise UserError(
-      f'no checkpoint of step {step} in {directory}: there are '
-      f'{", ".join(map(str, steps))}'
-    )
-  return os.path.join(directory, str(steps[-1] if step is None else step))
-
-
-def newest_intact(directory: str) -> tuple[str, dict[str, str]]:
-  """The newest checkpoint that is as it was written; reads, changes nothing.
-
-  One that was never sealed, since its writing was interrupted or it is of an
-  earlier version of this program, is taken only if there is no sealed one.
-
-  Args:
-    directory: with at least one checkpoint.
-
-  Returns:
-    Its path; and for each newer one, the newest first, its path and what is
-    wrong with it.
-
-  Raises:
-    UserError: if all are damaged; names them.
-  """
-  wrong, unsealed = {}, []
-  for step in reversed(list_steps(directory)):
-    path = os.path.join(directory, str(step))
-    damage = f'it was not finished: it has no {integrity.MANIFEST_FILE}'
-    if integrity.is_sealed(path):
-      damage = integrity.find_damage(path)
-      if damage is None:
-        return path, wrong
-    else:
-      unsealed.append(path)
-    wrong[path] = damage
-  if not unsealed:
-    found = '; '.join(
-      f'{os.path.basename(path)}: {damage}' for path, damage in wrong.items()
-    )
-    raise UserError(
-      f'all checkpoints in {directory} are damaged ({found}): put copies of them '
-      'there, or give another --workdir to train again'
-    )
-  newer = {
-    path: wrong[path] for path in wrong if _step(path) > _step(unsealed[0])
-  }
-  return unsealed[0], newer
-
-
-def _step(path: str) -> int:
-  return int(os.path.basename(path))
-
-
-def set_aside(path: str) -> str:
-  """Moves a checkpoint out of the way of the next one of its step.
-
-  Args:
-    path: of the checkpoint, RUN/checkpoints/STEP.
-
-  Returns:
-    Where it is now: RUN/damaged_checkpoints/STEP, or, if there is one, STEP.1
-    and so on.
-
-  Raises:
-    UserError: if it cannot be moved.
-  """
-  path = os.path.abspath(path)
-  directory, name = os.path.split(path)
-  folder = os.path.join(os.path.dirname(directory), DAMAGED_FOLDER)
-  place, number = os.path.join(folder, name), 0
-  while os.path.exists(place):
-    number += 1
-    place = os.path.join(folder, f'{name}.{number}')
-  try:
-    os.makedirs(folder, exist_ok=True)
-    os.rename(path, place)
-  except OSError as error:
-    raise UserError(
-      f'damaged checkpoint {path} cannot be moved to {folder} '
-      f'({error.strerror}): move it away yourself'
-    ) from error
-  return place
-
-
-def choose_to_resume(directory: str) -> str:
-  """The checkpoint to go on from; the damaged ones are moved out of the way.
-
-  Says what it found. For one process alone: it changes the folder.
-
-  Args, raises: as of `newest_intact`.
-  """
-  chosen, wrong = newest_intact(directory)
-  for step in list_steps(directory):
-    path = os.path.join(directory, str(step))
-    # Orbax reads the accuracies of older ones, to keep the best.
-    if step < _step(chosen) and integrity.is_sealed(path):
-      damage = integrity.find_damage(path)
-      if damage is not None:
-        wrong[path] = damage
-  for path, damage in wrong.items():
-    place = set_aside(path)
-    print(f'checkpoint {path} is damaged ({damage}): moved to {place}')
-  return chosen
+# ---- reading ----
 
 
 def read_description(path: str) -> dict:
   """The description saved with a checkpoint.
 
   Raises:
-    UserError: if the folder is no checkpoint, or a damaged one.
+    UserError: if the folder is not a checkpoint, or a damaged one.
   """
   return _restore(path, {_DESCRIPTION: ocp.args.JsonRestore()})[_DESCRIPTION]
 
@@ -588,16 +353,16 @@ def read_description(path: str) -> dict:
 def restore(
   path: str, abstract_state: TrainState, sharding: jax.sharding.Sharding
 ) -> TrainState:
-  """The state of a checkpoint, placed by `sharding` on the present devices.
+  """The state of a checkpoint.
 
   Args:
     path: of the checkpoint.
-    abstract_state: shapes and dtypes, as of `jax.eval_shape`.
+    abstract_state: shapes and dtypes, as `jax.eval_shape` gives them.
     sharding: of every array.
 
   Raises:
-    UserError: if the folder is no checkpoint, a damaged one, or one of
-      another network.
+    UserError: if the folder is not a checkpoint, is damaged, or holds the state
+      of another network.
   """
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -609,10 +374,10 @@ def restore(
 def restore_weights(
   path: str, abstract_state: TrainState, sharding: jax.sharding.Sharding
 ) -> TrainState:
-  """As `restore`, for all that computes with the weights: they are numbers.
+  """`restore`, and a check of the values; for all uses but resuming a run.
 
   Raises:
-    UserError: as `restore`, or as `values.check_values`.
+    UserError: as `restore` and `values.check_values`.
   """
   state = restore(path, abstract_state, sharding)
   check_values(flatten_dict(state.evaluation_variables, sep='/'), path)
@@ -623,7 +388,7 @@ def _restore(path: str, items: dict[str, Any]):
   path = os.path.abspath(path)
   if os.path.isfile(path):
     raise UserError(
-      f'{path} is a file and no checkpoint: if it holds weights, import them '
+      f'{path} is a file, not a checkpoint: if it holds weights, import them '
       f'first, with python -m bn_inception.weights --from={path}'
     )
   if not os.path.isdir(path):
@@ -635,16 +400,15 @@ def _restore(path: str, items: dict[str, Any]):
   handler = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
   said = io.StringIO()
   try:
-    with contextlib.redirect_stderr(said):
-      restored = _drained(
-        handler.restore, _LiteralPath(path), ocp.args.Composite(**items)
+    with contextlib.redirect_stderr(said), quiet.draining(_UNREADABLE):
+      restored = handler.restore(
+        _LiteralPath(path), args=ocp.args.Composite(**items)
       )
   except _UNREADABLE as error:
-    reason = re.sub(r'\s+', ' ', str(error))[:300]
     raise UserError(
-      f'checkpoint {path} cannot be read ({type(error).__name__}: {reason}): '
-      'evaluate another one with --step or --checkpoint; to train on, move it '
-      'away, and the run resumes from the one before'
+      f'checkpoint {path} cannot be read ({type(error).__name__}: '
+      f'{one_line(error)}): evaluate another one with --step or --checkpoint; to '
+      'train on, move it away, and the run resumes from the previous one'
     ) from error
   finally:
     handler.close()
@@ -653,15 +417,16 @@ def _restore(path: str, items: dict[str, Any]):
 
 
 def _verify(path: str) -> None:
-  """Compares a checkpoint with its seal, once for all that is read of it."""
+  """Raises if a checkpoint differs from its seal."""
   if integrity.is_sealed(path):
     damage = integrity.find_damage(path)
     if damage is not None:
       raise UserError(
-        f'checkpoint {path} is damaged: {damage}: take another one, or a copy'
+        f'checkpoint {path} is damaged: {damage}: use another checkpoint, or '
+        'restore this one from a backup'
       )
   elif os.path.isdir(os.path.join(path, _STATE)):
-    _say_unverified(path)
+    _print_unverified(path)
   else:
     raise UserError(
       f'{path} is not a checkpoint: give a folder such as '
@@ -669,22 +434,8 @@ def _verify(path: str) -> None:
     )
 
 
-@functools.cache
-def _say_unverified(path: str) -> None:
+@functools.cache  # prints once
+def _print_unverified(path: str) -> None:
   print(
     f'checkpoint {path} is not verified: it has no {integrity.MANIFEST_FILE}'
   )
-
-
-def _drained(restore: Callable, path: epath.Path, args: ocp.args.Composite):
-  """restore(path, args=args), whose other arrays are silent if one fails.
-
-  The first array that fails ends orbax's event loop. TensorStore's threads go
-  on reading the others and each prints that the loop is closed.
-  """
-  _hush()
-  try:
-    return restore(path, args=args)
-  except _UNREADABLE:
-    time.sleep(_DRAIN_SECONDS)
-    raise

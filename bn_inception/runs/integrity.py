@@ -1,7 +1,7 @@
-"""Whether a folder's files are still those that were written: sha256.json.
+"""Seals a folder with the SHA-256 of its files, in sha256.json.
 
-The file systems and disks below do not say when a bit has changed, and orbax
-does not look: an array of other numbers is restored without a word.
+Neither disks and file systems nor Orbax notice a flipped bit: Orbax restores an
+array with other numbers without an error.
 """
 
 import functools
@@ -13,13 +13,10 @@ MANIFEST_FILE = 'sha256.json'
 
 
 def seal(folder: str) -> None:
-  """Writes size and SHA-256 of every file of a folder into it, all or nothing.
-
-  Args:
-    folder: complete; what is changed or lost afterwards is damage.
+  """Writes size and SHA-256 of every file in a complete folder, atomically.
 
   Raises:
-    OSError: if a file cannot be read or the new one not be written.
+    OSError: if a file cannot be read, or sha256.json cannot be written.
   """
   files = {
     name: {'bytes': size, 'sha256': _digest(os.path.join(folder, name))}
@@ -33,15 +30,15 @@ def seal(folder: str) -> None:
 
 
 def is_sealed(folder: str) -> bool:
-  """Whether `seal` came to its end in this folder."""
+  """Whether `seal` has finished in this folder."""
   return os.path.exists(os.path.join(folder, MANIFEST_FILE))
 
 
 def find_damage(folder: str) -> str | None:
-  """What is wrong with a sealed folder, by its first bad file; None: nothing.
+  """The damage of the first bad file in a sealed folder; None if intact.
 
-  A program that asks again reads the files again only if one of them has
-  another size or time. Files that were added are no damage.
+  Added files are not damage. The result is cached until a file's size or time
+  changes.
   """
   return _find_damage(folder, _list_files(folder))
 
@@ -57,17 +54,17 @@ def _find_damage(folder: str, files: tuple[tuple[str, int, int], ...]):
       ]
   except OSError as error:
     return f'{MANIFEST_FILE} cannot be read ({error.strerror})'
-  # No text, no JSON, or JSON of another form.
+  # Not text, not JSON, or JSON of another form.
   except (ValueError, AttributeError, KeyError, TypeError):
     return f'{MANIFEST_FILE} is damaged'
   for name, size, digest in written:
     if name not in sizes:
       return f'{name} is missing'
     if sizes[name] != size:
-      return f'{name} has {sizes[name]} bytes and not {size}'
+      return f'{name} has {sizes[name]} bytes, not {size}'
     try:
       if _digest(os.path.join(folder, name)) != digest:
-        return f'{name} has other bytes than were written'
+        return f'{name} has changed since it was written'
     except OSError as error:
       return f'{name} cannot be read ({error.strerror})'
   return None
@@ -79,14 +76,14 @@ def _digest(path: str) -> str:
 
 
 def _list_files(folder: str) -> tuple[tuple[str, int, int], ...]:
-  """(name with folders, bytes, time of change) of every file below a folder."""
+  """(relative path, bytes, time of change) of every file below a folder."""
   found = []
   for root, _, names in os.walk(folder):
     for name in names:
       path = os.path.join(root, name)
       try:
         stat = os.stat(path)
-      except FileNotFoundError:  # a run that goes on removes its old ones
+      except FileNotFoundError:  # removed by a running training
         continue
       relative = os.path.relpath(path, folder)
       found.append((relative, stat.st_size, stat.st_mtime_ns))

@@ -2,18 +2,17 @@
 
 A run directory holds config.json, data.json, manifest.json, metrics.jsonl, tb/,
 checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
-there were any. Giving the same command again resumes the run; another config, or
-other data, are refused with what differs.
+there were any. The same command again resumes the run. Another config, or other
+data, is an error that lists the differences.
 
-data.json has the facts of the data (see `data_facts`). Checkpoints
-describe the same ones, but a run may end by diverging before it has any.
+data.json has the facts of the data (see `data.facts`). Checkpoints have them too,
+but a run may diverge before it has any.
 """
 
 import contextlib
 import datetime
 import fcntl
 import functools
-import json
 import os
 import pathlib
 import platform
@@ -22,19 +21,21 @@ import subprocess
 from collections.abc import Iterator
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from bn_inception.data import facts as data_facts
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.kernels import native
 from bn_inception.machine import accelerators
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint_folder, file_system
+from bn_inception.runs.json_files import read_json, write_json
 from bn_inception.runs.logbook import DROPPED_FILE, METRICS_FILE
 
 CONFIG_FILE, DATA_FILE = 'config.json', 'data.json'
 MANIFEST_FILE = 'manifest.json'
 RESULT_FILE, CHECKPOINTS_FOLDER = 'result.json', 'checkpoints'
 
-# What a run directory has at its top, for `check_output`.
+# The files at the top of a run directory.
 _OWN_FILES = (
   CONFIG_FILE, DATA_FILE, MANIFEST_FILE, RESULT_FILE, METRICS_FILE,
   DROPPED_FILE, 'learning_curve.png', '.lock',
@@ -67,20 +68,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def flatten(config: dict, prefix: str = '') -> dict[str, object]:
-  """{'a': {'b': 1}} -> {'a.b': 1}."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat.update(flatten(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def differences(old: dict, new: dict) -> list[str]:
-  """Lines 'key: old -> new' for what differs and is not `FREE_TO_CHANGE`."""
-  old, new = flatten(old), flatten(new)
+  """'key: old -> new' of every difference that is not `FREE_TO_CHANGE`."""
+  old, new = (flatten_dict(config, sep='.') for config in (old, new))
   return [
     f'{key}: {old.get(key, "absent")} -> {new.get(key, "absent")}'
     for key in sorted(old.keys() | new.keys())
@@ -88,62 +78,19 @@ def differences(old: dict, new: dict) -> list[str]:
   ]
 
 
-def write_json(path: str, value: dict, **remedy: str) -> None:
-  """Writes the whole file or nothing of it.
-
-  Args:
-    path, value: of the file, and what JSON can hold.
-    **remedy: as of `errors.writing`.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
-  text = json.dumps(value, indent=2, allow_nan=False)
-  with writing(path, **remedy):
-    with open(path + '.tmp', 'w') as file:
-      file.write(text + '\n')
-    os.replace(path + '.tmp', path)
-
-
-def read_json(
-  path: str, remedy: str = 'restore it, or give another --workdir'
-) -> dict:
-  """The object in a JSON file.
-
-  Args:
-    path: of the file.
-    remedy: what to do about a damaged file.
-
-  Raises:
-    UserError: if it is absent or damaged.
-  """
-  try:
-    with open(path) as file:
-      value = json.load(file)
-  except FileNotFoundError as error:
-    raise UserError(f'{path} does not exist') from error
-  except ValueError as error:  # no JSON, or not even text
-    raise UserError(f'{path} is damaged ({error}): {remedy}') from error
-  if not isinstance(value, dict):
-    raise UserError(f'{path} is damaged (no object): {remedy}')
-  return value
-
-
 def check_output(path: str, remedy: str) -> None:
-  """Refuses an output that cannot be written or would replace a run's own file.
-
-  Args:
-    path, remedy: as of `errors.check_writable`.
+  """Raises if an output cannot be written, or would replace a file of a run.
 
   Raises:
-    UserError: as `errors.check_writable`, or for a file of a run, or one in a
+    UserError: as `errors.check_writable`; for a file of a run; for any file in a
       checkpoint.
   """
   real = pathlib.Path(path).resolve()
   for folder in real.parents:
     first, *rest = real.relative_to(folder).parts
     is_own = first in _OWN_FILES and not rest
-    if first in (CHECKPOINTS_FOLDER, checkpoint.DAMAGED_FOLDER) and rest:
+    # A checkpoint's folder is named after its step, or STEP.1 if set aside.
+    if first in (CHECKPOINTS_FOLDER, checkpoint_folder.DAMAGED_FOLDER) and rest:
       is_own = re.fullmatch(r'\d+(\.\d+)?', rest[0])
     if is_own and (folder / CONFIG_FILE).exists():
       raise UserError(f'{path} is a file of the run in {folder}: {remedy}')
@@ -152,29 +99,24 @@ def check_output(path: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
-  """Locks a run directory for a run with this config on these data.
+  """Locks a run directory, after checking that this run may use it.
 
-  Writes nothing there: see `record_start`.
+  Writes nothing but the lock: see `record_start`.
 
   Args:
     workdir: made if absent.
-    config: as JSON gives it back: lists, not tuples.
-    data: facts of both splits: see `data_facts.describe`.
+    config: as read from JSON: with lists, not tuples.
+    data: facts of both splits: see `data.facts.describe`.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with
-      another config or on other data, or if it cannot be written or hold
+      another config or other data, or if it cannot be written or cannot hold
       checkpoints.
   """
-  checkpoint.check_path(workdir)
-  try:
+  file_system.check_path(workdir)
+  with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(workdir, exist_ok=True)
     lock = open(os.path.join(workdir, '.lock'), 'w')
-  except OSError as error:
-    raise UserError(
-      f'workdir {workdir} cannot be written ({error.strerror}): give another '
-      '--workdir'
-    ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,24 +125,24 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
         f'another process is training in {workdir}: wait for it, or give '
         'another --workdir'
       ) from error
-    except OSError as error:  # NFS, Lustre and FUSE can be without locks
+    except OSError as error:  # NFS, Lustre and FUSE may have no locks
       print(
-        f'workdir {workdir} cannot be locked ({error.strerror}): a second run in '
-        'it would not be noticed'
+        f'workdir {workdir} cannot be locked ({error.strerror}): do not start a '
+        'second run in it'
       )
     check_same_run(workdir, _read_saved(workdir), config, data)
-    checkpoint.check_file_system(workdir)
+    file_system.check_file_system(workdir)
     yield
 
 
 def _read_saved(workdir: str) -> dict:
-  """What a folder says of its run, for `check_same_run`.
+  """The config and facts that a resumed run must have, for `check_same_run`.
 
-  Without a checkpoint or a result the run begins anew: its data may still be put
-  right, as when an image turned out to be damaged.
+  Before the first checkpoint or result the data may still change: the user may
+  have fixed a damaged image.
   """
   path_of = functools.partial(os.path.join, workdir)
-  has_checkpoints = checkpoint.list_steps(path_of(CHECKPOINTS_FOLDER))
+  has_checkpoints = checkpoint_folder.list_steps(path_of(CHECKPOINTS_FOLDER))
   saved = {}
   if has_checkpoints or os.path.exists(path_of(RESULT_FILE)):
     saved = _read_if_there(path_of(DATA_FILE))
@@ -214,15 +156,15 @@ def _read_if_there(path: str) -> dict:
 
 
 def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
-  """Compares a run with what a folder or a checkpoint says of its own.
+  """Raises if a folder or checkpoint belongs to a different run.
 
   Args:
-    place: of the folder or checkpoint, for the message.
-    saved: `config` and facts of the data; what is absent is not compared.
-    config, data: of the run, as of `open_run`.
+    place: the folder or checkpoint, for messages.
+    saved: its `config` and facts of the data; missing ones are not compared.
+    config, data: of this run: see `open_run`.
 
   Raises:
-    UserError: for another config or other data; with what differs.
+    UserError: with the differences in config or data.
   """
   changed = differences(saved['config'], config) if saved.get('config') else []
   if changed:
@@ -239,14 +181,14 @@ def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
 
 
 def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:
-  """Writes what a run consists of, and adds this start to the manifest.
+  """Writes config and data, and adds this start to the manifest.
 
   Args:
-    workdir, config, data: as of `open_run`, whose lock is held.
-    origin: where the data come from: see `Source.origin`.
+    workdir, config, data: see `open_run`, which has locked the folder.
+    origin: of the data: see `Source.origin`.
 
   Raises:
-    UserError: if it cannot be written.
+    UserError: if a file cannot be written.
   """
   write_json(os.path.join(workdir, CONFIG_FILE), config)
   write_json(os.path.join(workdir, DATA_FILE), data)
@@ -256,17 +198,10 @@ def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:
 
 
 def read_origin(workdir: str, remedy: str) -> dict:
-  """Where the data of a run's first start came from; {} if it is not known.
-
-  Args:
-    workdir: of the run; may have no manifest.
-    remedy: what to do about a damaged one.
-
-  Returns:
-    What `Source.origin` returned.
+  """`Source.origin` of a run's first start; {} if it is unknown.
 
   Raises:
-    UserError: if the manifest is damaged.
+    UserError: if the manifest is damaged; ends with `remedy`.
   """
   path = os.path.join(workdir, MANIFEST_FILE)
   if not os.path.exists(path):
@@ -290,14 +225,11 @@ def manifest() -> dict:
 
 
 def _commit(path: str = os.path.abspath(__file__)) -> str | None:
-  """The commit of this code, with '+' for uncommitted changes.
-
-  Args:
-    path: a file of it.
+  """The commit of the code that `path` belongs to; ends with '+' if changed.
 
   Returns:
-    None where git has no such file: the code may be installed in an environment
-    that lies in another project's clone.
+    None if git does not track the file: it may be installed in an environment
+    inside another project's clone.
   """
   folder, name = os.path.split(path)
   is_tracked = ['ls-files', '--error-unmatch', name]
@@ -310,5 +242,5 @@ def _commit(path: str = os.path.abspath(__file__)) -> str | None:
       for command in (is_tracked, describe)
     )
   except (OSError, subprocess.CalledProcessError):
-    return None  # also without git
+    return None  # git may not be installed
   return commit.strip()

@@ -1,4 +1,4 @@
-"""Whether numbers can be the weights of a network."""
+"""Checks that arrays can be the weights of a network."""
 
 from collections.abc import Mapping
 
@@ -13,21 +13,22 @@ _COUNTERS = ('num_batches_tracked', '/num_updates')
 
 
 def check_values(weights: Mapping[str, np.ndarray], what: str) -> None:
-  """Refuses NaN, infinities, negative variances, and counts that are none.
+  """Raises for NaN, infinities, negative variances and impossible counts.
 
   Args:
-    weights: by name: of any of the layouts of `weights`, or of this package's variables,
-      'batch_stats/conv1/norm/var'.
-    what: they are, for the message.
+    weights: by name, as in this package ('batch_stats/conv1/norm/var') or in a
+      layout of `weights`.
+    what: the file or checkpoint, for messages.
 
   Raises:
-    UserError: with the name, the index and the value of the first one, and how
-      many arrays have some.
+    UserError: with the name, index and value of the first bad number, and how
+      many more arrays have one.
   """
   wrong = []
   for name, value in weights.items():
     value = np.asarray(value)
-    is_good = np.abs(value) <= _LARGEST_FLOAT  # and so is no NaN
+    # In float64: the largest float32 is infinity in float16. False for NaN.
+    is_good = np.abs(value.astype(np.float64)) <= _LARGEST_FLOAT
     if name.endswith((*_VARIANCES, *_COUNTERS)):
       is_good &= value >= 0
     if name.endswith(_COUNTERS):
@@ -38,11 +39,11 @@ def check_values(weights: Mapping[str, np.ndarray], what: str) -> None:
       wrong.append(f'{name}{place} is {value[index]}')
       if name.endswith(_COUNTERS):
         wrong[-1] += f', not in 0 to {_LARGEST_COUNT}'
-      elif _LARGEST_FLOAT < abs(value[index]) < np.inf:
+      elif _LARGEST_FLOAT < abs(float(value[index])) < np.inf:
         wrong[-1] += ', too large for float32'
   if wrong:
     more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
     raise UserError(
-      f'{what} cannot be used: {wrong[0]}{more}: take another copy, or one from '
-      'before the training diverged'
+      f'{what} cannot be used: {wrong[0]}{more}: use another copy, or one from '
+      'before training diverged'
     )

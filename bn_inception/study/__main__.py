@@ -30,7 +30,8 @@ from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs.logbook import format_seconds, open_at_end
+from bn_inception.runs.display import format_seconds
+from bn_inception.runs.logbook import open_at_end
 from bn_inception.study import flags as study_flags
 from bn_inception.study import runs as study_runs
 from bn_inception.study.runs import (

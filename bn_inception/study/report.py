@@ -26,7 +26,7 @@ from bn_inception.errors import UserError, writing
 from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs import run_directory
+from bn_inception.runs import json_files, run_directory
 from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study import figures as report_figures
@@ -150,7 +150,7 @@ def _read_starts(outcomes: Sequence[Outcome]) -> tuple[list[dict], list[str]]:
   for outcome in outcomes:
     path = outcome.run.path(run_directory.MANIFEST_FILE)
     try:
-      found = run_directory.read_json(path, 'restore it').get('starts')
+      found = json_files.read_json(path, 'restore it').get('starts')
     except UserError as error:
       problems.append(str(error))
       continue

@@ -14,7 +14,7 @@ from scipy import stats
 
 from bn_inception.errors import UserError
 from bn_inception.evaluation.passes import MOVING, NONE, POPULATION
-from bn_inception.runs import run_directory
+from bn_inception.runs import json_files, run_directory
 from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.study.runs import EVALUATION_FILE, FINISHED, Run, values_hash
 
@@ -213,7 +213,7 @@ def read_outcome(run: Run) -> tuple[Outcome | None, list[str]]:
 
 def _check_config(run: Run) -> list[str]:
   path = run.path(run_directory.CONFIG_FILE)
-  if values_hash(run_directory.read_json(path)) == values_hash(run.config):
+  if values_hash(json_files.read_json(path)) == values_hash(run.config):
     return []
   return [f'{path} has other values than the run that its folder is named for']
 

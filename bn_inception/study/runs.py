@@ -15,9 +15,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from bn_inception import ranges
 from bn_inception.errors import UserError
-from bn_inception.runs import logbook, run_directory
+from bn_inception.runs import json_files, logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
 from configs import compose, paper, studies
 from configs.studies import Arm, Study
@@ -117,7 +119,7 @@ class Run:
     path = self.path(name)
     if not os.path.exists(path):
       return None
-    return run_directory.read_json(path, _REMEDY)
+    return json_files.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
     program = os.path.relpath(_REPOSITORY / 'train.py')
@@ -229,7 +231,7 @@ def make_run(
   overrides = {'seed': seed}
   for key, value in {**arm.values, **values}.items():
     if isinstance(value, paper.Times):
-      value = run_directory.flatten(config)[key] * value.factor
+      value = flatten_dict(config, sep='.')[key] * value.factor
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
@@ -280,7 +282,7 @@ def others(runs: Sequence[Run], root: str) -> list[str]:
 
 def values_hash(config: dict) -> str:
   """8 hexadecimal digits of all values of a config that a result depends on."""
-  flat = run_directory.flatten(json.loads(json.dumps(config)))
+  flat = flatten_dict(json.loads(json.dumps(config)), sep='.')
   values = {
     key: value
     for key, value in flat.items()

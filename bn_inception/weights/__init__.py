@@ -1,1 +1,1 @@
-"""Weights of others, in and out, and the first weights of a run."""
+"""Published weights, in and out, and initial weights of a run."""

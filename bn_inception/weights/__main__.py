@@ -1,12 +1,11 @@
-"""Makes a checkpoint of published weights, and weights of a checkpoint.
+"""Imports published weights as a checkpoint, and exports a checkpoint's weights.
 
     python -m bn_inception.weights --from=FILE --workdir=DIR
     python -m bn_inception.weights --checkpoint=FOLDER --to=FILE
 
-The first takes weights of BN-Inception from pretrainedmodels (Cadene),
-pytorchcv or TF-Slim, and writes DIR/checkpoints/0, which eval.py takes with
---workdir=DIR. The second writes the weights of a checkpoint as pretrainedmodels
-names them.
+The first reads weights of BN-Inception from pretrainedmodels (Cadene),
+pytorchcv or TF-Slim, and writes DIR/checkpoints/0 for `eval.py --workdir=DIR`.
+The second writes a safetensors file with the names of pretrainedmodels.
 """
 
 from bn_inception.machine import interruption
@@ -30,23 +29,29 @@ from bn_inception.experiment import make_abstract_state, make_model
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.optimizer import Optimizer, make_optimizer
-from bn_inception.runs import checkpoint, run_directory
+from bn_inception.runs import (
+  checkpoint,
+  checkpoint_folder,
+  json_files,
+  run_directory,
+)
 from bn_inception.train_state import count_parameters, start_from
 from bn_inception.weights import files
-from bn_inception.weights import layouts as importing
-from bn_inception.weights.layouts import Imported
+from bn_inception.weights.imported import Imported
+from bn_inception.weights.layouts import import_weights
+from bn_inception.weights.pytorch import to_pytorch
 from configs import compose
 
-# Of the exported file: what the input and the classes are, which no weight says.
+# Notes in the exported file: input and classes, which the weights do not tell.
 SCALING_NOTE = 'bn_inception.input_scaling'
 CROP_NOTE = 'bn_inception.eval_crop'
 CLASSES_NOTE = 'bn_inception.class_names'
 
 
 def make_config(imported: Imported, dataset: str) -> dict:
-  """The config of a checkpoint of imported weights.
+  """The config for a checkpoint of imported weights.
 
-  Training is the paper's, which is not how they were trained.
+  Its training section is the paper's: how they were trained is not known.
   """
   config = compose.preset('bn_baseline', 'imagenet').to_dict()
   config['name'] = f'imported-{imported.name}'
@@ -54,15 +59,15 @@ def make_config(imported: Imported, dataset: str) -> dict:
   config['data']['eval_crop'] = imported.eval_crop
   config['input_scaling'] = imported.input_scaling
   config['model'].update(imported.model)
-  return json.loads(json.dumps(config))  # as it will be read: lists
+  return json.loads(json.dumps(config))  # tuples to lists, as in a file
 
 
 def name_classes(num_classes: int, names_file: str | None) -> list[str]:
-  """Those of a file; else ImageNet's WordNet ids, after any background class.
+  """Class names from a file, or ImageNet's WordNet ids (after 'background').
 
   Raises:
-    UserError: if the file cannot be read, if the number of classes is another,
-      or if a name is missing or comes twice.
+    UserError: if the file cannot be read, its number of names is not
+      `num_classes`, or a name is empty or repeated.
   """
   if names_file is not None:
     names = _read_lines(names_file)
@@ -73,19 +78,19 @@ def name_classes(num_classes: int, names_file: str | None) -> list[str]:
     if len(names) == num_classes:
       return names
   raise UserError(
-    f'the weights are for {num_classes} classes and there are names for '
+    f'the weights are for {num_classes} classes, ImageNet has '
     f'{len(imagenet_names)}: {_NAMES_REMEDY}'
   )
 
 
 _NAMES_REMEDY = (
-  'give the names, a line for each in the order of the labels, with '
+  'give the names, one per line in the order of the labels, with '
   '--class_names=FILE'
 )
 
 
 def _check_names(names: list[str], num_classes: int, place: str) -> None:
-  """Refuses what does not name each class, each by a name of its own."""
+  """Raises unless every class has a name of its own."""
   number_of = {}
   for number, name in enumerate(names, start=1):
     if not name:
@@ -98,8 +103,8 @@ def _check_names(names: list[str], num_classes: int, place: str) -> None:
     number_of[name] = number
   if len(names) != num_classes:
     raise UserError(
-      f'the weights are for {num_classes} classes and {place} has names for '
-      f'{len(names)}: {_NAMES_REMEDY}'
+      f'the weights are for {num_classes} classes, {place} has {len(names)} '
+      f'names: {_NAMES_REMEDY}'
     )
 
 
@@ -112,10 +117,10 @@ def _read_lines(path: str) -> list[str]:
 
 
 def _read_scaling(note: str, path: str) -> dict:
-  """The scaling of the input that an exported file notes.
+  """The input scaling in a note of an exported file.
 
   Raises:
-    UserError: if it is damaged, or scales no image.
+    UserError: if it is damaged or not valid.
   """
   try:
     scaling = json.loads(note)
@@ -130,7 +135,7 @@ def _read_scaling(note: str, path: str) -> dict:
 
 
 def _read_class_names(note: str, num_classes: int, path: str) -> list[str]:
-  """The class names that an exported file notes; raises as `name_classes`."""
+  """The class names in a note of an exported file; raises as `name_classes`."""
   try:
     names = [str(name) for name in json.loads(note)]
   except (ValueError, TypeError) as error:
@@ -148,27 +153,27 @@ def import_file(
   names_file: str | None = None,
   keep_background: bool = False,
 ) -> None:
-  """Writes the checkpoint of a file of weights under step 0, and says so.
+  """Writes a file of weights as the checkpoint of step 0, and prints a summary.
 
   Args:
-    path: of the file: see `files.read`.
-    workdir: for the checkpoint; must hold none.
-    dataset: that it was trained on.
-    names_file: see `name_classes`; None: those that the file notes, or
+    path: see `files.read`.
+    workdir: for the checkpoint; must not hold any.
+    dataset: that the network was trained on.
+    names_file: see `name_classes`; None: the names in the file's notes, or
       ImageNet's.
     keep_background: see `from_slim`.
 
   Raises:
-    UserError: if there are no weights to be had, or no place for them.
+    UserError: if the weights cannot be read or the checkpoint cannot be written.
   """
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  if checkpoint.list_steps(directory):
+  if checkpoint_folder.list_steps(directory):
     raise UserError(f'{workdir} holds checkpoints: give another --workdir')
   check_writable(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
   )
   weights, notes, remarks = files.read(path)
-  imported = importing.import_weights(weights, keep_background, path)
+  imported = import_weights(weights, keep_background, path)
   if SCALING_NOTE in notes:
     scaling = _read_scaling(notes[SCALING_NOTE], path)
     imported = imported._replace(input_scaling=scaling)
@@ -189,38 +194,33 @@ def import_file(
   }
   variables = jax.tree.map(jnp.asarray, imported.variables)
   state = start_from(variables, _make_optimizer(config))
-  try:
+  with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(directory, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'workdir {workdir} cannot be written ({error.strerror}): give another '
-      '--workdir'
-    ) from error
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
-  run_directory.write_json(
+  json_files.write_json(
     os.path.join(workdir, run_directory.CONFIG_FILE), config
   )
   for remark in (*remarks, *imported.remarks):
     print(f'{path}: {remark}')
   size = count_parameters(state.params)
   print(
-    f'imported {path}: BN-Inception as of {imported.name}, '
+    f'imported {path}: BN-Inception of {imported.name}, '
     f'{imported.num_classes:,} classes, {size:,} parameters'
   )
   print(f'evaluate it with: python eval.py --workdir={workdir}')
 
 
 def export_checkpoint(path: str, output: str) -> None:
-  """Writes the weights of a checkpoint as a safetensors file, and says so.
+  """Writes a checkpoint's weights in the layout of `pretrainedmodels`.
 
   Args:
     path: of the checkpoint.
-    output: of the file, in the layout of `pretrainedmodels`.
+    output: of the safetensors file.
 
   Raises:
-    UserError: if the checkpoint cannot be read or is of another network than
-      that layout's, or if the file cannot be written.
+    UserError: if the checkpoint cannot be read, if its network is not the one of
+      `pretrainedmodels`, or if the file cannot be written.
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--to={output} must end with .safetensors')
@@ -237,7 +237,7 @@ def export_checkpoint(path: str, output: str) -> None:
   )
   model = make_model(description['config'], len(description['class_names']))
   variables = state.evaluation_variables
-  weights = importing.to_pytorch(variables, model)
+  weights = to_pytorch(variables, model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),
     CROP_NOTE: description['config']['data']['eval_crop'],
@@ -246,11 +246,11 @@ def export_checkpoint(path: str, output: str) -> None:
   with writing(output, 'give another --to'):
     os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
   files.write_safetensors(output, weights, notes)
-  print(f'written to {output}: weights for bninception of pretrainedmodels')
+  print(f'wrote {output}: weights for bninception of pretrainedmodels')
 
 
 def _make_optimizer(config: dict) -> Optimizer:
-  # The schedule is in no state, so that any length of an epoch will do.
+  # The state does not contain the schedule: any length of an epoch will do.
   return make_optimizer(
     steps_per_epoch=1.0,
     batch_size=config['batch_size'],
@@ -259,12 +259,12 @@ def _make_optimizer(config: dict) -> Optimizer:
 
 
 def define_flags() -> None:
-  """The flags of the program, but not on import."""
+  """Defines the flags; not done on import."""
   define_path(
     'from',
     None,
-    'File of weights to import, whatever its name: of safetensors, of '
-    'torch.save, or a checkpoint of TensorFlow. '
+    'File of weights to import: safetensors, a file of torch.save, or a '
+    'TensorFlow checkpoint. '
     'Example: --from=bn_inception-52deb4733.pth',
   )
   define_path(
@@ -281,13 +281,13 @@ def define_flags() -> None:
   define_path(
     'class_names',
     None,
-    'File with the names of the classes, a line for each in the order of the '
-    "labels; default: ImageNet's. Example: --class_names=flowers.txt",
+    'File with the class names, one per line in the order of the labels; '
+    "default: ImageNet's. Example: --class_names=flowers.txt",
   )
   flags.DEFINE_bool(
     'keep_background',
     False,
-    "Of TF-Slim's 1,001 classes keep the first, which is none of ImageNet's. "
+    "Keep the first of TF-Slim's 1,001 classes, which ImageNet does not have. "
     'Example: --keep_background',
   )
   define_path(
@@ -298,7 +298,7 @@ def define_flags() -> None:
   define_path(
     'to',
     None,
-    'Safetensors file to export to. Example: --to=bninception.safetensors',
+    'Safetensors file to write. Example: --to=bninception.safetensors',
   )
 
 

@@ -1,4 +1,4 @@
-"""The first weights of a run, from the checkpoint of another one."""
+"""Initial weights of a run from the checkpoint of another run."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 from bn_inception.runs import checkpoint
-from bn_inception.runs.run_directory import flatten
 from bn_inception.train_state import TrainState
 
 _LAST_LAYER = 'logits/'
 _COUNTER = 'num_updates'
 
-# Of `Inception`: how it is trained and computed, not what function it is.
+# Options of `Inception` that change how it is trained or computed, but not which
+# function it is.
 _FREE_TO_CHANGE = frozenset(
   {'dropout_rate', 'statistics_decay', 'initial_scale', 'dtype', 'remat'}
 )
@@ -28,26 +28,25 @@ def start_from_checkpoint(
   num_channels: int,
   sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
-  """A run's initial state with the weights and statistics of a checkpoint.
+  """Replaces a run's initial weights and statistics by those of a checkpoint.
 
-  The last layer stays as it is in `state` if the classes are others. Of a
-  checkpoint with averaged parameters these are taken. The moving averages start
-  from those of the checkpoint, but warm up again whatever its count of updates,
-  since they are to be of this run.
+  If the classes differ, the last layer of `state` stays. Averaged parameters are
+  preferred where the checkpoint has them. The moving averages start from the
+  checkpoint's, but with a count of 0, so that they soon are those of this run.
 
   Args:
     state: before the first update.
     path: of the checkpoint.
-    config: of the run, as JSON gives it back: lists, not tuples.
+    config: of the run, as read from JSON: with lists, not tuples.
     class_names, num_channels: of the run's data.
     sharding: of every array.
 
   Returns:
-    The state, and a line that says what was taken.
+    The state, and a line that describes the checkpoint.
 
   Raises:
-    UserError: if there is no such checkpoint, if it is of another network, or
-      if its numbers are no weights: see `values.check_values`.
+    UserError: if there is no such checkpoint, if its network is a different one,
+      or as `values.check_values`.
   """
   _check_same_network(path, config, num_channels)
   saved, description = _read(path, sharding)
@@ -75,14 +74,7 @@ def start_from_checkpoint(
 
 
 def check_first_weights(path: str, config: dict, num_channels: int) -> None:
-  """Refuses a checkpoint that `start_from_checkpoint` would, and reads it all.
-
-  Args:
-    path, config, num_channels: see `start_from_checkpoint`.
-
-  Raises:
-    UserError: as `start_from_checkpoint`.
-  """
+  """Raises, before anything is written, what `start_from_checkpoint` would."""
   _check_same_network(path, config, num_channels)
   _read(path, mesh.replicated(mesh.make_evaluation_mesh(jax.devices())))
 
@@ -90,7 +82,7 @@ def check_first_weights(path: str, config: dict, num_channels: int) -> None:
 def _read(
   path: str, sharding: jax.sharding.Sharding
 ) -> tuple[TrainState, dict]:
-  """The state of a checkpoint, with weights that are numbers; its description."""
+  """The state of a checkpoint, its values checked, and its description."""
   description = checkpoint.read_description(path)
   saved = checkpoint.restore_weights(
     path,
@@ -105,16 +97,7 @@ def _read(
 
 
 def _check_same_network(path: str, config: dict, num_channels: int) -> None:
-  """Compares what decides which function of the image the weights are of.
-
-  Args:
-    path: of the checkpoint.
-    config: of the run.
-    num_channels: of the run's images.
-
-  Raises:
-    UserError: if there is no such checkpoint, or it is of another network.
-  """
+  """Raises a UserError if the checkpoint's network is a different function."""
 
   def function_options(config: dict) -> dict:
     model = {
@@ -122,33 +105,32 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
       for key, value in config['model'].items()
       if key not in _FREE_TO_CHANGE
     }
-    return flatten(
-      {
-        'architecture': config['architecture'],
-        'model': model,
-        'input_scaling': config['input_scaling'],
-      }
-    )
+    decisive = {
+      'architecture': config['architecture'],
+      'model': model,
+      'input_scaling': config['input_scaling'],
+    }
+    return flatten_dict(decisive, sep='.')
 
   saved = checkpoint.read_description(path)
   theirs, ours = function_options(saved['config']), function_options(config)
   theirs['colour channels'] = saved['num_channels']
   ours['colour channels'] = num_channels
   different = [
-    f'{key} is {theirs.get(key, "absent")} and not {ours.get(key, "absent")}'
+    f'{key} is {theirs.get(key, "absent")}, not {ours.get(key, "absent")}'
     for key in sorted(theirs.keys() | ours.keys())
     if theirs.get(key) != ours.get(key)
   ]
   if different:
     raise UserError(
-      f'{path} is of another network than the config ({"; ".join(different)}): '
-      'give another --init_from, or --config=configs/of_run.py:WORKDIR, the '
-      'config of its run'
+      f'{path} is not the network of the config ({"; ".join(different)}): give '
+      'another --init_from, or --config=configs/of_run.py:WORKDIR, the config of '
+      'its run'
     )
 
 
 def _take(path: str, own: dict, saved: dict, with_last_layer: bool) -> dict:
-  """The saved arrays, which must have the shapes of the run's own."""
+  """The saved arrays; a UserError unless they have the shapes of the run's."""
   own, saved = (flatten_dict(tree, sep='/') for tree in (own, saved))
   taken, wrong = {}, []
   for name, value in own.items():
@@ -158,11 +140,11 @@ def _take(path: str, own: dict, saved: dict, with_last_layer: bool) -> dict:
     taken[name] = saved.get(name)
     shape = None if name not in saved else saved[name].shape
     if shape != value.shape:
-      wrong.append(f'{name} is {shape or "absent"} and not {value.shape}')
+      wrong.append(f'{name} is {shape or "absent"}, not {value.shape}')
   if wrong:
     more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
     raise UserError(
-      f'{path} has arrays of other shapes than the run ({"; ".join(wrong[:3])}'
+      f'{path} does not have the shapes of the run ({"; ".join(wrong[:3])}'
       f'{more}): give another --init_from'
     )
   return unflatten_dict(taken, sep='/')

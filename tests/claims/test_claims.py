@@ -97,5 +97,5 @@ def test_program(tmp_path):
   assert (tmp_path / 'claims.json').exists()
   failed = run_program('--only=nonsense')
   assert failed.returncode == 2
-  assert failed.stderr.startswith("error: there is no claim 'nonsense'")
+  assert failed.stderr.startswith("error: unknown claim 'nonsense'")
   assert failed.stderr.count('\n') == 1

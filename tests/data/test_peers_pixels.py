@@ -17,8 +17,8 @@ import sklearn
 from benchmarks import published_pixels
 from bn_inception.data import augment
 from bn_inception.weights import layouts
-from tests.weights.test_layouts import in_scope, make_slim_weights
 from tests.weights.test_peers_networks import MODELS, make_pytorch_model
+from tests.weights.test_slim import in_scope, make_slim_weights
 
 pytestmark = pytest.mark.peers
 

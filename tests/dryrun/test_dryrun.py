@@ -1,102 +1,21 @@
-"""The dry run: on eight CPU devices, and with the TPU compiler if it is here."""
+"""The program: table, file, and what is refused."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from bn_inception.dryrun import __main__ as dryrun
+from bn_inception.dryrun import prediction
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_update
 from configs import compose
+from tests.dryrun.libtpu import needs_libtpu
 
 ROOT = pathlib.Path(__file__).parents[2]
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None,
-  reason='libtpu is not installed: pip install -r requirements-pod.txt',
-)
-
-
-@pytest.fixture
-def cpu_pod(monkeypatch):
-  """Any topology is the CPU devices, whose facts are round numbers."""
-  chip = dryrun.Chip('CPU', 2**30, 1e9, 1e10)
-  monkeypatch.setitem(dryrun.CHIPS, 'cpu', chip)
-  monkeypatch.setattr(
-    dryrun,
-    'open_topology',
-    lambda name: jax.devices()[: int(name.removeprefix('cpu:'))],
-  )
-
-
-@pytest.fixture
-def small_config(digits_config):
-  """Two images on each of eight devices, which share statistics."""
-  digits_config['norm_batch_size'] = 2
-  return digits_config
-
-
-def predict(config):
-  update = make_update(config, jax.devices(), **dryrun.describe_data(config))
-  return update, dryrun.predict(update, config, 'cpu:8')
-
-
-@pytest.mark.slow
-def test_prediction_is_of_the_compiled_step(small_config, few_rows, cpu_pod):
-  update, predicted = predict(small_config)
-  state, batch, _ = update.abstract_arguments()
-  state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  # Of 16 examples each device holds 2: image, label, mask and index.
-  batch_bytes = 2 * (8 * 8 * 1 + 4 + 1 + 4)
-  key_bytes = 8
-  assert predicted.argument_bytes == state_bytes + batch_bytes + key_bytes
-  # The state is overwritten: only the metrics, and XLA:CPU's table of pointers
-  # to all results, need room of their own.
-  own = predicted.memory_bytes - predicted.argument_bytes
-  own -= predicted.temporary_bytes + predicted.code_bytes
-  assert 0 < own < 2000
-  # Nothing but averages of gradients and statistics, and sums of metrics.
-  (opcode,) = predicted.collectives
-  averaged = sum(
-    leaf.size
-    for leaf in jax.tree.leaves((state.params, state.batch_stats))
-    if leaf.dtype == 'float32'  # not the counters of batch norm
-  )
-  num_bytes = predicted.collectives[opcode]['bytes']
-  assert opcode == 'all-reduce'
-  assert 4 * averaged <= num_bytes <= 4 * averaged + 64
-  assert predicted.num_chips == 8 and predicted.images_per_chip == 2
-  assert predicted.sharing_statistics == 2
-  assert predicted.chips_sharing_statistics == 1
-  assert predicted.flops > 0 and predicted.hbm_traffic_bytes > state_bytes
-  assert predicted.bytes_accessed > state_bytes
-
-
-def test_speed_is_that_of_the_scarcer_resource(small_config, few_rows, cpu_pod):
-  _, predicted = predict(small_config)
-  assert predicted.seconds_for_flops == predicted.flops / 1e10
-  assert predicted.seconds_for_hbm == predicted.hbm_traffic_bytes / 1e9
-  longer = max(predicted.seconds_for_flops, predicted.seconds_for_hbm)
-  assert predicted.images_per_second_per_chip == pytest.approx(2 / longer)
-  assert predicted.hours == pytest.approx(6e6 * 32 / (16 / longer) / 3600)
-
-
-@pytest.mark.slow
-def test_micro_batches_are_all_counted(small_config, few_rows, cpu_pod):
-  _, single = predict(small_config)
-  small_config['batch_size'] = 32
-  small_config['optimizer']['accumulate_steps'] = 2
-  _, double = predict(small_config)
-  # The compiler by itself counts one of the two.
-  assert double.flops == pytest.approx(2 * single.flops, rel=0.1)
-  assert double.collectives == single.collectives
 
 
 def test_output_is_checked_before_anything_is_compiled(tmp_path):
@@ -123,7 +42,7 @@ def test_table_and_file(small_config, few_rows, cpu_pod, tmp_path, capsys):
 
 
 def test_a_column_for_each_topology():
-  first = dryrun.Prediction(
+  first = prediction.Prediction(
     topology='v5e:2x2',
     chip='TPU v5e',
     num_chips=4,
@@ -186,43 +105,11 @@ def test_a_batch_that_does_not_divide_is_refused_before_compiling(
   assert 'compiling' not in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_one_line(digits_config, few_rows, monkeypatch):
-  class Lowered:
-    def compile(self):
-      raise jax.errors.JaxRuntimeError(
-        'RESOURCE_EXHAUSTED: total (20.00G) exceeds available HBM (15.75G)\nmore'
-      )
-
-  class Step:
-    def lower(self, *arguments):
-      return Lowered()
-
-  update = make_update(
-    digits_config, jax.devices()[:1], **dryrun.describe_data(digits_config)
-  )
-  object.__setattr__(update, 'train_step', Step())
-  monkeypatch.setitem(dryrun.CHIPS, 'cpu', dryrun.Chip('CPU', 1, 1.0, 1.0))
-  with pytest.raises(UserError, match=r'v5e:2x2: .*20.00G.*remat') as error:
-    dryrun.predict(update, digits_config, 'v5e:2x2')
-  assert '\n' not in str(error.value)
-
-
 def test_imagenet_needs_no_data():
   config = compose.preset('bn_x30', 'imagenet').to_dict()
   assert dryrun.describe_data(config) == {
     'num_classes': 1000, 'num_channels': 3, 'num_examples': 1_281_167,
   }  # fmt: skip
-
-
-def test_a_device_of_which_nothing_is_known_is_refused():
-  with pytest.raises(UserError, match="'cpu'.*TPU v5e, TPU v5p"):
-    dryrun.find_chip(jax.devices()[0])
-
-
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match='pip install -r requirements-pod.txt'):
-    dryrun.open_topology('v5e:2x2')
 
 
 def run_program(*arguments):
@@ -262,25 +149,3 @@ def test_the_tpu_compiler_on_a_small_network(tmp_path):
   assert 0 < small['hbm_traffic_bytes'] < small['bytes_accessed']
   for key in ('collectives', 'flops', 'hbm_traffic_bytes'):
     assert small[key] == large[key], key
-
-
-@pytest.mark.peers
-@needs_libtpu
-@pytest.mark.parametrize(
-  'topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'v4:2x2x1']
-)
-def test_memory_of_the_chips_is_what_the_compiler_says(topology):
-  device = dryrun.open_topology(topology)[0]
-  too_large = jax.ShapeDtypeStruct(
-    (200, 2**30), 'uint8', sharding=jax.sharding.SingleDeviceSharding(device)
-  )
-  with pytest.raises(jax.errors.JaxRuntimeError) as error:
-    jax.jit(lambda x: x.sum()).lower(too_large).compile()
-  available = re.search(r'available HBM \(([\d.]+)G\)', str(error.value))[1]
-  assert dryrun.find_chip(device).hbm_bytes == int(float(available) * 2**30)
-
-
-@pytest.mark.peers
-@needs_libtpu
-def test_one_chip_is_a_topology():
-  assert len(dryrun.open_topology('v5e:1x1')) == 1

@@ -47,14 +47,17 @@ def test_the_mean_is_that_of_probabilities():
   [
     (
       {'names': np.array(['a.jpg', 'b.jpg', 'e.jpg', 'd.jpg'])},
-      'run 0 and run 1 have other images: number 2 is c.jpg and e.jpg',
+      'run 0 and run 1 have different images: number 2 is c.jpg and e.jpg',
     ),
     ({'names': np.array(['a.jpg'])}, 'has 4 images and run 1 has 1: only'),
     (
       {'class_names': np.array(['x', 'z', 'y'])},
-      'other classes: number 1 is y',
+      'different classes: number 1 is y',
     ),
-    ({'labels': np.array([0, 1, 2, 1])}, 'other labels: number 3 is 0 and 1'),
+    (
+      {'labels': np.array([0, 1, 2, 1])},
+      'different labels: number 3 is 0 and 1',
+    ),
   ],
 )
 def test_members_must_be_of_the_same_images(changes, message):
@@ -85,7 +88,7 @@ def test_files_give_back_what_was_saved(tmp_path):
   single = tmp_path / 'single.npy'
   np.save(single, np.zeros(3))
   for path in (other, text, objects, empty, single):
-    with pytest.raises(UserError, match='has no predictions'):
+    with pytest.raises(UserError, match='is not a file of predictions'):
       predictions.load(str(path))
 
 
@@ -125,7 +128,7 @@ def test_files_of_other_numbers_are_refused(tmp_path, changes, message):
   predictions.save(path, member(5, **changes))
   with pytest.raises(UserError, match=message) as error:
     predictions.load(path)
-  assert str(error.value).startswith(f'{path} has no predictions that can be')
+  assert str(error.value).startswith(f'{path} does not hold valid predictions')
 
 
 def test_a_probability_may_be_0(tmp_path):

@@ -17,7 +17,7 @@ from bn_inception.errors import UserError
 from bn_inception.evaluation import passes, report, scores
 from bn_inception.evaluation.passes import EvaluationOptions, PopulationOptions
 from bn_inception.evaluation.predictions import Predictions
-from bn_inception.runs import checkpoint, run_directory
+from bn_inception.runs import checkpoint, json_files, run_directory
 from configs import compose
 
 LOGARITHMS = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]))
@@ -273,7 +273,7 @@ def test_the_data_of_a_run_are_those_of_its_first_start(tmp_path):
   assert run_directory.read_origin(str(tmp_path), 'x') == {}
   starts = [{'data': {'folder': folder}} for folder in ('/a', '/b')]
   path = tmp_path / 'manifest.json'
-  run_directory.write_json(str(path), {'starts': starts})
+  json_files.write_json(str(path), {'starts': starts})
   assert run_directory.read_origin(str(tmp_path), 'x') == {'folder': '/a'}
   path.write_text('{')
   with pytest.raises(UserError, match=f'{path} is damaged .*: give --output'):

@@ -1,6 +1,7 @@
 """Accuracy, intervals, calibration and classes against hand-made numbers."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -42,6 +43,17 @@ def test_wilson_interval_contains_the_fraction_with_95_percent():
   # 50,000 images and 74.8 %: the digits that the paper prints are certain.
   low, high = scores.wilson_interval(37_400, 50_000)
   assert 74.41 < low < 74.43 and 75.17 < high < 75.19
+
+
+def test_wilson_interval_is_that_of_the_formula():
+  z = statistics.NormalDist().inv_cdf(0.975)
+  for count, total in ((0, 20), (1, 3), (15, 148), (37_400, 50_000), (7, 7)):
+    p, n = count / total, total
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) * z / (1 + z**2 / n)
+    expected = (100 * (centre - half), 100 * (centre + half))
+    found = scores.wilson_interval(count, total)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_summary_counts_every_image():

@@ -14,7 +14,7 @@ from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 from bn_inception.machine import distributed, launchers, rendezvous
-from bn_inception.runs import checkpoint
+from bn_inception.runs import checkpoint, checkpoint_folder
 from tests.machine import layout_steps
 from tests.ports import free_port
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_any_layout_is_read_by_another(
   layouts, few_rows, layout
 ):
   folder, _ = layouts
-  path = checkpoint.find(str(folder / layout))
+  path = checkpoint_folder.find(str(folder / layout))
   assert checkpoint.read_description(path) == {'layout': layout}
   state = checkpoint.restore(
     path,

@@ -14,7 +14,7 @@ import pytest
 from bn_inception import training
 from bn_inception.machine import interruption
 from bn_inception.machine.interruption import SIGNALS, Interrupted, StopRequests
-from bn_inception.runs import checkpoint, logbook
+from bn_inception.runs import checkpoint_folder, logbook
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What all scripts below begin with. A shell's background processes ignore SIGINT,
@@ -261,7 +261,7 @@ def test_a_request_does_not_kill_a_program_that_has_stopped():
 def read_raw(workdir):
   import orbax.checkpoint as ocp
 
-  path = checkpoint.find(f'{workdir}/checkpoints')
+  path = checkpoint_folder.find(f'{workdir}/checkpoints')
   return ocp.StandardCheckpointer().restore(f'{path}/state')
 
 
@@ -293,7 +293,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     )
     assert not os.path.exists(f'{stopped}/result.json')
     assert os.path.exists(f'{stopped}/learning_curve.png')
-    assert checkpoint.list_steps(f'{stopped}/checkpoints')[-1] == 4
+    assert checkpoint_folder.list_steps(f'{stopped}/checkpoints')[-1] == 4
     monkeypatch.setattr(StopRequests, 'reached', reached)
     training.train_and_evaluate(digits_config, stopped)
     starts = [

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from bn_inception.machine import streams
-from bn_inception.runs import checkpoint, logbook
+from bn_inception.runs import checkpoint_folder, logbook
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = [
@@ -150,7 +150,7 @@ def test_a_terminal_that_is_closed_stops_training_with_a_checkpoint(tmp_path):
   read_to(terminal, b' left')
   os.close(terminal)
   assert process.wait(60) == 129
-  (step,) = checkpoint.list_steps(f'{tmp_path}/run/checkpoints')
+  (step,) = checkpoint_folder.list_steps(f'{tmp_path}/run/checkpoints')
   records = logbook.read_metrics(f'{tmp_path}/run')
   assert records[-1]['step'] == step > 0
   command[2] = '--config.training.num_epochs=0.5'  # which is over

@@ -42,15 +42,15 @@ def test_the_seal_has_sizes_and_digests_and_a_copy_is_as_good(folder):
   'damage, message',
   [
     (pathlib.Path.unlink, 'inner/b is missing'),
-    (lambda path: os.truncate(path, 255), 'inner/b has 255 bytes and not 256'),
-    (lambda path: os.truncate(path, 0), 'inner/b has 0 bytes and not 256'),
+    (lambda path: os.truncate(path, 255), 'inner/b has 255 bytes, not 256'),
+    (lambda path: os.truncate(path, 0), 'inner/b has 0 bytes, not 256'),
     (
       lambda path: path.write_bytes(bytes(257)),
-      'inner/b has 257 bytes and not 256',
+      'inner/b has 257 bytes, not 256',
     ),
     (
       lambda path: path.write_bytes(bytes(256)),
-      'inner/b has other bytes than were written',
+      'inner/b has changed since it was written',
     ),
     (
       lambda path: (path.unlink(), path.mkdir()),
@@ -72,7 +72,7 @@ def test_every_single_bit_counts(folder):
       path.write_bytes(changed)
       os.utime(path, ns=(0, 8 * index + bit))  # the clock may be too coarse
       found = integrity.find_damage(str(folder))
-      assert found == 'a has other bytes than were written'
+      assert found == 'a has changed since it was written'
 
 
 def test_a_damaged_seal_is_damage(folder):
@@ -104,4 +104,4 @@ def test_an_unchanged_folder_is_read_once(folder, monkeypatch):
   assert len(read) == 3
   (folder / 'a').write_bytes(b'012345678x')
   os.utime(folder / 'a', ns=(0, 0))
-  assert integrity.find_damage(str(folder)).startswith('a has other bytes')
+  assert integrity.find_damage(str(folder)).startswith('a has changed')

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from bn_inception.errors import UserError
-from bn_inception.runs import checkpoint, run_directory
+from bn_inception.runs import file_system, json_files, run_directory
 
 CONFIG = {
   'name': 'a',
@@ -43,11 +43,11 @@ def test_the_same_config_may_resume_and_run_longer(tmp_path):
   for config in CONFIG, CONFIG, changed(training__num_epochs=5.0, name='b'):
     with run_directory.open_run(workdir, config, DATA):
       run_directory.record_start(workdir, config, DATA, {'folder': '/a'})
-  saved = run_directory.read_json(f'{workdir}/config.json')
+  saved = json_files.read_json(f'{workdir}/config.json')
   assert saved['training'] == {'num_epochs': 5.0}
-  starts = run_directory.read_json(f'{workdir}/manifest.json')['starts']
+  starts = json_files.read_json(f'{workdir}/manifest.json')['starts']
   assert len(starts) == 3 and starts[0]['data'] == {'folder': '/a'}
-  assert run_directory.read_json(f'{workdir}/data.json') == DATA
+  assert json_files.read_json(f'{workdir}/data.json') == DATA
   assert starts[0]['packages']['jax'] and len(starts[0]['devices']) == 8
 
 
@@ -61,7 +61,7 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
   message = r'another config \(model.width: 1.0 -> 0.5; seed: 0 -> 1\)'
   with pytest.raises(UserError, match=message):
     begin(workdir, other, DATA)
-  assert run_directory.read_json(f'{tmp_path}/config.json')['seed'] == 0
+  assert json_files.read_json(f'{tmp_path}/config.json')['seed'] == 0
 
 
 @pytest.mark.parametrize(
@@ -112,21 +112,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   with pytest.raises(UserError, match='file/run cannot be written'):
     with run_directory.open_run(str(tmp_path / 'file' / 'run'), CONFIG, {}):
       pass
-
-
-def test_damaged_files_are_named(tmp_path):
-  with pytest.raises(UserError, match='x.json does not exist'):
-    run_directory.read_json(str(tmp_path / 'x.json'))
-  for content in b'{"a": ', b'\xff\xfe\x00', b'[]', b'null':
-    (tmp_path / 'x.json').write_bytes(content)
-    with pytest.raises(UserError, match='x.json is damaged'):
-      run_directory.read_json(str(tmp_path / 'x.json'))
-
-
-def test_results_are_strict_json(tmp_path):
-  with pytest.raises(ValueError, match='not JSON compliant'):
-    run_directory.write_json(str(tmp_path / 'x.json'), {'loss': float('nan')})
-  assert not list(tmp_path.iterdir())
 
 
 def test_outputs_do_not_replace_the_files_of_a_run(tmp_path):
@@ -182,31 +167,9 @@ def test_a_folder_without_locks_is_used_with_one_line(
   refused = OSError(getattr(errno, number), 'no locks here')
   monkeypatch.setattr(fcntl, 'flock', mock.Mock(side_effect=refused))
   begin(str(tmp_path), CONFIG, DATA)
-  assert run_directory.read_json(f'{tmp_path}/data.json') == DATA
+  assert json_files.read_json(f'{tmp_path}/data.json') == DATA
   (line,) = capsys.readouterr().out.splitlines()
   assert f'{tmp_path} cannot be locked (no locks here)' in line
-
-
-@pytest.mark.parametrize(
-  'function, lacking',
-  [
-    ('replace', 'replace a file'),
-    ('rename', 'rename a folder'),
-    ('fsync', 'sync a file'),
-    ('makedirs', 'make a folder'),
-  ],
-)
-def test_a_folder_that_cannot_hold_checkpoints_is_refused_at_the_start(
-  tmp_path, monkeypatch, function, lacking
-):
-  refused = OSError(errno.EINVAL, 'it never does')
-  monkeypatch.setattr(os, function, mock.Mock(side_effect=refused))
-  with pytest.raises(
-    UserError, match=f'cannot hold .* to .*{lacking}.*it never does'
-  ):
-    checkpoint.check_file_system(str(tmp_path))
-  monkeypatch.undo()
-  assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
@@ -215,7 +178,7 @@ def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
       raise OSError(errno.EINVAL, 'no folders')
 
   monkeypatch.setattr(os, 'fsync', fsync)
-  with pytest.raises(UserError, match='to sync a folder there .no folders'):
+  with pytest.raises(UserError, match='sync a folder.*no folders'):
     with run_directory.open_run(str(tmp_path), CONFIG, DATA):
       pass
   assert os.listdir(tmp_path) == ['.lock']
@@ -224,7 +187,7 @@ def test_a_folder_that_cannot_be_synced_is_refused(tmp_path, monkeypatch):
 def test_what_a_killed_start_has_left_is_no_obstacle(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'replace', mock.Mock(side_effect=SystemExit))
   with pytest.raises(SystemExit):
-    checkpoint.check_file_system(str(tmp_path))
+    file_system.check_file_system(str(tmp_path))
   monkeypatch.undo()
   assert os.listdir(tmp_path) == ['.trial']
   begin(str(tmp_path), CONFIG, DATA)

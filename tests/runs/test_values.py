@@ -1,3 +1,5 @@
+"""Arrays that cannot be weights are named."""
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from bn_inception.runs.values import check_values
 
 
 def test_weights_pass():
+  check_values({'conv1/kernel': np.float16([6e4])}, 'a')
   check_values(
     {'conv1/kernel': np.array([-3e38, 0.0]), 'norm/var': np.ones(2)}, 'a'
   )
@@ -19,6 +22,7 @@ def test_weights_pass():
     ('conv1/kernel', [1e39], r'conv1/kernel\[0\] .* too large for float32'),
     ('norm/var', [1.0, -1e-9], r'norm/var\[1\] is -1e-09'),
     ('bn1.running_var', [np.inf], r'bn1.running_var\[0\] is inf'),
+    ('conv1/kernel', np.float16([np.inf]), r'conv1/kernel\[0\] is inf'),
     ('norm/num_updates', 2**31, 'norm/num_updates is 2147483648, not in 0'),
   ],
 )

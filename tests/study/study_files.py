@@ -5,7 +5,7 @@ import pathlib
 import types
 
 from bn_inception import training
-from bn_inception.runs import run_directory
+from bn_inception.runs import json_files
 from bn_inception.study.runs import Run, Selection, list_runs
 
 MANIFEST = {
@@ -93,7 +93,7 @@ def _train_record(run: Run, step: int, bad_step: int) -> dict:
 
 
 def _write(path: pathlib.Path, value: dict) -> None:
-  run_directory.write_json(str(path), value)
+  json_files.write_json(str(path), value)
 
 
 def study_runs(

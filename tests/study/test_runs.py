@@ -1,5 +1,6 @@
 """Studies as lists of runs: what they consist of, and which results are theirs."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,13 +8,15 @@ import shlex
 import sys
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from bn_inception.errors import UserError
-from bn_inception.runs.run_directory import flatten
 from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study import runs as study_runs
 from bn_inception.study.runs import BEGUN, FINISHED, NOT_BEGUN, TRAINED
 from configs import compose, paper, studies
+
+flatten = functools.partial(flatten_dict, sep='.')
 
 COMMITTED = pathlib.Path(__file__).parents[2] / 'results' / 'study' / 'runs'
 VERSION = f'v{RESULTS_VERSION}'

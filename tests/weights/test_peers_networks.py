@@ -13,8 +13,11 @@ import pytest
 from benchmarks import pytorch_inception
 from bn_inception.data import augment
 from bn_inception.inception import Inception
-from bn_inception.weights import files, layouts
-from tests.weights.test_layouts import in_scope, make_slim_weights
+from bn_inception.weights import files
+from bn_inception.weights.layouts import import_weights
+from bn_inception.weights.pytorch import to_pytorch
+from bn_inception.weights.slim import from_slim
+from tests.weights.test_slim import in_scope, make_slim_weights
 
 pytestmark = pytest.mark.peers
 
@@ -92,7 +95,7 @@ def case(request):
 )
 def test_logits_and_input_gradient_equal_pytorch(case, mode, tolerance):
   package, weights, images, cotangent, outputs = case
-  imported = layouts.import_weights(weights)
+  imported = import_weights(weights)
   assert imported.name == package and imported.num_classes == NUM_CLASSES
   train = mode == 'training'
   model = Inception(NUM_CLASSES, train=train, **imported.model)
@@ -129,7 +132,7 @@ def test_logits_and_input_gradient_equal_pytorch(case, mode, tolerance):
 )
 def test_every_option_matters(case, option):
   _, weights, images, _, outputs = case
-  imported = layouts.import_weights(weights)
+  imported = import_weights(weights)
   model = Inception(NUM_CLASSES, **imported.model | option)
   x = augment.scale_image(images, **imported.input_scaling)
   logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
@@ -141,9 +144,9 @@ def test_exported_weights_load_into_the_other_model(case):
   import torch
 
   package, weights, images, _, outputs = case
-  imported = layouts.import_weights(weights)
+  imported = import_weights(weights)
   theirs = make_pytorch_model('pretrainedmodels')
-  exported = layouts.to_pytorch(
+  exported = to_pytorch(
     imported.variables, Inception(NUM_CLASSES, **imported.model)
   )
   theirs.load_state_dict({k: torch.tensor(v) for k, v in exported.items()})
@@ -190,7 +193,7 @@ def test_logits_of_a_slim_checkpoint_equal_slim(tmp_path, monkeypatch, size):
   weights = in_scope(make_slim_weights())
   expected = slim_logits_and_checkpoint(weights, x, prefix, monkeypatch)
   read = files.read(prefix).arrays
-  imported = layouts.from_slim(read, keep_background=True)
+  imported = from_slim(read, keep_background=True)
   model = Inception(imported.num_classes, **imported.model)
   logits = jax.jit(model.apply)(imported.variables, x, jnp.arange(2))
   assert np.abs(logits - expected).max() / expected.std() <= 1e-4
