@@ -13,6 +13,9 @@ import optax
 
 Array = jax.Array
 
+# Which statistics the batch-norm layers used in an evaluation.
+MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
+
 
 def classification_sums(
   logits: Array, label: Array, mask: Array

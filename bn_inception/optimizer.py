@@ -9,6 +9,8 @@ import optax
 from bn_inception import ranges
 from bn_inception.errors import UserError
 
+PAPER_BATCH_SIZE = 32  # Section 4.2
+
 
 class Optimizer(NamedTuple):
   """An optax transformation, and what the train step needs besides.
@@ -18,19 +20,23 @@ class Optimizer(NamedTuple):
     learning_rate_fn: the schedule inside it, for logging.
     average_decay: of the Polyak average of the parameters; 0 = none.
     accumulate_steps: micro-batches whose gradients are averaged per update.
+    learning_rate: the initial one, effective for the batch.
   """
 
   transform: optax.GradientTransformation
   learning_rate_fn: Callable[[jax.Array], jax.Array]
   average_decay: float
   accumulate_steps: int
+  learning_rate: float
 
 
 def effective_learning_rate(
   learning_rate: float, batch_size: int, learning_rate_per_32: bool
 ) -> float:
   """The initial rate: as given, or per 32 examples of the global batch."""
-  return learning_rate * (batch_size / 32 if learning_rate_per_32 else 1.0)
+  if not learning_rate_per_32:
+    return learning_rate
+  return learning_rate * (batch_size / PAPER_BATCH_SIZE)
 
 
 def decay_schedule(
@@ -61,7 +67,7 @@ def kernel_mask(params):
 
 def make_optimizer(
   *,
-  steps_per_epoch: float,
+  steps_per_epoch: float | None,
   batch_size: int,
   learning_rate: float,
   learning_rate_per_32: bool,
@@ -83,7 +89,9 @@ def make_optimizer(
   of the L2 loss weight_decay / 2 * |kernel|^2; scales and biases have none.
 
   Args:
-    steps_per_epoch: training examples / global batch; need not be whole.
+    steps_per_epoch: training examples / global batch; need not be whole. None:
+      for creating and restoring states, which do not depend on the schedule;
+      an update raises a ValueError.
     batch_size: global batch, for `learning_rate_per_32`.
     learning_rate: initial rate.
     learning_rate_per_32: multiply the rate by batch_size / 32.
@@ -126,10 +134,16 @@ def make_optimizer(
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32
   )
-  schedule = decay_schedule(rate, decay_factor, decay_epochs, steps_per_epoch)
+  schedule = _no_schedule
+  if steps_per_epoch is not None:
+    schedule = decay_schedule(rate, decay_factor, decay_epochs, steps_per_epoch)
   transform = optax.chain(
     optax.add_decayed_weights(weight_decay, mask=kernel_mask),
     optax.scale_by_learning_rate(schedule),
     optax.trace(momentum, nesterov=nesterov),
   )
-  return Optimizer(transform, schedule, average_decay, accumulate_steps)
+  return Optimizer(transform, schedule, average_decay, accumulate_steps, rate)
+
+
+def _no_schedule(step: jax.Array) -> jax.Array:
+  raise ValueError('this optimizer was made without steps_per_epoch')

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from bn_inception import command_line, mesh
-from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_evaluator
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 from bn_inception.runs.logbook import read_metrics
 from tests.ports import free_port
@@ -47,11 +46,9 @@ def environment(tmp_path_factory):
 
 def final_state(workdir):
   path = checkpoint.find(str(workdir / 'checkpoints'))
-  config = checkpoint.read_description(path)['config']
-  devices = mesh.make_evaluation_mesh(jax.devices()[:1])
-  evaluator = make_evaluator(config, make_source('digits', 'test'), devices)
+  setup = setup_of_checkpoint(checkpoint.read_description(path))
   return checkpoint.restore(
-    path, evaluator.abstract_state, mesh.replicated(devices)
+    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
   )
 
 

@@ -11,6 +11,7 @@ memory of the chip allow: real programs reach neither. Needs no data.
 """
 
 from bn_inception.machine import interruption
+from bn_inception.optimizer import PAPER_BATCH_SIZE
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -32,16 +33,10 @@ from bn_inception import command_line, mesh, ranges
 from bn_inception.data import imagenet
 from bn_inception.dryrun import hlo_text
 from bn_inception.errors import UserError
-from bn_inception.experiment import (
-  Update,
-  examples_sharing_statistics,
-  make_update,
-  open_split,
-)
+from bn_inception.experiment import Setup, make_setup, open_split
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.runs.run_directory import check_output, manifest, write_json
-from bn_inception.training import PAPER_BATCH_SIZE
 
 PAPER_STEPS = 6_000_000  # of BN-x30, to its best accuracy (Figure 3)
 GIB = 2**30
@@ -201,39 +196,38 @@ def describe_data(config: dict) -> dict[str, int]:
   }
 
 
-def predict(update: Update, config: dict, topology: str) -> Prediction:
+def predict(setup: Setup, topology: str) -> Prediction:
   """Compiles a training step and reads the result.
 
   Args:
-    update: the step, on the devices of the pod.
-    config: that it was made from.
+    setup: on the devices of the pod.
     topology: name of the pod, for the report.
 
   Raises:
     UserError: if it does not fit into memory.
   """
-  chip = find_chip(update.device_mesh.devices.flat[0])
+  chip = find_chip(setup.device_mesh.devices.flat[0])
   start = time.monotonic()
-  compiled = _compile(update, topology)
+  compiled = _compile(setup, topology)
   seconds = time.monotonic() - start
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
   count = hlo_text.count(compiled.as_text())
   # The compiler counts the body of a loop once; nearly all of a step that
   # accumulates gradients is the body of the loop over micro-batches.
-  accumulate_steps = update.optimizer.accumulate_steps
+  accumulate_steps = setup.optimizer.accumulate_steps
   factor = accumulate_steps if accumulate_steps in count.loops else 1
   flops = factor * costs['flops']
   seconds_for_flops = flops / chip.flops_per_second
   seconds_for_hbm = count.hbm_bytes / chip.hbm_bytes_per_second
-  num_chips, batch_size = update.device_mesh.devices.size, config['batch_size']
+  num_chips, batch_size = setup.device_mesh.devices.size, setup.batch_size
   rate = batch_size / max(seconds_for_flops, seconds_for_hbm)
   return Prediction(
     topology=topology,
     chip=chip.name,
     num_chips=num_chips,
     batch_size=batch_size,
-    sharing_statistics=examples_sharing_statistics(config),
-    chips_sharing_statistics=update.device_mesh.shape[mesh.MEMBER],
+    sharing_statistics=setup.norm_batch_size,
+    chips_sharing_statistics=setup.device_mesh.shape[mesh.MEMBER],
     compile_seconds=round(seconds, 1),
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
@@ -260,8 +254,8 @@ def predict(update: Update, config: dict, topology: str) -> Prediction:
   )
 
 
-def _compile(update: Update, topology: str) -> jax.stages.Compiled:
-  lowered = update.train_step.lower(*update.abstract_arguments())
+def _compile(setup: Setup, topology: str) -> jax.stages.Compiled:
+  lowered = setup.train_step.lower(*setup.abstract_arguments())
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -377,7 +371,7 @@ def dry_run(
   """
   if output is not None:
     check_output(output, 'give another --output')
-  updates = {}
+  setups = {}
   for name in topology_names:  # what is wrong shows before minutes of work
     devices = open_topology(name)
     find_chip(devices[0])
@@ -385,11 +379,12 @@ def dry_run(
     if images_per_chip is not None:
       batch_size = images_per_chip * len(devices)
     own = config | {'batch_size': batch_size}
-    updates[name] = own, make_update(own, devices, **describe_data(own))
+    ranges.check_config(own)
+    setups[name] = make_setup(own, devices, **describe_data(own))
   predictions = []
-  for name, (own, update) in updates.items():
+  for name, setup in setups.items():
     print(f'compiling for {name} ...', flush=True)
-    predictions.append(predict(update, own, name))
+    predictions.append(predict(setup, name))
     if output is not None:
       write_results(output, config, predictions)
   print(f'\n{to_markdown(predictions)}\n{_CAVEAT}')

@@ -12,7 +12,7 @@ import pytest
 
 from bn_inception import mesh
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_abstract_state
+from bn_inception.experiment import make_setup
 from bn_inception.machine import distributed, launchers, rendezvous
 from bn_inception.runs import checkpoint
 from tests.machine import layout_steps
@@ -84,10 +84,9 @@ def test_a_checkpoint_of_any_layout_is_read_by_another(
   folder, _ = layouts
   path = checkpoint.find(str(folder / layout))
   assert checkpoint.read_description(path) == {'layout': layout}
+  setup = make_setup(layout_steps.make_config(), jax.devices(), 10, 1)
   state = checkpoint.restore(
-    path,
-    make_abstract_state(layout_steps.make_config(), 10, 1),
-    mesh.replicated(mesh.make_evaluation_mesh(jax.devices())),
+    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
   )
   expected = layout_steps.saved_leaves(str(folder), 20)
   for leaf, saved in zip(jax.tree.leaves(state), expected, strict=True):

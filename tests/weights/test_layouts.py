@@ -12,7 +12,7 @@ from jax import lax
 from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.data import sources
 from bn_inception.errors import UserError
-from bn_inception.evaluation.passes import (
+from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
   evaluate_checkpoints,
 )
