@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from bn_inception import mesh
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 from bn_inception.runs.integrity import MANIFEST_FILE
@@ -385,9 +384,7 @@ class Run:
     """Of the last step: parameters, statistics, momentum, step."""
     path = checkpoint.find(str(self.checkpoints), self.num_steps)
     setup = setup_of_checkpoint(checkpoint.read_description(path))
-    state = checkpoint.restore(
-      path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
-    )
+    state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
     return jax.device_get(state)
 
 

@@ -137,6 +137,11 @@ class Setup:
     """The global batch of a forward pass in training."""
     return self.batch_size // self.optimizer.accumulate_steps
 
+  @property
+  def replicated(self) -> jax.sharding.Sharding:
+    """Where states and variables are: on every device."""
+    return mesh.replicated(self.device_mesh)
+
   @cached_property
   def train_step(self) -> Callable:
     """(state, batch, rng) -> (state, metrics): see `steps.train_step`."""
@@ -191,8 +196,7 @@ class Setup:
       return self._create_state(key)
 
     # Placed as the step returns it; otherwise the second step compiles again.
-    replicated = mesh.replicated(self.device_mesh)
-    return jax.jit(create_initial_state, out_shardings=replicated)(key)
+    return jax.jit(create_initial_state, out_shardings=self.replicated)(key)
 
   def _create_state(self, key: jax.Array) -> TrainState:
     size = self.input_options.image_size
@@ -205,9 +209,10 @@ class Setup:
 
   def abstract_arguments(self) -> tuple[TrainState, dict, jax.Array]:
     """Shapes, types and places of `train_step`'s arguments, to compile it from."""
-    replicated = mesh.replicated(self.device_mesh)
     state, rng = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=self.replicated
+      ),
       (self.abstract_state(), jax.eval_shape(jax.random.key, 0)),
     )
     accumulate_steps = self.optimizer.accumulate_steps

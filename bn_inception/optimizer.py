@@ -13,7 +13,7 @@ PAPER_BATCH_SIZE = 32  # Section 4.2
 
 
 class Optimizer(NamedTuple):
-  """An optax transformation, and what the train step needs besides.
+  """An optax transformation, and what else the train step needs.
 
   Attributes:
     transform: the update rule.

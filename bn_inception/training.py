@@ -157,10 +157,9 @@ def _diverged_result(workdir: str) -> dict | None:
 def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
   """The state to train from; path: of the checkpoint to resume from, if any."""
   setup, source = experiment.setup, experiment.source
-  replicated = mesh.replicated(setup.device_mesh)
   if path is not None:
     print(f'resuming from {path}')
-    return checkpoint.restore(path, setup.abstract_state(), replicated)
+    return checkpoint.restore(path, setup.abstract_state(), setup.replicated)
   state = experiment.create_state()
   init_from = setup.config['init_from']
   if init_from:
@@ -170,7 +169,7 @@ def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
       setup.config,
       source.class_names,
       source.num_channels,
-      replicated,
+      setup.replicated,
     )
     print(f'first weights  {taken}')
   return state

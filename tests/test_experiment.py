@@ -11,6 +11,7 @@ from bn_inception.experiment import (
   TrainingOptions,
   make_experiment,
   make_setup,
+  setup_of_checkpoint,
 )
 from bn_inception.machine import shared_memory
 from bn_inception.train_state import count_parameters
@@ -110,6 +111,34 @@ def test_one_value_for_each_example_needs_two_examples(
   config['batch_size'], config['norm_batch_size'] = 1, 0
   with pytest.raises(UserError, match='batch_size 1: '):
     make_setup(config, devices, **facts)
+
+
+@pytest.mark.parametrize(
+  'use_batch_norm, norm_batch_size, shared',
+  [(True, 0, 8), (True, 4, 4), (False, 0, 0), (False, 4, 0)],
+)
+def test_examples_share_statistics_of_a_micro_batch_at_most(
+  digits_config, use_batch_norm, norm_batch_size, shared
+):
+  digits_config['model']['use_batch_norm'] = use_batch_norm
+  digits_config['norm_batch_size'] = norm_batch_size
+  digits_config['optimizer']['accumulate_steps'] = 2
+  setup = make_setup(digits_config, jax.devices()[:2], 10, 1)
+  assert (setup.micro_batch_size, setup.norm_batch_size) == (8, shared)
+  # Of 4 examples on each device, one device or two share statistics.
+  assert setup.device_mesh.shape['member'] == (1 if shared == 4 else 2)
+
+
+def test_moving_averages_need_no_batch_that_divides(digits_config):
+  digits_config['batch_size'], digits_config['norm_batch_size'] = 12, 0
+  description = {
+    'config': digits_config, 'class_names': ['a', 'b'], 'num_channels': 1,
+  }  # fmt: skip
+  setup = setup_of_checkpoint(description)
+  assert dict(setup.device_mesh.shape) == {'group': 1, 'member': 8}
+  assert setup.model.num_classes == 2
+  with pytest.raises(UserError, match='12 cannot be divided over 8 devices'):
+    setup_of_checkpoint(description, with_batch_statistics=True)
 
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2])

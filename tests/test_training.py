@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import mesh, training
+from bn_inception import training
 from bn_inception.data.sources import ListedImages, make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.usefixtures('few_rows')
 def final_state(workdir, config):
   setup = make_experiment(config, None).setup
   path = checkpoint.find(os.path.join(workdir, 'checkpoints'))
-  return checkpoint.restore(
-    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
-  )
+  return checkpoint.restore(path, setup.abstract_state(), setup.replicated)
 
 
 def with_epochs(config, num_steps):
@@ -152,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     )
     path = checkpoints.find_checkpoint(str(workdir), None)
     assert path == f'{workdir}/checkpoints/3'
-    assert capsys.readouterr().out == f'{line}{path} is used\n'
+    assert capsys.readouterr().out == f'{line}using {path}\n'
     training.train_and_evaluate(digits_config, str(workdir))
     output = capsys.readouterr().out
     assert f'{line}moved to {workdir}/damaged_checkpoints/{place}\n' in output

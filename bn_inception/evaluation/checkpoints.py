@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_inception import inception, mesh, ranges
+from bn_inception import inception, ranges
 from bn_inception.data import facts as data_facts
 from bn_inception.data import imagenet
 from bn_inception.data.crops import NUM_CROPS
@@ -369,7 +369,7 @@ def _evaluate_member(member: Member) -> _Evaluated:
   # member's are made.
   setup = dataclasses.replace(member.setup)
   state = checkpoint.restore_weights(
-    member.path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
+    member.path, setup.abstract_state(), setup.replicated
   )
   name, step = setup.config['name'], int(state.step)
   results, predictions = {}, {}

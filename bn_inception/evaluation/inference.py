@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bn_inception import inception, mesh
+from bn_inception import inception
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.images import BadImageError, decode_image
 from bn_inception.data.sources import ListedImages
@@ -44,7 +44,7 @@ def load(
     config['data']['eval_crop'] = crops
   setup = setup_of_checkpoint(description)
   state = checkpoint.restore_weights(
-    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
+    path, setup.abstract_state(), setup.replicated
   )
 
   def apply(images: Images) -> np.ndarray:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import command_line, mesh
+from bn_inception import command_line
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice, check_writable, writing
@@ -227,7 +227,7 @@ def export_checkpoint(path: str, output: str) -> None:
   description = checkpoint.read_description(path)
   setup = setup_of_checkpoint(description)
   state = checkpoint.restore_weights(
-    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
+    path, setup.abstract_state(), setup.replicated
   )
   weights = importing.to_pytorch(state.evaluation_variables, setup.model)
   notes = {

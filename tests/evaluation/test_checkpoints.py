@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import mesh, training
+from bn_inception import training
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints, predictions, scores
@@ -139,9 +139,7 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
   description = checkpoint.read_description(path)
   description['config']['data']['eval_crop'] = 'ten'
   setup = setup_of_checkpoint(description)
-  state = checkpoint.restore(
-    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
-  )
+  state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
   batch = next(setup.eval_batches(make_source('digits', 'test')))
   views = np.asarray(batch['image'])[:6]
   assert views.shape == (6, 5, 8, 8, 1)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_setup
 from bn_inception.machine import distributed, launchers, rendezvous
@@ -85,9 +84,7 @@ def test_a_checkpoint_of_any_layout_is_read_by_another(
   path = checkpoint.find(str(folder / layout))
   assert checkpoint.read_description(path) == {'layout': layout}
   setup = make_setup(layout_steps.make_config(), jax.devices(), 10, 1)
-  state = checkpoint.restore(
-    path, setup.abstract_state(), mesh.replicated(setup.device_mesh)
-  )
+  state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
   expected = layout_steps.saved_leaves(str(folder), 20)
   for leaf, saved in zip(jax.tree.leaves(state), expected, strict=True):
     np.testing.assert_array_equal(leaf, saved)
