@@ -15,8 +15,8 @@ from bn_inception import command_line
 from bn_inception.data import imagenet
 from bn_inception.errors import UserError, check_room, writing
 from bn_inception.evaluation import (
+  checkpoints,
   inference,
-  passes,
   predictions,
   report,
   scores,
@@ -177,20 +177,20 @@ def main() -> None:
       '--step chooses in --workdir: leave it out beside --checkpoint'
     )
   paths = _CHECKPOINT.value or [
-    passes.find_checkpoint(_WORKDIR.value, _STEP.value)
+    checkpoints.find_checkpoint(_WORKDIR.value, _STEP.value)
   ]
   if _IMAGES.value:
     refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
-  options = passes.EvaluationOptions(
+  options = checkpoints.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
     batch_size=_BATCH_SIZE.value,
     data_dir=_DATA_DIR.value,
     crops=CROPS.get(_CROPS.value),
     statistics=_STATISTICS.value,
-    population=passes.PopulationOptions(
+    population=checkpoints.PopulationOptions(
       num_batches=_STATISTICS_BATCHES.value,
       seed=_STATISTICS_SEED.value,
       dataset=_STATISTICS_DATASET.value,
@@ -201,7 +201,7 @@ def main() -> None:
     real=_REAL.value,
     is_named=_SAVE_PREDICTIONS.value is not None,
   )
-  members = passes.prepare(paths, options)
+  members = checkpoints.prepare(paths, options)
   folder = os.path.dirname(os.path.abspath(paths[0]))
   if not _CHECKPOINT.value:
     folder = _WORKDIR.value
@@ -212,12 +212,12 @@ def main() -> None:
   files['by class'] = os.path.splitext(files['output'])[0] + '.csv'
   distributed.from_first(lambda: check_files(files))
   if _SAVE_PREDICTIONS.value:
-    source, names = members[0].evaluator.source, members[0].names
+    source, names = members[0].source, members[0].names
     size = 4 * len(source) * len(source.class_names) + names.nbytes
     distributed.from_first(
       lambda: check_room(_SAVE_PREDICTIONS.value, size, REMEDY)
     )
-  result, found = passes.evaluate_members(members)
+  result, found = checkpoints.evaluate_members(members)
   report.print_table(result)
   *_, last = found.values()  # of both statistics, those of the population
   report.print_worst_classes(last)

@@ -20,7 +20,7 @@ from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
 from bn_inception import command_line, mesh
 from bn_inception.dryrun import hlo_text, prediction
-from bn_inception.experiment import make_update
+from bn_inception.experiment import make_setup
 from bn_inception.machine.path_flags import define_path
 from configs import compose
 
@@ -63,10 +63,10 @@ def lower_ours(devices, batch_size: int, values: dict):
   config.model.dtype = 'bfloat16'
   for name, value in values.items():
     config.model[name] = value
-  update = make_update(
+  setup = make_setup(
     config.to_dict(), devices, NUM_CLASSES, 3, num_examples=1_281_167
   )
-  return update.train_step.lower(*update.abstract_arguments())
+  return setup.train_step.lower(*setup.abstract_arguments())
 
 
 def lower_linen(devices, batch_size: int, stem: str):

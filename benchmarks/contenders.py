@@ -85,7 +85,7 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
     # Older versions do so in keep_memory.
     getattr(host, 'run_steps_in_main_thread', lambda: None)()
 
-  from bn_inception.experiment import make_model, make_update
+  from bn_inception import experiment
   from bn_inception.inception import fold_batch_norm
   from configs import compose
 
@@ -101,23 +101,25 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
   num_classes = 10 if is_grey else NUM_CLASSES
   images, labels = make_images(setup, 1 if is_grey else 3)
   if setup.task == 'inference':
-    model = make_model(config, num_classes)
+    model = experiment.make_model(config, num_classes)
     x = jnp.asarray(images / 127.5 - 1.0, jnp.float32)
     index = jnp.arange(len(images))
     variables = jax.jit(model.init)(jax.random.key(0), x[:1], index[:1])
     folded, variables = fold_batch_norm(model, variables)
     apply = jax.jit(folded.apply)
     return infer_with(lambda: apply(variables, x, index))
-  update = make_update(
+  # Before the Setup, its steps were those of an Update.
+  make = getattr(experiment, 'make_setup', None) or experiment.make_update
+  made = make(
     config, jax.devices()[:1], num_classes, images.shape[-1], 1_281_167
   )
-  state = update.create_state(jax.random.key(0))
+  state = made.create_state(jax.random.key(0))
   index = jnp.arange(len(images), dtype=jnp.int32)
   batch = {
     'image': images, 'label': labels, 'index': index,
     'mask': jnp.ones(len(images), bool),
   }  # fmt: skip
-  _, abstract_batch, _ = update.abstract_arguments()
+  _, abstract_batch, _ = made.abstract_arguments()
   batch = {
     name: jax.device_put(batch[name], abstract.sharding)
     for name, abstract in abstract_batch.items()
@@ -127,7 +129,7 @@ def ours(setup: Setup, task: str, values: dict) -> Callable[[int], None]:
   def run(num_steps):
     nonlocal state
     for _ in range(num_steps):
-      state, metrics = update.train_step(state, batch, rng)
+      state, metrics = made.train_step(state, batch, rng)
     jax.block_until_ready((state, metrics))
 
   return run

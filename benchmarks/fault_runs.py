@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from bn_inception import mesh
-from bn_inception.experiment import make_abstract_state
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.integrity import MANIFEST_FILE
 from bn_inception.runs.logbook import read_metrics
@@ -384,14 +383,8 @@ class Run:
   def _last_state(self):
     """Of the last step: parameters, statistics, momentum, step."""
     path = checkpoint_folder.find(str(self.checkpoints), self.num_steps)
-    description = checkpoint.read_description(path)
-    abstract_state = make_abstract_state(
-      description['config'],
-      len(description['class_names']),
-      description['num_channels'],
-    )
-    devices = mesh.make_evaluation_mesh(jax.devices()[:1])
-    state = checkpoint.restore(path, abstract_state, mesh.replicated(devices))
+    setup = setup_of_checkpoint(checkpoint.read_description(path))
+    state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
     return jax.device_get(state)
 
 

@@ -1,19 +1,29 @@
-"""From a config, a plain nested dict, to everything that a program needs.
+"""From a config, a plain nested dict, to what every program does with it.
 
-Each section of the config but `source` is the keyword arguments of one function:
-`data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling`
--> `scale_image`, `model` -> `Inception` or `Perceptron` (`architecture` says
-which), `optimizer` -> `make_optimizer`, `training` -> `TrainingOptions`. What
-their values may be is in `ranges`.
+Each section of the config except `source` holds the keyword arguments of one
+function: `data` -> `InputOptions`, `augment` -> `photometric_distortion`,
+`input_scaling` -> `scale_image`, `model` -> `Inception` or `Perceptron`
+(`architecture` says which), `optimizer` -> `make_optimizer`, `training` ->
+`TrainingOptions`. `ranges` holds the valid values.
+
+`make_setup` parses them once, into a `Setup`: the network, the recipe and the
+devices. `make_experiment` adds the opened data of a training run. A training loop
+of one's own:
+
+  experiment = make_experiment(config, data_dir)
+  state = experiment.create_state()
+  for batch in experiment.batches(0):
+    state, metrics = experiment.train_step(state, batch, experiment.rng)
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bn_inception import inception, mesh, perceptron, ranges, steps
 from bn_inception.data import augment
@@ -36,7 +46,7 @@ from bn_inception.machine import distributed, shared_memory
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.train_state import TrainState, create_train_state
 
-# Of updates between two records where they follow the length of an epoch.
+# The longest interval between two records that follow the length of an epoch.
 MAX_LOG_STEPS = 100
 # On the devices a step is an int32.
 _MAX_STEPS = 2**31 - 1
@@ -88,293 +98,289 @@ class TrainingOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator:
-  """A split, and the step that evaluates a network on it.
+class Setup:
+  """A config on some devices: the network, the recipe, the steps and the batches.
+
+  `make_setup` makes one, `setup_of_checkpoint` one to evaluate with. Each step
+  compiles at its first call; its program lives as long as the setup.
 
   Attributes:
-    source: the split.
+    config: the plain nested dict of configs/.
+    input_options: its section `data`.
+    num_channels: of the images.
     model: the network, in evaluation mode.
-    make_eval_step: model -> ((variables, batch) -> sums).
-    make_predict_step: model -> ((variables, batch) -> probabilities).
-    batches: () -> one pass over the split, on the devices.
-    abstract_state: shapes of the train state, for restoring checkpoints.
-    device_mesh: the devices.
-  """
-
-  source: Source
-  model: nn.Module
-  make_eval_step: Callable
-  make_predict_step: Callable
-  batches: Callable[[], Iterator[dict]]
-  abstract_state: TrainState
-  device_mesh: jax.sharding.Mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class StatisticsPass:
-  """Training mini-batches to take population statistics from (Algorithm 2).
-
-  Attributes:
-    step: (variables, batch, rng) -> batch_stats of one mini-batch.
-    batches: (number) -> so many mini-batches, as in training.
-    rng: key of the distortions.
-    batch_size: examples in each.
-  """
-
-  step: Callable
-  batches: Callable[[int], Iterator[dict]]
-  rng: jax.Array
-  batch_size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A training run, assembled.
-
-  Attributes:
-    options: see `TrainingOptions`; without zeros for "once an epoch".
-    batch_size: global batch.
-    num_steps: updates of the whole run.
-    steps_per_epoch: training examples / global batch.
-    source: the training split.
-    met_again_fraction: how badly its order mixes: see `order`.
-    create_state: () -> the initial state.
-    batches: (first step) -> the batches from there to the end.
-    train_step: (state, batch, rng) -> (state, metrics).
-    rng: key of augmentation and dropout.
-    evaluator: of the evaluation split.
-    statistics_pass: for population statistics at every evaluation; None: no BN,
-      or they are not wanted.
-  """
-
-  options: TrainingOptions
-  batch_size: int
-  num_steps: int
-  steps_per_epoch: float
-  source: Source
-  met_again_fraction: float
-  create_state: Callable[[], TrainState]
-  batches: Callable[[int], DeviceBatches]
-  train_step: Callable
-  rng: jax.Array
-  evaluator: Evaluator
-  statistics_pass: StatisticsPass | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-  """One update of a training run, on devices that need not be here.
-
-  Attributes:
-    device_mesh: the devices, in groups that share statistics.
     optimizer: see `make_optimizer`.
-    create_state: (key of the initial weights) -> the initial state.
-    train_step: (state, batch, rng) -> (state, metrics).
-    abstract_arguments: () -> the arguments of `train_step` as shapes, types and
-      places, from which it can be compiled.
+    norm_batch_size: how many examples share batch statistics in training; 0
+      without batch normalization.
+    device_mesh: the devices; in training, in groups for this number.
+    scale: image -> the network's input.
+    distort: (image, index, key) -> image, in training.
   """
 
-  device_mesh: jax.sharding.Mesh
+  config: dict
+  input_options: InputOptions
+  num_channels: int
+  model: nn.Module
   optimizer: Optimizer
-  create_state: Callable[[jax.Array], TrainState]
-  train_step: Callable
-  abstract_arguments: Callable[[], tuple]
+  norm_batch_size: int
+  device_mesh: jax.sharding.Mesh
+  scale: Callable[[jax.Array], jax.Array]
+  distort: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+  @property
+  def batch_size(self) -> int:
+    """The global batch of an update."""
+    return self.config['batch_size']
+
+  @property
+  def micro_batch_size(self) -> int:
+    """The global batch of a forward pass in training."""
+    return self.batch_size // self.optimizer.accumulate_steps
+
+  @property
+  def replicated(self) -> jax.sharding.Sharding:
+    """Where states and variables are: on every device."""
+    return mesh.replicated(self.device_mesh)
+
+  @cached_property
+  def train_step(self) -> Callable:
+    """(state, batch, rng) -> (state, metrics): see `steps.train_step`."""
+    return steps.make_train_step(
+      self.device_mesh,
+      optimizer=self.optimizer,
+      model=self._training_model,
+      prepare=self.training_input,
+    )
+
+  @cached_property
+  def eval_step(self) -> Callable:
+    """(variables, batch) -> sums: see `steps.eval_step`."""
+    return steps.make_eval_step(
+      self.device_mesh, model=self.model, prepare=self.scale
+    )
+
+  @cached_property
+  def predict_step(self) -> Callable:
+    """(variables, batch) -> probabilities: see `steps.predict_step`."""
+    return steps.make_predict_step(
+      self.device_mesh, model=self.model, prepare=self.scale
+    )
+
+  @cached_property
+  def statistics_step(self) -> Callable:
+    """(variables, batch, rng) -> batch_stats: see `steps.statistics_step`."""
+    return steps.make_statistics_step(
+      self.device_mesh, model=self._training_model, prepare=self.training_input
+    )
+
+  @property
+  def _training_model(self) -> nn.Module:
+    return self.model.clone(train=True, axis_name=mesh.MEMBER)
+
+  def training_input(
+    self, image: jax.Array, index: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    """The network's input in training: distorted, then scaled."""
+    return self.scale(self.distort(image, index, key))
+
+  def create_state(self, key: jax.Array) -> TrainState:
+    """The initial state, on every device.
+
+    Args:
+      key: of the initial weights.
+    """
+
+    # Defined here, so that its program ends with the call: it would take 100 MB
+    # of the host's memory to the end of the run.
+    def create_initial_state(key):
+      return self._create_state(key)
+
+    # Placed as the step returns it; otherwise the second step compiles again.
+    return jax.jit(create_initial_state, out_shardings=self.replicated)(key)
+
+  def _create_state(self, key: jax.Array) -> TrainState:
+    size = self.input_options.image_size
+    shape = (size, size, self.num_channels)
+    return create_train_state(self.model, self.optimizer, key, shape)
+
+  def abstract_state(self) -> TrainState:
+    """The shapes of the state, for restoring checkpoints."""
+    return jax.eval_shape(self._create_state, jax.random.key(0))
+
+  def abstract_arguments(self) -> tuple[TrainState, dict, jax.Array]:
+    """Shapes, types and places of `train_step`'s arguments, to compile it from."""
+    state, rng = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=self.replicated
+      ),
+      (self.abstract_state(), jax.eval_shape(jax.random.key, 0)),
+    )
+    accumulate_steps = self.optimizer.accumulate_steps
+    batch = abstract_training_batch(
+      self.input_options,
+      self.batch_size,
+      self.num_channels,
+      mesh.split_batch(self.device_mesh, accumulate_steps > 1),
+      accumulate_steps,
+    )
+    return state, batch, rng
+
+  def train_batches(
+    self, source: Source, first_step: int, last_step: int
+  ) -> DeviceBatches:
+    """The batches of updates first_step .. last_step - 1."""
+    accumulate_steps = self.optimizer.accumulate_steps
+    batches = training_batches(
+      source,
+      self.input_options,
+      self.batch_size,
+      self.config['seed'],
+      first_step,
+      last_step,
+      accumulate_steps,
+    )
+    return DeviceBatches(batches, self.device_mesh, accumulate_steps > 1)
+
+  def eval_batches(
+    self, source: Source, num_inputs: int | None = None
+  ) -> DeviceBatches:
+    """One pass over a source, padded and masked.
+
+    Args:
+      source: to evaluate on.
+      num_inputs: of the network at a time, whatever the crops; None: the
+        config's `eval_batch_size`.
+    """
+    batch_size = self._eval_batch_size(num_inputs)
+    return DeviceBatches(
+      evaluation_batches(source, self.input_options, batch_size),
+      self.device_mesh,
+    )
+
+  def _eval_batch_size(self, num_inputs: int | None = None) -> int:
+    """In images, a multiple of the devices."""
+    num_inputs = num_inputs or self.config['eval_batch_size']
+    num_images = max(1, num_inputs // NUM_CROPS[self.input_options.eval_crop])
+    num_devices = self.device_mesh.devices.size
+    return -(-num_images // num_devices) * num_devices
+
+  def statistics_batches(
+    self, source: Source, num_batches: int, seed: int
+  ) -> DeviceBatches:
+    """Batches to take statistics from, as large and as distorted as in training.
+
+    Labels have no influence, so a source of other classes will do.
+
+    Args:
+      source: of images with `num_channels`.
+      num_batches: how many.
+      seed: of their order.
+    """
+    options = self.input_options
+    if options.num_shards > len(source):  # fewer examples than in training
+      options = dataclasses.replace(options, shuffle='global')
+    return DeviceBatches(
+      training_batches(
+        source, options, self.micro_batch_size, seed, 0, num_batches
+      ),
+      self.device_mesh,
+    )
+
+  def evaluation_loads(
+    self, source: Source, statistics_batches: int = sys.maxsize
+  ) -> list[shared_memory.Load]:
+    """Of `eval_batches` and of `statistics_batches`, never both at a time."""
+    options = self.input_options
+    return [
+      evaluation_load(options, self._eval_batch_size(), source),
+      training_load(
+        options, self.micro_batch_size, self.num_channels, statistics_batches
+      ),
+    ]
 
 
-def make_update(
+def make_setup(
   config: dict,
   devices: Sequence[jax.Device],
   num_classes: int,
   num_channels: int,
-  num_examples: int,
-) -> Update:
-  """Assembles what a run does in every step; opens no data.
+  num_examples: int | None = None,
+  with_batch_statistics: bool = True,
+) -> Setup:
+  """Parses a config for a network, devices and data; opens no data.
 
   Args:
-    config: the plain nested dict of configs/.
-    devices: to train on; those of a topology description will do.
-    num_classes, num_channels, num_examples: of the training split.
+    config: the plain nested dict of configs/, see `ranges.check_config`.
+    devices: to compute on; those of a topology description will do.
+    num_classes, num_channels: of the data that the network is for.
+    num_examples: of the training split; None: not to train.
+    with_batch_statistics: group the devices by the examples that share batch
+      statistics. Moving averages need no groups: any number of devices will do.
 
   Raises:
-    UserError: for values that make no sense, or a batch that cannot be
-      divided.
+    UserError: for values that make no sense, or a batch that cannot be divided.
   """
-  ranges.check_config(config)
-  optimizer = _make_optimizer(config, num_examples)
-  device_mesh = _make_training_mesh(config, devices)
-  options = InputOptions(**config['data'])
+  batch_size = config['batch_size']
+  optimizer = make_optimizer(
+    steps_per_epoch=None if num_examples is None else num_examples / batch_size,
+    batch_size=batch_size,
+    **config['optimizer'],
+  )
+  input_options = InputOptions(**config['data'])
   model = make_model(config, num_classes)
-  replicated = mesh.replicated(device_mesh)
-  shape = (options.image_size, options.image_size, num_channels)
-
-  def create_state(key):
-    # Defined here, so that its program ends with the call: it would take 100 MB
-    # of the host's memory to the end of the run.
-    def create_initial_state(key):
-      return create_train_state(model, optimizer, key, shape)
-
-    # Placed as the step returns it; otherwise the second step compiles again.
-    return jax.jit(create_initial_state, out_shardings=replicated)(key)
-
-  def abstract_arguments():
-    rng = jax.eval_shape(jax.random.key, 0)
-    state, rng = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-      (jax.eval_shape(create_state, rng), rng),
-    )
-    batch = abstract_training_batch(
-      options,
-      config['batch_size'],
-      num_channels,
-      mesh.split_batch(device_mesh, optimizer.accumulate_steps > 1),
+  norm_batch_size = 0
+  if config['model']['use_batch_norm']:
+    micro_batch_size = batch_size // optimizer.accumulate_steps
+    norm_batch_size = config['norm_batch_size'] or micro_batch_size
+  device_mesh = mesh.make_evaluation_mesh(devices)
+  if with_batch_statistics:
+    # Section 3: a variance needs m > 1 values.
+    is_single = model.fewest_values(input_options.image_size) == 1
+    device_mesh = mesh.make_training_mesh(
+      devices,
+      batch_size,
+      norm_batch_size,
       optimizer.accumulate_steps,
+      fewest=2 if norm_batch_size and is_single else 1,
     )
-    return state, batch, rng
-
-  return Update(
-    device_mesh=device_mesh,
+  setup = Setup(
+    config=config,
+    input_options=input_options,
+    num_channels=num_channels,
+    model=model,
     optimizer=optimizer,
-    create_state=create_state,
-    train_step=steps.make_train_step(
-      device_mesh,
-      model=model.clone(train=True, axis_name=mesh.MEMBER),
-      optimizer=optimizer,
-      prepare=_training_input(config, num_channels),
-    ),
-    abstract_arguments=abstract_arguments,
+    norm_batch_size=norm_batch_size,
+    device_mesh=device_mesh,
+    scale=partial(augment.scale_image, **config['input_scaling']),
+    distort=partial(augment.photometric_distortion, **config['augment']),
   )
-
-
-def make_evaluation_batches(
-  config: dict, source: Source, device_mesh: jax.sharding.Mesh
-) -> DeviceBatches:
-  """One pass over a source, padded and masked, on the devices.
-
-  The network sees `eval_batch_size` inputs at a time, whatever the crops.
-  """
-  options = InputOptions(**config['data'])
-  batch_size = _evaluation_batch_size(config, device_mesh)
-  return DeviceBatches(
-    evaluation_batches(source, options, batch_size),
-    mesh.split_batch(device_mesh),
+  # Tried on nothing, so that a misfit of the channels fails here, not in a step.
+  image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
+  jax.eval_shape(
+    setup.training_input, image, jnp.zeros(1, int), jax.random.key(0)
   )
+  return setup
 
 
-def _evaluation_batch_size(config: dict, device_mesh: jax.sharding.Mesh) -> int:
-  """In images, a multiple of the devices."""
-  num_devices = device_mesh.devices.size
-  num_crops = NUM_CROPS[config['data']['eval_crop']]
-  num_images = max(1, config['eval_batch_size'] // num_crops)
-  return -(-num_images // num_devices) * num_devices
-
-
-def limit_workers(
-  config: dict, source: Source, device_mesh: jax.sharding.Mesh
-) -> None:
-  """Lowers `data.num_workers` to those whose batches shared memory holds.
-
-  For programs that have no flag for it; says so in one line.
+def setup_of_checkpoint(
+  description: dict, with_batch_statistics: bool = False
+) -> Setup:
+  """To restore a checkpoint and apply its network, on all devices.
 
   Args:
-    config: of a run, to be changed.
-    source, device_mesh: to be evaluated, and where.
-  """
-  options = InputOptions(**config['data'])
-  batch_size = _evaluation_batch_size(config, device_mesh)
-  loads = (
-    evaluation_load(options, batch_size, source),
-    _statistics_load(config, source.num_channels),
-  )
-  wanted, prefetch = options.num_workers, options.prefetch
-  fitting = min(
-    shared_memory.fitting_workers(wanted, prefetch, [load]) for load in loads
-  )
-  if fitting < wanted:
-    needed = max(
-      shared_memory.needed_bytes(wanted, prefetch, [load]) for load in loads
-    )
-    print(
-      f'{shared_memory.PLACE} has room for {fitting} of {wanted} worker '
-      f'processes: all need `docker run --shm-size={-(-needed // 2**20)}m`'
-    )
-    config['data']['num_workers'] = fitting
-
-
-def _statistics_load(
-  config: dict, num_channels: int, num_batches: int = sys.maxsize
-) -> shared_memory.Load:
-  micro_batch = config['batch_size'] // config['optimizer']['accumulate_steps']
-  return training_load(
-    InputOptions(**config['data']), micro_batch, num_channels, num_batches
-  )
-
-
-def _check_shared_memory(
-  config: dict, source: Source, evaluator: Evaluator, num_steps: int
-) -> None:
-  """Training batches stay while evaluations come and go."""
-  options = InputOptions(**config['data'])
-  if options.num_workers == 0:
-    return
-  num_processes = distributed.processes_on_this_host()
-  num_channels, num_batches = (
-    source.num_channels, config['training']['population_batches'],
-  )  # fmt: skip
-  training = training_load(
-    options, config['batch_size'], num_channels, num_steps
-  )
-  batch_size = _evaluation_batch_size(config, evaluator.device_mesh)
-  for other in (
-    evaluation_load(options, batch_size, evaluator.source),
-    _statistics_load(config, num_channels, num_batches),
-  ):
-    shared_memory.check(
-      options.num_workers,
-      options.prefetch,
-      [training, other],
-      num_processes,
-    )
-
-
-def make_evaluator(
-  config: dict, source: Source, device_mesh: jax.sharding.Mesh
-) -> Evaluator:
-  """Assembles the evaluation of one split.
+    description: see `checkpoint.read_description`.
+    with_batch_statistics: see `make_setup`.
 
   Raises:
-    UserError: if its config makes no sense.
+    UserError: as `make_setup`.
   """
-  scale = partial(augment.scale_image, **config['input_scaling'])
-  return Evaluator(
-    source=source,
-    model=make_model(config, len(source.class_names)),
-    make_eval_step=lambda model: steps.make_eval_step(
-      device_mesh, model=model, prepare=scale
-    ),
-    make_predict_step=lambda model: steps.make_predict_step(
-      device_mesh, model=model, prepare=scale
-    ),
-    batches=lambda: make_evaluation_batches(config, source, device_mesh),
-    abstract_state=make_abstract_state(
-      config, len(source.class_names), source.num_channels
-    ),
-    device_mesh=device_mesh,
+  return make_setup(
+    description['config'],
+    jax.devices(),
+    len(description['class_names']),
+    description['num_channels'],
+    with_batch_statistics=with_batch_statistics,
   )
-
-
-def make_abstract_state(
-  config: dict, num_classes: int, num_channels: int
-) -> TrainState:
-  """The shapes of a run's train state, for restoring its checkpoints."""
-  size = config['data']['image_size']
-  create = partial(
-    create_train_state,
-    make_model(config, num_classes),
-    # Shapes do not depend on the schedule, so that any epoch length will do.
-    _make_optimizer(config, num_examples=1),
-    image_shape=(size, size, num_channels),
-  )
-  return jax.eval_shape(create, jax.random.key(0))
 
 
 def make_model(config: dict, num_classes: int) -> nn.Module:
@@ -395,58 +401,59 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
   )
 
 
-def make_statistics_pass(
-  config: dict,
-  num_classes: int,
-  num_channels: int,
-  data_dir: str | None,
-  dataset: str,
-  split: str,
-  seed: int,
-) -> StatisticsPass:
-  """Assembles the mini-batches, as large and as distorted as in training.
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A training run: a setup, its data, and how long to train.
 
-  Labels have no influence, so that another data set may have other classes.
-
-  Args:
-    config: of the run.
-    num_classes, num_channels: that its network is for.
-    data_dir: where TFDS data sets are; None: TFDS's default.
-    dataset, split: usually those of training; others adapt the statistics to
-      another domain (Section 5).
-    seed: of order and distortions.
-
-  Raises:
-    UserError: if the data are missing or of other channels, or the batch cannot
-      be divided.
+  Attributes:
+    setup: see `Setup`.
+    source: the training split.
+    eval_source: the evaluation split.
+    options: without zeros for "once an epoch".
+    num_steps: updates of the whole run.
+    met_again_fraction: how badly the order mixes: see `order`.
   """
-  batch_size = config['batch_size'] // config['optimizer']['accumulate_steps']
-  device_mesh = _make_training_mesh(config, jax.devices())
-  source = open_split(config, dataset, split, data_dir)
-  if source.num_channels != num_channels:
-    raise UserError(
-      f'{source.name} has images of {source.num_channels} channels and the '
-      f'network takes {num_channels}: take statistics from another data set'
-    )
-  options = InputOptions(**config['data'])
-  if options.num_shards > len(
-    source
-  ):  # a smaller data set than that of training
-    options = dataclasses.replace(options, shuffle='global')
-  model = make_model(config, num_classes)
-  return StatisticsPass(
-    step=steps.make_statistics_step(
-      device_mesh,
-      model=model.clone(train=True, axis_name=mesh.MEMBER),
-      prepare=_training_input(config, num_channels),
-    ),
-    batches=lambda num_batches: DeviceBatches(
-      training_batches(source, options, batch_size, seed, 0, num_batches),
-      mesh.split_batch(device_mesh),
-    ),
-    rng=mesh.replicate(jax.random.key(seed), device_mesh),
-    batch_size=batch_size,
-  )
+
+  setup: Setup
+  source: Source
+  eval_source: Source
+  options: TrainingOptions
+  num_steps: int
+  met_again_fraction: float
+
+  @property
+  def batch_size(self) -> int:
+    """The global batch."""
+    return self.setup.batch_size
+
+  @property
+  def steps_per_epoch(self) -> float:
+    """Training examples / global batch; need not be whole."""
+    return len(self.source) / self.batch_size
+
+  @property
+  def train_step(self) -> Callable:
+    """(state, batch, rng) -> (state, metrics): see `steps.train_step`."""
+    return self.setup.train_step
+
+  @cached_property
+  def rng(self) -> jax.Array:
+    """Key of augmentation and dropout, on every device."""
+    _, key = self._keys()
+    return mesh.replicate(key, self.setup.device_mesh)
+
+  def create_state(self) -> TrainState:
+    """The initial state."""
+    key, _ = self._keys()
+    return self.setup.create_state(key)
+
+  def _keys(self) -> jax.Array:
+    """Of the initial weights, and of the steps."""
+    return jax.random.split(jax.random.key(self.setup.config['seed']))
+
+  def batches(self, first_step: int) -> DeviceBatches:
+    """The batches from a step to the end of the run."""
+    return self.setup.train_batches(self.source, first_step, self.num_steps)
 
 
 def make_experiment(config: dict, data_dir: str | None) -> Experiment:
@@ -461,70 +468,57 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
       splits do not fit each other, or a batch that cannot be divided.
   """
   ranges.check_config(config)  # before data are opened
-  batch_size, seed = config['batch_size'], config['seed']
   names = config['source']
-  source = open_split(config, names['dataset'], names['train_split'], data_dir)
-  update = make_update(
+  source, eval_source = (
+    open_split(config, names['dataset'], names[split], data_dir)
+    for split in ('train_split', 'eval_split')
+  )
+  setup = make_setup(
     config,
     jax.devices(),
-    num_classes=len(source.class_names),
-    num_channels=source.num_channels,
-    num_examples=len(source),
-  )
-  device_mesh, optimizer = update.device_mesh, update.optimizer
-  eval_source = open_split(
-    config, names['dataset'], names['eval_split'], data_dir
+    len(source.class_names),
+    source.num_channels,
+    len(source),
   )
   _check_splits(names, source, eval_source)
-  evaluator = make_evaluator(config, eval_source, device_mesh)
-  steps_per_epoch = len(source) / batch_size
+  steps_per_epoch = len(source) / setup.batch_size
   options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
-  input_options = InputOptions(**config['data'])
-  num_steps = _count_steps(options.num_epochs, steps_per_epoch)
-  _check_shared_memory(config, source, evaluator, num_steps)
-  weights_key, steps_key = jax.random.split(jax.random.key(seed))
-  statistics_pass = None
-  if options.population_batches and config['model']['use_batch_norm']:
-    statistics_pass = make_statistics_pass(
-      config,
-      len(source.class_names),
-      source.num_channels,
-      data_dir,
-      names['dataset'],
-      names['train_split'],
-      seed,
-    )
-  return Experiment(
-    options=options,
-    batch_size=batch_size,
-    num_steps=num_steps,
-    steps_per_epoch=steps_per_epoch,
+  experiment = Experiment(
+    setup=setup,
     source=source,
+    eval_source=eval_source,
+    options=options,
+    num_steps=_count_steps(options.num_epochs, steps_per_epoch),
     met_again_fraction=met_again_fraction(
       len(source),
-      input_options.num_shards,
-      input_options.shuffle,
-      seed,
-      examples_sharing_statistics(config) or batch_size,
+      setup.input_options.num_shards,
+      setup.input_options.shuffle,
+      config['seed'],
+      setup.norm_batch_size or setup.batch_size,
     ),
-    create_state=lambda: update.create_state(weights_key),
-    batches=lambda first_step: DeviceBatches(
-      training_batches(
-        source,
-        input_options,
-        batch_size,
-        seed,
-        first_step,
-        num_steps,
-        optimizer.accumulate_steps,
-      ),
-      mesh.split_batch(device_mesh, optimizer.accumulate_steps > 1),
-    ),
-    train_step=update.train_step,
-    rng=mesh.replicate(steps_key, device_mesh),
-    evaluator=evaluator,
-    statistics_pass=statistics_pass,
   )
+  _check_shared_memory(experiment)
+  return experiment
+
+
+def _check_shared_memory(experiment: Experiment) -> None:
+  """Training batches stay while evaluations come and go."""
+  setup = experiment.setup
+  options = setup.input_options
+  if options.num_workers == 0:
+    return
+  training = training_load(
+    options, setup.batch_size, setup.num_channels, experiment.num_steps
+  )
+  for other in setup.evaluation_loads(
+    experiment.eval_source, experiment.options.population_batches
+  ):
+    shared_memory.check(
+      options.num_workers,
+      options.prefetch,
+      [training, other],
+      distributed.processes_on_this_host(),
+    )
 
 
 def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
@@ -535,14 +529,6 @@ def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
       f'{_MAX_STEPS:,} can be counted'
     )
   return num_steps
-
-
-def examples_sharing_statistics(config: dict) -> int:
-  """How many examples share batch statistics in training; 0 without BN."""
-  if not config['model']['use_batch_norm']:
-    return 0
-  micro_batch = config['batch_size'] // config['optimizer']['accumulate_steps']
-  return config['norm_batch_size'] or micro_batch
 
 
 def open_split(
@@ -569,45 +555,3 @@ def _check_splits(names: dict, source: Source, eval_source: Source) -> None:
       f'{source.name} are of other classes or images ({different}): give splits '
       'that fit each other'
     )
-
-
-def _make_training_mesh(
-  config: dict, devices: Sequence[jax.Device]
-) -> jax.sharding.Mesh:
-  norm_batch_size, fewest = 0, 1
-  if config['model']['use_batch_norm']:
-    norm_batch_size = config['norm_batch_size']
-    # Section 3: a variance needs m > 1 values.
-    model = make_model(config, num_classes=1)
-    if model.fewest_values(config['data']['image_size']) == 1:
-      fewest = 2
-  return mesh.make_training_mesh(
-    devices,
-    config['batch_size'],
-    norm_batch_size,
-    config['optimizer']['accumulate_steps'],
-    fewest,
-  )
-
-
-def _make_optimizer(config: dict, num_examples: int) -> Optimizer:
-  batch_size = config['batch_size']
-  return make_optimizer(
-    steps_per_epoch=num_examples / batch_size,
-    batch_size=batch_size,
-    **config['optimizer'],
-  )
-
-
-def _training_input(config: dict, num_channels: int) -> Callable:
-  """(image, index, key) -> the network's input: distorted, then scaled."""
-  distort = partial(augment.photometric_distortion, **config['augment'])
-  scale = partial(augment.scale_image, **config['input_scaling'])
-
-  def prepare(image, index, key):
-    return scale(distort(image, index, key))
-
-  # Tried on nothing, so that a misspelt key fails here and not in the step.
-  image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
-  jax.eval_shape(prepare, image, jax.numpy.zeros(1, int), jax.random.key(0))
-  return prepare

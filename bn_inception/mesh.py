@@ -1,8 +1,11 @@
 """The device mesh: always the axes ('group', 'member').
 
-The devices of one group share batch statistics; the sizes of the axes follow
-from the number of devices and from `norm_batch_size`. Batches are split over
-both axes, everything else is replicated.
+Batches are split over both axes; everything else is replicated. The devices of one
+group share batch statistics, so a network trains only on a mesh that was made for
+its `norm_batch_size`. Where this number is at most a device's part of the batch,
+'member' has size 1 and `BatchNorm` cuts the part into normalisation batches; where
+it is larger, the devices along 'member' hold exactly one of them. With one number
+for both, the mesh and `BatchNorm(axis_name=MEMBER)` therefore always agree.
 """
 
 import functools
@@ -29,24 +32,22 @@ def make_training_mesh(
   accumulate_steps: int = 1,
   fewest: int = 1,
 ) -> Mesh:
-  """A mesh whose groups hold `norm_batch_size` examples each, or divide evenly.
+  """A mesh for training with batch statistics of `norm_batch_size` examples.
 
   Args:
     devices: all devices of all processes.
     batch_size: global batch.
-    norm_batch_size: examples that share statistics; 0 = the global batch.
+    norm_batch_size: examples that share statistics; 0 = the whole micro-batch.
     accumulate_steps: micro-batches that the batch is cut into.
     fewest: examples that must share statistics: 2 where each gives a single
       value, which has no variance.
 
   Returns:
-    Mesh with axes ('group', 'member'): 'member' has several devices exactly
-    when a normalisation batch is larger than a device's part.
+    Mesh with axes ('group', 'member'), see the module's docstring.
 
   Raises:
-    UserError: if the batch cannot be divided over the devices, or not into
-      normalisation batches, or if these are too small; names the sizes that
-      work.
+    UserError: if the batch cannot be divided over the devices or into
+      normalisation batches, or if these are too small; names sizes that work.
   """
   num_devices = len(devices)
   num_parts = num_devices * accumulate_steps
@@ -61,8 +62,8 @@ def make_training_mesh(
   if local * num_devices < fewest:
     raise UserError(
       f'batch_size {batch_size}: batch normalization of this network needs at '
-      f'least {fewest} examples that share statistics, and there is {local}: use '
-      f'a larger one, such as --config.batch_size={32 * num_parts}'
+      f'least {fewest} examples that share statistics, but there is {local}: use '
+      f'a larger batch, such as --config.batch_size={32 * num_parts}'
     )
   possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
   possible = sorted({size for size in possible if size >= fewest})
@@ -107,17 +108,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
-  """An array that all processes have, on every device of all of them."""
+  """Puts an array that all processes hold on every device of all of them."""
   return jax.jit(lambda: x, out_shardings=replicated(mesh))()
 
 
 def differing_leaves(tree, mesh: Mesh) -> list[str]:
-  """Names of the replicated arrays whose copies are not the same everywhere.
+  """Names of the replicated arrays whose copies differ between devices.
 
-  Copies are compared by a sum over their bits, weighted by position.
+  Compares copies by a sum over their bits, weighted by position.
 
   Args:
-    tree: of arrays of 32 bits, replicated.
+    tree: replicated arrays of 32-bit types.
     mesh: their devices.
   """
   if mesh.devices.size == 1:
@@ -133,7 +134,7 @@ def differing_leaves(tree, mesh: Mesh) -> list[str]:
 
 @functools.cache
 def _comparison(mesh: Mesh):
-  """Arrays -> whether the devices have different ones, bool [arrays]."""
+  """Arrays -> whether their copies differ between devices, bool [arrays]."""
 
   def digest(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
@@ -156,9 +157,10 @@ def _comparison(mesh: Mesh):
 
 
 def split_batch(mesh: Mesh, is_accumulating: bool = False) -> NamedSharding:
-  """The leading axis is divided over all devices.
+  """Divides the leading axis over all devices.
 
-  With gradient accumulation it is the second: the first counts micro-batches.
+  With gradient accumulation it divides the second axis; the first counts
+  micro-batches.
   """
   if is_accumulating:
     return NamedSharding(mesh, PartitionSpec(None, AXES))

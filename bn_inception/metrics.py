@@ -1,7 +1,7 @@
 """Sums and counts over examples: never means of means.
 
-A metric is accumulated as a sum over examples and divided once, at the end, by
-the count; so every example weighs the same whatever the batches were.
+A metric is a sum over examples, divided by their count once, at the end, so that
+every example has the same weight whatever the batch size.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,18 @@ import optax
 
 Array = jax.Array
 
+# Which statistics the batch-norm layers used in an evaluation.
+MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
+
 
 def classification_sums(
   logits: Array, label: Array, mask: Array
 ) -> dict[str, Array]:
   """Cross-entropy and correct predictions, summed over the unmasked examples.
 
-  The rank of the label is the number of classes before it in the order of
-  descending logits, equal ones by index (as in `lax.top_k`). A row with a
-  non-finite logit counts as wrong.
+  The rank of the label is the number of classes before it in descending order of
+  logits, ties by index (as in `lax.top_k`). A row with a non-finite logit counts
+  as wrong.
 
   Args:
     logits: float32 [N, classes].
@@ -49,7 +52,7 @@ def classification_sums(
 
 
 def add_sums(batches: list[dict]) -> dict[str, float]:
-  """Adds up host-side sums of many batches, in float64."""
+  """Adds the sums of many batches on the host, in float64."""
   return {
     name: sum(float(batch[name]) for batch in batches)
     for name in ('loss_sum', 'top1_count', 'top5_count', 'count')
@@ -57,7 +60,7 @@ def add_sums(batches: list[dict]) -> dict[str, float]:
 
 
 def averages(sums: dict) -> dict[str, float]:
-  """Mean loss, and top-1 and top-5 accuracy in percent, of summed counts."""
+  """Mean loss, and top-1 and top-5 accuracy in percent, from sums."""
   count = sums['count']
   return {
     'loss': sums['loss_sum'] / count,
@@ -66,15 +69,15 @@ def averages(sums: dict) -> dict[str, float]:
   }
 
 
-# About one standard deviation to both sides of the median, as in Figure 1.
+# The median and about one standard deviation to both sides, as in Figure 1.
 PERCENTILES = (15, 50, 85)
 
 
 def percentiles(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
-  """Percentiles of what was measured in many batches, all examples together.
+  """Percentiles of measurements over the examples of many batches.
 
   Args:
-    batches: name -> values, one of each example; the same names in all.
+    batches: name -> values, one for each example; the same names in all.
 
   Returns:
     f'{name}_p{percentile}' -> value, for each of `PERCENTILES`.

@@ -16,28 +16,34 @@ from bn_inception.errors import UserError, check_choice
 
 Schedule = Callable[[jax.Array], jax.Array]
 
+PAPER_BATCH_SIZE = 32  # Section 4.2
+
 
 class Optimizer(NamedTuple):
-  """An optax transformation, and what the train step needs besides.
+  """An optax transformation, and what else the train step needs.
 
   Attributes:
     transform: the update rule.
     learning_rate_fn: the schedule inside it, for logging.
     average_decay: of the Polyak average of the parameters; 0 = none.
     accumulate_steps: micro-batches whose gradients are averaged per update.
+    learning_rate: the initial one, effective for the batch.
   """
 
   transform: optax.GradientTransformation
   learning_rate_fn: Schedule
   average_decay: float
   accumulate_steps: int
+  learning_rate: float
 
 
 def effective_learning_rate(
   learning_rate: float, batch_size: int, learning_rate_per_32: bool
 ) -> float:
   """The initial rate: as given, or per 32 examples of the global batch."""
-  return learning_rate * (batch_size / 32 if learning_rate_per_32 else 1.0)
+  if not learning_rate_per_32:
+    return learning_rate
+  return learning_rate * (batch_size / PAPER_BATCH_SIZE)
 
 
 def staircase_decay(
@@ -83,7 +89,7 @@ def kernel_mask(params):
 
 def make_optimizer(
   *,
-  steps_per_epoch: float,
+  steps_per_epoch: float | None,
   batch_size: int,
   learning_rate: float,
   learning_rate_per_32: bool,
@@ -108,7 +114,9 @@ def make_optimizer(
   of the L2 loss weight_decay / 2 * |kernel|^2; scales and biases have none.
 
   Args:
-    steps_per_epoch: training examples / global batch; need not be whole.
+    steps_per_epoch: training examples / global batch; need not be whole. None:
+      for creating and restoring states, which do not depend on the schedule;
+      an update raises a ValueError.
     batch_size: global batch, for `learning_rate_per_32`.
     learning_rate: initial rate.
     learning_rate_per_32: multiply the rate by batch_size / 32.
@@ -158,13 +166,15 @@ def make_optimizer(
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32
   )
-  decay_steps = decay_epochs * steps_per_epoch
-  learning_rate_fn = with_warmup(
-    cosine_decay(rate, decay_steps)
-    if schedule == 'cosine'
-    else staircase_decay(rate, decay_factor, decay_steps),
-    warmup_epochs * steps_per_epoch,
-  )
+  learning_rate_fn = _no_schedule
+  if steps_per_epoch is not None:
+    decay_steps = decay_epochs * steps_per_epoch
+    learning_rate_fn = with_warmup(
+      cosine_decay(rate, decay_steps)
+      if schedule == 'cosine'
+      else staircase_decay(rate, decay_factor, decay_steps),
+      warmup_epochs * steps_per_epoch,
+    )
   clip = [optax.clip_by_global_norm(max_gradient_norm)] * bool(
     max_gradient_norm
   )
@@ -174,4 +184,10 @@ def make_optimizer(
     optax.scale_by_learning_rate(learning_rate_fn),
     optax.trace(momentum, nesterov=nesterov),
   )
-  return Optimizer(transform, learning_rate_fn, average_decay, accumulate_steps)
+  return Optimizer(
+    transform, learning_rate_fn, average_decay, accumulate_steps, rate
+  )
+
+
+def _no_schedule(step: jax.Array) -> jax.Array:
+  raise ValueError('this optimizer was made without steps_per_epoch')

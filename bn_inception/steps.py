@@ -1,7 +1,8 @@
 """One update and one evaluation batch: pure functions of state and batch.
 
-`train_step` and `eval_step` run on each device under `shard_map`, on its part
-of the batch; `make_train_step` and `make_eval_step` wrap them for a mesh.
+`train_step`, `eval_step`, `predict_step` and `statistics_step` run on each device
+under `shard_map`, on its part of the batch; `make_train_step` and the others wrap
+them for a mesh.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,17 @@ from bn_inception.kernels.host import compiler_options
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 
-# Of the numbers that training and evaluation give. Raise it by one when a change
-# makes them others, beyond rounding: results of an older version are then never
-# taken for those of this code. tests/test_results_version.py says when that is.
+# The version of the numbers that training and evaluation give. Raise it by one
+# when a change alters them beyond rounding, so that older results never pass for
+# results of this code. tests/test_results_version.py tells when.
 RESULTS_VERSION = 1
 
 REPLICATED = PartitionSpec()
 
 
 def average_over_devices(tree):
-  """`pmean` of the floating leaves; counters are the same everywhere."""
-  # XLA:CPU keeps a collective of one device, and its copies, in the program.
+  """`pmean` of the floating leaves; counters are equal on all devices."""
+  # XLA:CPU keeps a collective over one device, and its copies, in the program.
   if jax.lax.axis_size(mesh.AXES) == 1:
     return tree
   return jax.tree.map(
@@ -55,7 +56,7 @@ def train_step(
     state: replicated.
     batch: image [B, H, W, C], label, mask, index [B]; mask is all True. With
       gradient accumulation each has a leading axis of micro-batches.
-    rng: key of the run; folded with the step.
+    rng: key of the run, folded with the step.
     model: linen module in training mode.
     optimizer: see `make_optimizer`.
     prepare: (image, index, key) -> the network's input.
@@ -63,7 +64,7 @@ def train_step(
   Returns:
     The next state and metrics of the global batch: `classification_sums`,
     `gradient_norm`, `learning_rate`, `first_nonfinite_step`, and
-    `measurements`: name -> [B] of what the model sows of each example.
+    `measurements`: name -> [B], what the model sows for each example.
   """
   keys = jax.random.split(jax.random.fold_in(rng, state.step))
   own_gradient = partial(_gradient, model, prepare, state.params, keys)
@@ -71,13 +72,13 @@ def train_step(
     batch_stats, parts = own_gradient(state.batch_stats, batch)
     gradients, sums, measured = parts
   else:
-    # Statistics belong to a micro-batch, and so does their moving average.
+    # Each micro-batch has its own statistics and updates the moving averages.
     batch_stats, parts = jax.lax.scan(own_gradient, state.batch_stats, batch)
     gradients = jax.tree.map(lambda g: jnp.mean(g, 0), parts[0])
     sums = jax.tree.map(lambda s: jnp.sum(s, 0), parts[1])
     measured = jax.tree.map(jnp.ravel, parts[2])
-  # shard_map runs with check_vma=False, so these are gradients of the device's
-  # own loss (through collectives: of the sum of losses); the mean is right.
+  # With check_vma=False these are the gradients of the device's own loss, or,
+  # through collectives, of the sum of losses. In both cases the mean is right.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
   sums = jax.lax.psum(sums, mesh.AXES)
   gradient_norm = optax.tree.norm(gradients)
@@ -128,7 +129,7 @@ def _gradient(model, prepare, params, keys, batch_stats, batch):
     )
     sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
     loss = sums['loss_sum'] / len(batch['label'])
-    # What is sown is a tuple, of one value for each call of the module.
+    # A sown value is a tuple with one entry for each call of the module.
     sown = updates.get('measurements', {})
     measured = {name: values[0] for name, values in sown.items()}
     return loss, (updates.get('batch_stats', {}), sums, measured)
@@ -143,7 +144,7 @@ def _all_finite(tree) -> jax.Array:
 
 
 def _average_parameters(state: TrainState, params, average_decay: float):
-  """The Polyak average after this update, warmed up as batch statistics are."""
+  """The Polyak average after this update, warmed up like batch statistics."""
   if not average_decay:
     return state.average_params
   decay = batch_norm.warmed_up_decay(average_decay, state.step)
@@ -170,7 +171,7 @@ def eval_step(
 
 
 def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
-  """Logits [B, classes]; of several views, logarithms of mean probabilities."""
+  """Logits [B, classes]; for several views, logarithms of mean probabilities."""
   image = batch['image']
   if image.ndim == 4:
     return model.apply(variables, prepare(image), batch['index'])
@@ -189,10 +190,10 @@ def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
 def predict_step(
   variables: dict, batch: dict, *, model, prepare: Callable
 ) -> dict[str, jax.Array]:
-  """Logarithms of class probabilities of the examples of this device.
+  """Log-probabilities of the classes for the examples of this device.
 
   Args:
-    variables, batch, model, prepare: as of `eval_step`.
+    variables, batch, model, prepare: see `eval_step`.
 
   Returns:
     `log_probabilities`, float32 [B, classes], of the mean over views, and
@@ -210,19 +211,19 @@ def statistics_step(
 ) -> dict:
   """Mean and unbiased variance of every batch-norm layer on one mini-batch.
 
-  The inner part of Algorithm 2, lines 8 to 10, for all layers at once.
+  The body of Algorithm 2, lines 8 to 10, for all layers at once.
 
   Args:
-    variables: params and batch_stats, left as they are.
+    variables: params and batch_stats; the latter have no influence.
     batch: as in `train_step`, without accumulation.
     rng: key of the distortions; a new one for each batch.
-    model: linen module in training mode, as it was trained.
+    model: linen module in training mode.
     prepare: (image, index, key) -> the network's input.
 
   Returns:
     A tree like `batch_stats`, averaged over the normalisation batches.
   """
-  # A moving average that keeps nothing of the old value is the new one.
+  # A moving average with a decay of 0 is the new value.
   model = model.clone(statistics_decay=0.0)
   image = prepare(batch['image'], batch['index'], rng)
   _, updates = model.apply(
@@ -230,7 +231,7 @@ def statistics_step(
     image,
     batch['index'],
     mutable=['batch_stats'],
-    # Without influence: it comes after the last normalised layer.
+    # No influence: dropout comes after the last normalised layer.
     rngs={'dropout': rng},
   )
   return average_over_devices(updates['batch_stats'])
@@ -259,7 +260,7 @@ def make_eval_step(device_mesh: Mesh, **keywords) -> Callable:
 def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(predict_step)): (variables, batch) -> probabilities.
 
-  What it returns is split over the devices as the batch is.
+  The result is split over the devices like the batch.
   """
   batch_spec = mesh.split_batch(device_mesh).spec
   step = partial(predict_step, **keywords)

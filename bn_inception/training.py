@@ -1,9 +1,11 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
+import statistics
 import time
 
 import jax
@@ -13,20 +15,15 @@ from bn_inception.data import facts as data_facts
 from bn_inception.data.input_pipeline import DeviceBatches
 from bn_inception.errors import UserError
 from bn_inception.evaluation.passes import (
-  estimate_population_statistics,
   evaluate,
-  statistics_name,
+  with_population_statistics,
 )
-from bn_inception.experiment import (
-  Experiment,
-  examples_sharing_statistics,
-  make_experiment,
-)
+from bn_inception.experiment import Experiment, make_experiment
 from bn_inception.kernels import native
 from bn_inception.kernels.host import release_memory
 from bn_inception.machine import accelerators, distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
-from bn_inception.optimizer import effective_learning_rate
+from bn_inception.optimizer import PAPER_BATCH_SIZE
 from bn_inception.runs import (
   checkpoint,
   checkpoint_folder,
@@ -42,9 +39,8 @@ from bn_inception.weights.initial_weights import (
   start_from_checkpoint,
 )
 
-PAPER_BATCH_SIZE = 32
-# The host must not run further ahead: batches would pile up on the devices, and
-# waiting for them could not be told from waiting for input.
+# If the host ran further ahead, batches would pile up on the devices, and waiting
+# for the devices would look like waiting for input.
 MAX_STEPS_AHEAD = 2
 _SECONDS_BETWEEN_DRAWINGS = 30.0  # of the learning curve, at least
 _STOP_PROMISE = (
@@ -56,7 +52,7 @@ _STOP_PROMISE = (
 def train_and_evaluate(
   config: dict, workdir: str, data_dir: str | None = None
 ) -> dict:
-  """Trains a network, or goes on training it, and writes its result.
+  """Trains a network, or resumes its training, and writes its result.
 
   Args:
     config: the plain nested dict of configs/.
@@ -64,21 +60,21 @@ def train_and_evaluate(
     data_dir: where TFDS data sets are; None: TFDS's default.
 
   Returns:
-    What result.json holds: see `_result`.
+    The content of result.json: see `_result`.
 
   Raises:
-    UserError: for whatever the caller can mend; nothing is lost.
+    UserError: for whatever the caller can fix; nothing is lost.
   """
   entry_time = time.monotonic()
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
-  source, data = experiment.source, _data_facts(config, experiment)
+  source, data = experiment.source, _data_facts(experiment)
   if config['init_from'] and not _checkpoint_steps(workdir):
     # Before a folder is made.
     check_first_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
-    run = run_directory.open_run(workdir, config, data)
-    distributed.from_first(lambda: stack.enter_context(run))
+    run_lock = run_directory.open_run(workdir, config, data)
+    distributed.from_first(lambda: stack.enter_context(run_lock))
     finished = distributed.from_first(lambda: _diverged_result(workdir))
     if finished:
       _print_result(finished, workdir)
@@ -91,50 +87,64 @@ def train_and_evaluate(
     distributed.from_first(
       lambda: run_directory.record_start(workdir, config, data, source.origin())
     )
-    state = _create_or_restore(config, experiment, path)
-    _print_summary(config, experiment, state)
-    options = experiment.options
-    with (
-      StopRequests(_STOP_PROMISE) as stop_requests,
-      checkpoint.open_checkpoints(
-        os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
-        options.keep_last_checkpoints,
-        options.keep_best_checkpoints,
-      ) as checkpoints,
-      logbook.Logbook(workdir, int(state.step), distributed.is_first()) as book,
-      ProgressDisplay(
-        int(state.step), experiment.num_steps, experiment.steps_per_epoch
-      ) as display,
-    ):
-      run = _Run(
-        config, workdir, experiment, checkpoints, book, display,
-        stop_requests, entry_time,
-      )  # fmt: skip
-      run.train(state)
+    state = _create_or_restore(experiment, path)
+    _print_summary(experiment, state)
+    records = _train(experiment, workdir, state, entry_time)
     result = distributed.from_first(
-      lambda: _write_result(config, experiment, book.records, workdir)
+      lambda: _write_result(experiment, records, workdir)
     )
     _print_result(result, workdir)
     return result
 
 
+def _train(
+  experiment: Experiment, workdir: str, state: TrainState, entry_time: float
+) -> list[dict]:
+  """Trains to the end; returns the records of the whole run."""
+  options, first_step = experiment.options, int(state.step)
+  with (
+    StopRequests(_STOP_PROMISE) as stop_requests,
+    checkpoint.open_checkpoints(
+      os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER),
+      options.keep_last_checkpoints,
+      options.keep_best_checkpoints,
+    ) as checkpoints,
+    logbook.Logbook(workdir, first_step, distributed.is_first()) as book,
+    ProgressDisplay(
+      first_step, experiment.num_steps, experiment.steps_per_epoch
+    ) as display,
+  ):
+    earlier = book.records[-1]['seconds'] if book.records else 0.0
+    loop = _Loop(
+      experiment=experiment,
+      workdir=workdir,
+      checkpoints=checkpoints,
+      book=book,
+      display=display,
+      stop_requests=stop_requests,
+      entry_time=entry_time,
+      seconds_before=earlier,
+    )
+    loop.train(state)
+    return book.records
+
+
 def _write_result(
-  config: dict, experiment: Experiment, records: list[dict], workdir: str
+  experiment: Experiment, records: list[dict], workdir: str
 ) -> dict:
-  result = _result(config, experiment, records)
+  result = _result(experiment, records)
   json_files.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
-  _draw_learning_curve(records, workdir, config)
+  _draw_learning_curve(experiment, records, workdir)
   return result
 
 
 def _draw_learning_curve(
-  records: list[dict], workdir: str, config: dict
+  experiment: Experiment, records: list[dict], workdir: str
 ) -> None:
-  learning_curve.draw(
-    records, os.path.join(workdir, 'learning_curve.png'), config['name']
-  )
+  path = os.path.join(workdir, 'learning_curve.png')
+  learning_curve.draw(records, path, experiment.setup.config['name'])
 
 
 def _checkpoint_steps(workdir: str) -> list[int]:
@@ -144,7 +154,7 @@ def _checkpoint_steps(workdir: str) -> list[int]:
 
 
 def _diverged_result(workdir: str) -> dict | None:
-  """The result of a run that has ended by diverging; None for any other."""
+  """The result of a run that diverged; None for any other."""
   path = os.path.join(workdir, run_directory.RESULT_FILE)
   if not os.path.exists(path):
     return None
@@ -152,31 +162,29 @@ def _diverged_result(workdir: str) -> dict | None:
   return result if result['diverged'] else None
 
 
-def _create_or_restore(
-  config: dict, experiment: Experiment, path: str | None
-) -> TrainState:
-  replicated = mesh.replicated(experiment.evaluator.device_mesh)
-  if path is None:
-    state = experiment.create_state()
-    if config['init_from']:
-      state, taken = start_from_checkpoint(
-        state,
-        config['init_from'],
-        config,
-        experiment.source.class_names,
-        experiment.source.num_channels,
-        replicated,
-      )
-      print(f'first weights  {taken}')
-    return state
-  print(f'resuming from {path}')
-  return checkpoint.restore(
-    path, experiment.evaluator.abstract_state, replicated
-  )
+def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
+  """The state to train from; path: of the checkpoint to resume from, if any."""
+  setup, source = experiment.setup, experiment.source
+  if path is not None:
+    print(f'resuming from {path}')
+    return checkpoint.restore(path, setup.abstract_state(), setup.replicated)
+  state = experiment.create_state()
+  init_from = setup.config['init_from']
+  if init_from:
+    state, taken = start_from_checkpoint(
+      state,
+      init_from,
+      setup.config,
+      source.class_names,
+      source.num_channels,
+      setup.replicated,
+    )
+    print(f'first weights  {taken}')
+  return state
 
 
 def _choose_checkpoint(workdir: str) -> str | None:
-  """The one to go on from; None: a new run."""
+  """The path of the one to resume from; None: a new run."""
   if _checkpoint_steps(workdir):
     return checkpoint_folder.choose_to_resume(
       os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
@@ -184,22 +192,22 @@ def _choose_checkpoint(workdir: str) -> str | None:
   if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
     raise UserError(
       f'{workdir} holds a finished run whose checkpoints are gone: give '
-      'another --workdir, or remove it to train again'
+      'another --workdir, or remove this one to train again'
     )
   return None
 
 
 def _check_records(workdir: str, path: str) -> None:
-  """Refuses to resume a run whose records do not reach its checkpoint.
+  """Refuses to resume a run whose records end before its checkpoint.
 
-  The result would be of the rest of them. A step is recorded before it is saved.
+  Its result would miss some. A step is recorded before it is saved.
 
   Args:
     workdir: the run directory.
-    path: of the checkpoint; imported weights are under step 0, without records.
+    path: of the checkpoint; imported weights are step 0, without records.
 
   Raises:
-    UserError: if metrics.jsonl is gone, was cut short, or is damaged.
+    UserError: if metrics.jsonl is gone, cut short, or damaged.
   """
   step = int(os.path.basename(path))
   if step == 0:
@@ -220,28 +228,37 @@ def _check_records(workdir: str, path: str) -> None:
   )
 
 
-class _Run:
-  """The loop and its clock. "Step" means updates done."""
+@dataclasses.dataclass
+class _Loop:
+  """The loop of one process and its clock. "Step" means updates done.
 
-  def __init__(
-    self, config, workdir, experiment, checkpoints, book, display,
-    stop_requests, entry_time,
-  ):  # fmt: skip
-    self.config, self.workdir, self.experiment = config, workdir, experiment
-    evaluator = experiment.evaluator
-    self.eval_step = evaluator.make_eval_step(evaluator.model)
-    self.checkpoints, self.book, self.display = checkpoints, book, display
-    self.stop_requests, self.entry_time = stop_requests, entry_time
-    done = book.records[-1]['seconds'] if book.records else 0.0
-    self.start_time = time.monotonic() - done
-    self.next_drawing = time.monotonic() + _SECONDS_BETWEEN_DRAWINGS
+  Attributes:
+    experiment, workdir: of the run.
+    checkpoints, book, display, stop_requests: open until the loop ends.
+    entry_time: when this process began with the run.
+    seconds_before: spent by earlier processes.
+    next_drawing: when the learning curve may be drawn again.
+  """
+
+  experiment: Experiment
+  workdir: str
+  checkpoints: checkpoint.Checkpoints
+  book: logbook.Logbook
+  display: ProgressDisplay
+  stop_requests: StopRequests
+  entry_time: float
+  seconds_before: float
+  next_drawing: float = dataclasses.field(
+    default_factory=lambda: time.monotonic() + _SECONDS_BETWEEN_DRAWINGS
+  )
 
   @property
   def seconds(self) -> float:
-    return time.monotonic() - self.start_time
+    """Spent on the run so far, by all its processes one after the other."""
+    return self.seconds_before + time.monotonic() - self.entry_time
 
   def train(self, state: TrainState) -> None:
-    """Trains to the last step, or to the first that is not finite."""
+    """Trains to the last step, or to the first non-finite one."""
     experiment, step = self.experiment, int(state.step)
     if step >= experiment.num_steps:
       if not distributed.from_first(self._has_evaluation):
@@ -253,7 +270,9 @@ class _Run:
   def _has_evaluation(self) -> bool:
     return any(r['kind'] == 'eval' for r in self.book.records)
 
-  def _train_on(self, batches: DeviceBatches, state: TrainState, step: int):
+  def _train_on(
+    self, batches: DeviceBatches, state: TrainState, step: int
+  ) -> None:
     experiment, options = self.experiment, self.experiment.options
     pending, logged_step, first_step = [], step, step + 1
     self.display.compiling()
@@ -276,30 +295,32 @@ class _Run:
         continue
       # Fetching waits for the devices; until here the host only ran ahead.
       fetched, pending = jax.device_get(pending), []
-      self._log_replaced(step, batches)
-      speed = {}
+      self._log_replaced(step, batches.take_replaced())
+      speed, waited = {}, batches.take_wait_seconds()
       if interval_start is not None:
         seconds = time.monotonic() - interval_start
         num_examples = (step - logged_step) * experiment.batch_size
         speed = {
           'images_per_second': num_examples / seconds,
-          'input_wait_fraction': batches.wait_seconds / seconds,
+          'input_wait_fraction': waited / seconds,
         }
       self._log(step, fetched, speed)
       if fetched[-1]['first_nonfinite_step'] >= 0:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
       if stop_signal is not None and not is_last:
-        self.checkpoints.wait()  # what stops a run may not wait for a picture
-        if distributed.is_first():
-          self._draw()
-        raise Interrupted(
-          f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
-          'which is saved: the same command goes on from there',
-          stop_signal,
-        )
+        self._stop(step, stop_signal)
       interval_start, logged_step = time.monotonic(), step
-      batches.wait_seconds = 0.0
+
+  def _stop(self, step: int, stop_signal: int) -> None:
+    self.checkpoints.wait()  # what stops a run may not wait for a picture
+    if distributed.is_first():
+      self._draw()
+    raise Interrupted(
+      f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
+      'which is saved: the same command resumes from there',
+      stop_signal,
+    )
 
   def _log_first_step(self, step: int, step_metrics: dict) -> None:
     jax.block_until_ready(step_metrics)
@@ -312,7 +333,9 @@ class _Run:
       f'first step after {seconds:.1f} s, with reading and compiling'
     )
 
-  def _evaluate_and_save(self, step, state, is_eval, is_save) -> None:
+  def _evaluate_and_save(
+    self, step: int, state: TrainState, is_eval: bool, is_save: bool
+  ) -> None:
     self.checkpoints.check()  # the last save may have failed by now
     if is_eval or is_save:
       self._check_replicas(step, state)
@@ -324,29 +347,26 @@ class _Run:
     finally:
       # An evaluation that fails must not cost the steps since the last save.
       if is_save or not is_evaluated:
-        description = _description(self.config, self.experiment)
+        description = _description(self.experiment)
         checkpoint.save(self.checkpoints, state, description, top1)
 
   def _check_replicas(self, step: int, state: TrainState) -> None:
-    differing = mesh.differing_leaves(
-      state, self.experiment.evaluator.device_mesh
-    )
+    differing = mesh.differing_leaves(state, self.experiment.setup.device_mesh)
     if differing:
       raise UserError(
-        f'after step {step} devices that hold the same arrays differ in '
-        f'{len(differing)} of them, such as {differing[0]}: a device or a link '
-        'computes wrongly: give the same command again, which resumes from the '
-        'newest checkpoint, or starts over if there is none'
+        f'after step {step} the copies of {len(differing)} arrays, such as '
+        f'{differing[0]}, differ between devices, so a device or a link is '
+        'faulty: give the same command again, which resumes from the newest '
+        'checkpoint, or starts over if there is none'
       )
 
-  def _log_replaced(self, step: int, batches: DeviceBatches) -> None:
+  def _log_replaced(self, step: int, replaced: list[int]) -> None:
     """Names the bad examples that others stood in for."""
-    for index in distributed.gather(batches.replaced):
+    for index in distributed.gather(replaced):
       self.book.write('replaced', step, index=index)
       self.display.message(
         f'replaced a bad image: {self.experiment.source.describe(index)}'
       )
-    batches.replaced.clear()
 
   def _log(self, step: int, fetched: list[dict], speed: dict) -> None:
     averages = metrics.averages(metrics.add_sums(fetched))
@@ -382,11 +402,21 @@ class _Run:
       )
 
   def _evaluate(self, step: int, state: TrainState) -> float:
-    variables = state.evaluation_variables
+    """Evaluates and records; returns top-1 with moving averages, in percent."""
+    experiment, variables = self.experiment, state.evaluation_variables
     values = self._evaluate_with(variables)
     population, note = {}, ''
-    if self.experiment.statistics_pass is not None:
-      found = self._evaluate_with(self._with_population_statistics(variables))
+    num_batches = experiment.options.population_batches
+    if num_batches and experiment.setup.norm_batch_size:
+      found = self._evaluate_with(
+        with_population_statistics(
+          experiment.setup,
+          variables,
+          experiment.source,
+          num_batches,
+          experiment.setup.config['seed'],
+        )
+      )
       population = {
         f'population_{name}': found[name] for name in ('loss', 'top1', 'top5')
       }
@@ -401,62 +431,43 @@ class _Run:
       self._draw()
     return values['top1']
 
+  def _evaluate_with(self, variables: dict) -> dict[str, float]:
+    setup, source = self.experiment.setup, self.experiment.eval_source
+    return evaluate(
+      setup.eval_step, variables, setup.eval_batches(source), len(source)
+    )
+
   def _draw(self) -> None:
-    """The learning curve so far; the next one in a hundred times that time."""
+    """Draws the learning curve so far, at most for 1 % of the time."""
     start = time.monotonic()
-    _draw_learning_curve(self.book.records, self.workdir, self.config)
+    _draw_learning_curve(self.experiment, self.book.records, self.workdir)
     end = time.monotonic()
     pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))
     self.next_drawing = end + pause
 
-  def _evaluate_with(self, variables: dict) -> dict[str, float]:
-    evaluator = self.experiment.evaluator
-    return evaluate(
-      self.eval_step, variables, evaluator.batches(), len(evaluator.source)
-    )
 
-  def _with_population_statistics(self, variables: dict) -> dict:
-    statistics = self.experiment.statistics_pass
-    batch_stats = estimate_population_statistics(
-      statistics.step,
-      variables,
-      statistics.batches(self.experiment.options.population_batches),
-      statistics.rng,
-    )
-    return {**variables, 'batch_stats': batch_stats}
-
-
-def _description(config: dict, experiment: Experiment) -> dict:
+def _description(experiment: Experiment) -> dict:
   """What is stored with a checkpoint, enough to evaluate it anywhere."""
-  return {'config': config, **_data_facts(config, experiment)}
+  return {'config': experiment.setup.config, **_data_facts(experiment)}
 
 
-def _data_facts(config: dict, experiment: Experiment) -> dict:
-  names = config['source']
+def _data_facts(experiment: Experiment) -> dict:
+  names = experiment.setup.config['source']
   return data_facts.describe(
     experiment.source,
     names['train_split'],
-    experiment.evaluator.source,
+    experiment.eval_source,
     names['eval_split'],
   )
 
 
-def _print_summary(config: dict, experiment: Experiment, state) -> None:
-  optimizer, data = config['optimizer'], config['data']
-  batch_size, num_steps = config['batch_size'], experiment.num_steps
-  rate = effective_learning_rate(
-    optimizer['learning_rate'], batch_size, optimizer['learning_rate_per_32']
-  )
-  rule = 'per 32 examples' if optimizer['learning_rate_per_32'] else 'as given'
-  micro_batches, accumulate_steps = '', optimizer['accumulate_steps']
-  shared = examples_sharing_statistics(config)
-  if accumulate_steps > 1:
-    micro_batches = f' in {accumulate_steps} micro-batches'
-  shards = f', {data["num_shards"]} shards'
-  if data['shuffle'] == 'global':
-    shards = ''
+def _print_summary(experiment: Experiment, state: TrainState) -> None:
+  setup, config = experiment.setup, experiment.setup.config
+  batch_size, num_steps = experiment.batch_size, experiment.num_steps
   device = jax.devices()[0].device_kind
-  processes = ''
+  micro_batches = processes = ''
+  if setup.optimizer.accumulate_steps > 1:
+    micro_batches = f' in {setup.optimizer.accumulate_steps} micro-batches'
   if jax.process_count() > 1:
     processes = f', in {jax.process_count()} processes'
   lines = {
@@ -467,21 +478,12 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     ),
     'convolutions': native.describe(),
     'batch': f'{batch_size} examples{micro_batches}',
-    'normalisation': f'{shared} examples share statistics'
-    if shared
+    'normalisation': f'{setup.norm_batch_size} examples share statistics'
+    if setup.norm_batch_size
     else 'none',
-    'order': (
-      f'{data["shuffle"]}{shards}: '
-      f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
-      'meet again in the next epoch'
-    ),
-    'learning rate': (
-      f'{rate:g} ({optimizer["learning_rate"]:g} {rule}), '
-      f'x {optimizer["decay_factor"]:g} every '
-      f'{optimizer["decay_epochs"]:.3g} epochs, '
-      f'momentum {optimizer["momentum"]:g}'
-    ),
-    'L2': f'{optimizer["weight_decay"]:g} on kernels',
+    'order': _describe_order(experiment),
+    'learning rate': _describe_learning_rate(experiment),
+    'L2': f'{config["optimizer"]["weight_decay"]:g} on kernels',
     'steps': (
       f'{num_steps} = {num_steps / experiment.steps_per_epoch:g} epochs '
       f'= {num_steps * batch_size / PAPER_BATCH_SIZE:g} steps of the paper '
@@ -493,14 +495,36 @@ def _print_summary(config: dict, experiment: Experiment, state) -> None:
     print(f'{name:14} {value}')
 
 
+def _describe_order(experiment: Experiment) -> str:
+  options = experiment.setup.input_options
+  shards = ''
+  if options.shuffle != 'global':
+    shards = f', {options.num_shards} shards'
+  return (
+    f'{options.shuffle}{shards}: '
+    f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
+    'meet again in the next epoch'
+  )
+
+
+def _describe_learning_rate(experiment: Experiment) -> str:
+  options = experiment.setup.config['optimizer']
+  rule = 'per 32 examples' if options['learning_rate_per_32'] else 'as given'
+  return (
+    f'{experiment.setup.optimizer.learning_rate:g} '
+    f'({options["learning_rate"]:g} {rule}), x {options["decay_factor"]:g} every '
+    f'{options["decay_epochs"]:.3g} epochs, momentum {options["momentum"]:g}'
+  )
+
+
 def _in_lines(*texts: str) -> str:
-  """Below each other, beside a name of the summary."""
+  """Texts below each other, right of a name of the summary."""
   return f'\n{"":14} '.join(texts)
 
 
 def _describe_data(names: dict, experiment: Experiment) -> list[str]:
-  """What was found, and what was left out, one line each."""
-  train, evaluated = experiment.source, experiment.evaluator.source
+  """What was found and what was left out, one line each."""
+  train, evaluated = experiment.source, experiment.eval_source
   sources = {names['train_split']: train, names['eval_split']: evaluated}
   return [
     f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
@@ -513,19 +537,21 @@ def _describe_data(names: dict, experiment: Experiment) -> list[str]:
   ]
 
 
-def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
+def _result(experiment: Experiment, records: list[dict]) -> dict:
   """The outcome of a run, from its records.
 
   Returns:
-    `top1` and `top5` are of the last evaluation, in percent; `max_top1` is the
-    best of all evaluations, and `population_top1` and `max_population_top1` are
-    the same with population statistics, None where they were not taken;
-    `steps_to_target` is the step of the first evaluation at or above the target,
-    None if there was none; `images_per_second` and
-    `input_wait_fraction` (of the time, spent waiting for the host's input) are
-    medians over the logged intervals; `seconds_to_first_step` is of the latest
-    start; `replaced_examples` counts bad images.
+    `top1` and `top5`, in percent, are from the last evaluation; `max_top1` is the
+    best of all evaluations; `population_top1` and `max_population_top1` are the
+    same with population statistics, None if they were not taken;
+    `steps_to_target` is the step of the first evaluation that reached the target,
+    None if none did; `images_per_second` and `input_wait_fraction` (the fraction
+    of the time spent waiting for the host's input) are medians over the logged
+    intervals; `seconds_to_first_step` is that of the last start;
+    `replaced_examples` counts bad images; `wall_seconds` counts from each start
+    to its last record, with reading and compiling.
   """
+  config = experiment.setup.config
   train = [r for r in records if r['kind'] == 'train']
   starts = [r for r in records if r['kind'] == 'start']
   evals = [r for r in records if r['kind'] == 'eval']
@@ -553,7 +579,9 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
       (r['population_top1'] for r in evals if 'population_top1' in r),
       default=None,
     ),
-    'statistics': statistics_name(config),
+    'statistics': metrics.MOVING
+    if experiment.setup.norm_batch_size
+    else metrics.NONE,
     'target_accuracy': target,
     'steps_to_target': reached[0] if reached else None,
     'diverged': bad_step >= 0,
@@ -569,8 +597,8 @@ def _result(config: dict, experiment: Experiment, records: list[dict]) -> dict:
 
 
 def _median(records: list[dict], name: str) -> float | None:
-  values = sorted(r[name] for r in records if r.get(name) is not None)
-  return values[len(values) // 2] if values else None
+  values = [r[name] for r in records if r.get(name) is not None]
+  return statistics.median(values) if values else None
 
 
 def _print_result(result: dict, workdir: str) -> None:

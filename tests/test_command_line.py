@@ -15,10 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import command_line, mesh
-from bn_inception.data.sources import make_source
+from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_evaluator
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from tests.ports import free_port
@@ -47,12 +46,8 @@ def environment(tmp_path_factory):
 
 def final_state(workdir):
   path = checkpoint_folder.find(str(workdir / 'checkpoints'))
-  config = checkpoint.read_description(path)['config']
-  devices = mesh.make_evaluation_mesh(jax.devices()[:1])
-  evaluator = make_evaluator(config, make_source('digits', 'test'), devices)
-  return checkpoint.restore(
-    path, evaluator.abstract_state, mesh.replicated(devices)
-  )
+  setup = setup_of_checkpoint(checkpoint.read_description(path))
+  return checkpoint.restore(path, setup.abstract_state(), setup.replicated)
 
 
 @pytest.mark.slow
@@ -164,7 +159,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert 'checkpoints/180 is damaged: state/' in unreadable.stderr
   before = run([*EVAL, f'--workdir={whole}'])
   assert before.returncode == 0, before.stderr
-  assert f'{whole}/checkpoints/135 is used' in before.stdout
+  assert f'using {whole}/checkpoints/135' in before.stdout
   assert (whole / 'evaluation_test_135.json').exists() and step.exists()
   refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
   assert refused.returncode == 2

@@ -6,16 +6,14 @@ import pytest
 
 from bn_inception import experiment
 from bn_inception.data.built_in import DigitsSource, SyntheticSource
-from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   TrainingOptions,
-  limit_workers,
   make_experiment,
-  make_update,
+  make_setup,
+  setup_of_checkpoint,
 )
 from bn_inception.machine import shared_memory
-from bn_inception.mesh import make_evaluation_mesh
 from bn_inception.train_state import count_parameters
 from configs import compose
 
@@ -106,13 +104,41 @@ def test_one_value_for_each_example_needs_two_examples(
   facts = {'num_classes': 10, 'num_channels': 1, 'num_examples': 100}
   devices = jax.devices()[:1]
   if fewest == 1:
-    make_update(config, devices, **facts)
+    make_setup(config, devices, **facts)
     return
   with pytest.raises(UserError, match=r'norm_batch_size 1 .*\[2, 4\]'):
-    make_update(config, devices, **facts)
+    make_setup(config, devices, **facts)
   config['batch_size'], config['norm_batch_size'] = 1, 0
   with pytest.raises(UserError, match='batch_size 1: '):
-    make_update(config, devices, **facts)
+    make_setup(config, devices, **facts)
+
+
+@pytest.mark.parametrize(
+  'use_batch_norm, norm_batch_size, shared',
+  [(True, 0, 8), (True, 4, 4), (False, 0, 0), (False, 4, 0)],
+)
+def test_examples_share_statistics_of_a_micro_batch_at_most(
+  digits_config, use_batch_norm, norm_batch_size, shared
+):
+  digits_config['model']['use_batch_norm'] = use_batch_norm
+  digits_config['norm_batch_size'] = norm_batch_size
+  digits_config['optimizer']['accumulate_steps'] = 2
+  setup = make_setup(digits_config, jax.devices()[:2], 10, 1)
+  assert (setup.micro_batch_size, setup.norm_batch_size) == (8, shared)
+  # Of 4 examples on each device, one device or two share statistics.
+  assert setup.device_mesh.shape['member'] == (1 if shared == 4 else 2)
+
+
+def test_moving_averages_need_no_batch_that_divides(digits_config):
+  digits_config['batch_size'], digits_config['norm_batch_size'] = 12, 0
+  description = {
+    'config': digits_config, 'class_names': ['a', 'b'], 'num_channels': 1,
+  }  # fmt: skip
+  setup = setup_of_checkpoint(description)
+  assert dict(setup.device_mesh.shape) == {'group': 1, 'member': 8}
+  assert setup.model.num_classes == 2
+  with pytest.raises(UserError, match='12 cannot be divided over 8 devices'):
+    setup_of_checkpoint(description, with_batch_statistics=True)
 
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2])
@@ -125,14 +151,14 @@ def test_abstract_arguments_are_those_of_a_run(
   batch = next(experiment.batches(0))
   arguments = (experiment.create_state(), batch, experiment.rng)
   source = experiment.source
-  update = make_update(
+  setup = make_setup(
     digits_config,
     jax.devices(),
     num_classes=len(source.class_names),
     num_channels=source.num_channels,
     num_examples=len(source),
   )
-  abstract = update.abstract_arguments()
+  abstract = setup.abstract_arguments()
   assert jax.tree.structure(abstract) == jax.tree.structure(arguments)
   for expected, actual in zip(
     jax.tree.leaves(abstract), jax.tree.leaves(arguments), strict=True
@@ -193,18 +219,3 @@ def test_workers_without_shared_memory_are_refused_at_the_start(docker):
   megabytes = -(-(85 * 32 + 7 * 200) * 224 * 224 * 3 // 2**20) + 2
   assert f'--shm-size={megabytes}m' in str(caught.value)
   assert '--config.data.num_workers=0' in str(caught.value)
-
-
-def test_programs_without_a_flag_for_it_use_fewer_workers(docker, capsys):
-  config, source = large_config(8), make_source('synthetic', 'test')
-  devices = make_evaluation_mesh(jax.devices()[:1])
-  config['eval_batch_size'] = 8
-  limit_workers(config, source, devices)
-  # The statistics' batches of 32 need 10 x 4.6 MB a worker, and 5 more.
-  assert config['data']['num_workers'] == 0
-  assert '/dev/shm has room for 0 of 8 worker' in capsys.readouterr().out
-  config = large_config(8)
-  config['batch_size'] = config['eval_batch_size'] = 4
-  limit_workers(config, source, devices)
-  assert config['data']['num_workers'] == 8
-  assert capsys.readouterr().out == ''

@@ -1,5 +1,6 @@
 """Updates and schedule against closed forms in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -133,3 +134,17 @@ def test_micro_batches_must_divide_the_batch():
     optimizer.make_optimizer(
       steps_per_epoch=2, batch_size=32, **RECIPE | {'accumulate_steps': 3}
     )
+
+
+def test_states_need_no_schedule():
+  made, scheduled = (
+    optimizer.make_optimizer(steps_per_epoch=steps, batch_size=32, **RECIPE)
+    for steps in (None, 2.0)
+  )
+  params = {'kernel': jnp.ones(2)}
+  state = made.transform.init(params)
+  jax.tree.map(
+    np.testing.assert_array_equal, state, scheduled.transform.init(params)
+  )
+  with pytest.raises(ValueError, match='without steps_per_epoch'):
+    made.transform.update(params, state, params)

@@ -7,7 +7,7 @@ import pytest
 
 from bn_inception import mesh, metrics, steps, training
 from bn_inception.errors import UserError
-from bn_inception.evaluation import passes
+from bn_inception.evaluation import checkpoints
 from bn_inception.optimizer import make_optimizer
 from bn_inception.perceptron import Perceptron
 from bn_inception.runs.logbook import read_metrics
@@ -177,13 +177,15 @@ def test_a_run_of_figure_1(tmp_path, capsys):
   assert np.all(np.abs(high - low - 2.07) < 1.5)
   assert '; population statistics: top-1 ' in capsys.readouterr().out
 
-  path = passes.find_checkpoint(str(tmp_path / 'run'), None)
-  values, _ = passes.evaluate_checkpoints(
-    [path], passes.EvaluationOptions(statistics='both')
+  path = checkpoints.find_checkpoint(str(tmp_path / 'run'), None)
+  values, _ = checkpoints.evaluate_checkpoints(
+    [path], checkpoints.EvaluationOptions(statistics='both')
   )
   assert values['results']['moving averages']['top1'] == result['top1']
   with pytest.raises(UserError, match='--fold is for convolutional networks'):
-    passes.evaluate_checkpoints([path], passes.EvaluationOptions(fold=True))
+    checkpoints.evaluate_checkpoints(
+      [path], checkpoints.EvaluationOptions(fold=True)
+    )
 
 
 def test_forward_mode_equals_reverse_mode():

@@ -28,7 +28,7 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import ranges
+from bn_inception import mesh, ranges
 from bn_inception.data import crops, images, resizing
 from bn_inception.data.order import SHUFFLES, epoch_order
 from bn_inception.data.sources import UNREADABLE, Source, check_machine
@@ -213,7 +213,7 @@ def abstract_training_batch(
   Args:
     options, batch_size, accumulate_steps: see `training_batches`.
     num_channels: of the images.
-    sharding: see `DeviceBatches`.
+    sharding: see `mesh.split_batch`.
   """
   stack = (accumulate_steps,) if accumulate_steps > 1 else ()
   shapes = _batch_shapes(options, batch_size // accumulate_steps, num_channels)
@@ -547,14 +547,21 @@ def _next_batch(batches: Iterator[dict]) -> dict | None:
 class DeviceBatches(Iterator[dict]):
   """Batches sent to the devices, one ahead of the one in use.
 
-  Attributes:
-    wait_seconds: spent so far waiting for the host to prepare batches.
-    replaced: bad examples in the batches handed out so far, by their indices.
+  Args:
+    batches: this process's part of each.
+    device_mesh: the devices to divide them over: see `mesh.split_batch`.
+    is_accumulating: whether a batch is a stack of micro-batches.
   """
 
-  def __init__(self, batches: Iterator[dict], sharding: jax.sharding.Sharding):
-    self.wait_seconds, self.replaced = 0.0, []
-    self._batches, self._sharding = iter(batches), sharding
+  def __init__(
+    self,
+    batches: Iterator[dict],
+    device_mesh: jax.sharding.Mesh,
+    is_accumulating: bool = False,
+  ):
+    self._wait_seconds, self._replaced = 0.0, []
+    self._batches = iter(batches)
+    self._sharding = mesh.split_batch(device_mesh, is_accumulating)
     with interruption.shielding_children():  # Grain's workers start here
       self._ahead = self._receive()
 
@@ -563,8 +570,18 @@ class DeviceBatches(Iterator[dict]):
       raise StopIteration
     batch, replaced = self._ahead
     self._ahead = self._receive()
-    self.replaced += replaced
+    self._replaced += replaced
     return batch
+
+  def take_wait_seconds(self) -> float:
+    """How long the host's input was waited for since the last call."""
+    seconds, self._wait_seconds = self._wait_seconds, 0.0
+    return seconds
+
+  def take_replaced(self) -> list[int]:
+    """Indices of the bad examples in the batches since the last call."""
+    replaced, self._replaced = self._replaced, []
+    return replaced
 
   def close(self) -> None:
     """Ends the threads and processes; iterate no further."""
@@ -579,7 +596,7 @@ class DeviceBatches(Iterator[dict]):
       after_error.callback(self.close)
       batch = _next_batch(self._batches)
       after_error.pop_all()
-    self.wait_seconds += time.monotonic() - start
+    self._wait_seconds += time.monotonic() - start
     if batch is None:
       return None
     replaced = batch.pop('replaced', np.empty(0, np.int64))

@@ -28,7 +28,7 @@ from bn_inception.data import imagenet
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
 from bn_inception.errors import UserError, writing
-from bn_inception.experiment import make_update, open_split
+from bn_inception.experiment import make_setup, open_split
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.runs.json_files import write_json
@@ -160,7 +160,7 @@ def dry_run(
   """
   if output is not None:
     check_output(output, _REMEDY)
-  updates = {}
+  setups = {}
   for name in topology_names:  # errors come before minutes of work
     devices = prediction.open_topology(name)
     prediction.find_chip(devices[0])
@@ -168,11 +168,12 @@ def dry_run(
     if images_per_chip is not None:
       batch_size = images_per_chip * len(devices)
     own = config | {'batch_size': batch_size}
-    updates[name] = own, make_update(own, devices, **describe_data(own))
+    ranges.check_config(own)
+    setups[name] = make_setup(own, devices, **describe_data(own))
   predictions = []
-  for name, (own, update) in updates.items():
+  for name, setup in setups.items():
     print(f'compiling for {name} ...', flush=True)
-    predictions.append(prediction.predict(update, own, name))
+    predictions.append(prediction.predict(setup, name))
     if output is not None:
       write_results(output, config, predictions)
   print(f'\n{to_markdown(predictions)}\n{_CAVEAT}')

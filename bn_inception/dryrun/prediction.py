@@ -14,8 +14,8 @@ from jax.experimental import topologies
 from bn_inception import mesh
 from bn_inception.dryrun import hlo_text
 from bn_inception.errors import UserError
-from bn_inception.experiment import Update, examples_sharing_statistics
-from bn_inception.training import PAPER_BATCH_SIZE
+from bn_inception.experiment import Setup
+from bn_inception.optimizer import PAPER_BATCH_SIZE
 
 PAPER_STEPS = 6_000_000  # BN-x30, to its best accuracy (Figure 3)
 GIB = 2**30
@@ -145,39 +145,38 @@ def find_chip(device: jax.Device) -> Chip:
   return CHIPS[device.device_kind]
 
 
-def predict(update: Update, config: dict, topology: str) -> Prediction:
+def predict(setup: Setup, topology: str) -> Prediction:
   """Compiles a training step and reads what it needs from the result.
 
   Args:
-    update: the step, on the devices of the pod.
-    config: that it was made from.
+    setup: on the devices of the pod.
     topology: name of the pod, for the report.
 
   Raises:
     UserError: if it does not fit into memory.
   """
-  chip = find_chip(update.device_mesh.devices.flat[0])
+  chip = find_chip(setup.device_mesh.devices.flat[0])
   start = time.monotonic()
-  compiled = _compile(update, topology)
+  compiled = _compile(setup, topology)
   seconds = time.monotonic() - start
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
   count = hlo_text.count(compiled.as_text())
   # The compiler counts the body of a loop once; with accumulated gradients the
   # loop over micro-batches is nearly the whole step.
-  accumulate_steps = update.optimizer.accumulate_steps
+  accumulate_steps = setup.optimizer.accumulate_steps
   factor = accumulate_steps if accumulate_steps in count.loops else 1
   flops = factor * costs['flops']
   seconds_for_flops = flops / chip.flops_per_second
   seconds_for_hbm = count.hbm_bytes / chip.hbm_bytes_per_second
-  num_chips, batch_size = update.device_mesh.devices.size, config['batch_size']
+  num_chips, batch_size = setup.device_mesh.devices.size, setup.batch_size
   rate = batch_size / max(seconds_for_flops, seconds_for_hbm)
   return Prediction(
     topology=topology,
     chip=chip.name,
     num_chips=num_chips,
     batch_size=batch_size,
-    sharing_statistics=examples_sharing_statistics(config),
-    chips_sharing_statistics=update.device_mesh.shape[mesh.MEMBER],
+    sharing_statistics=setup.norm_batch_size,
+    chips_sharing_statistics=setup.device_mesh.shape[mesh.MEMBER],
     compile_seconds=round(seconds, 1),
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
@@ -204,8 +203,8 @@ def predict(update: Update, config: dict, topology: str) -> Prediction:
   )
 
 
-def _compile(update: Update, topology: str) -> jax.stages.Compiled:
-  lowered = update.train_step.lower(*update.abstract_arguments())
+def _compile(setup: Setup, topology: str) -> jax.stages.Compiled:
+  lowered = setup.train_step.lower(*setup.abstract_arguments())
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -1,17 +1,16 @@
-"""A trained network applied to images, from a program or a notebook."""
+"""Applies a trained network to images, from a program or a notebook."""
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
-from bn_inception import inception, mesh
+from bn_inception import inception
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.images import BadImageError, decode_image
 from bn_inception.data.sources import ListedImages
 from bn_inception.errors import UserError
 from bn_inception.evaluation.passes import predict
-from bn_inception.experiment import make_evaluation_batches, make_evaluator
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 
 Images = Sequence[str | bytes | np.ndarray]
@@ -20,7 +19,7 @@ Images = Sequence[str | bytes | np.ndarray]
 def load(
   path: str, crops: str | None = None
 ) -> tuple[inception.Inception, Callable[[Images], np.ndarray]]:
-  """A network and what applies it.
+  """Loads a network from a checkpoint.
 
     model, apply = load('runs/digits/checkpoints/1800')
     probabilities = apply(['a.jpg', 'b.png'])
@@ -32,58 +31,49 @@ def load(
   Returns:
     The linen module in evaluation mode, and `apply`: images, each a path,
     encoded bytes or uint8 [H, W, C] of any size -> class probabilities, float32
-    [N, classes]. It uses moving averages for batch statistics, and all devices.
+    [N, classes]. It runs on all devices, with moving averages.
 
   Raises:
-    UserError: if it is no checkpoint, or one of weights that are no numbers:
-      see `checkpoint.restore_weights`; `apply`: if an image cannot be read.
+    UserError: as `checkpoint.restore_weights`; from `apply`: if an image cannot
+      be read.
   """
   description = checkpoint.read_description(path)
   config = description['config']
   config['data']['num_workers'] = 0  # processes take longer to start than this
   if crops is not None:
     config['data']['eval_crop'] = crops
-  device_mesh = mesh.make_evaluation_mesh(jax.devices())
-
-  def list_images(images: Images) -> ListedImages:
-    return ListedImages(
-      images, description['class_names'], description['num_channels']
-    )
-
-  evaluator = make_evaluator(config, list_images([]), device_mesh)
+  setup = setup_of_checkpoint(description)
   state = checkpoint.restore_weights(
-    path, evaluator.abstract_state, mesh.replicated(device_mesh)
+    path, setup.abstract_state(), setup.replicated
   )
-  predict_step = evaluator.make_predict_step(evaluator.model)
 
   def apply(images: Images) -> np.ndarray:
-    num_inputs = len(images) * NUM_CROPS[config['data']['eval_crop']]
-    # Powers of two, so that few sizes are compiled.
+    source = ListedImages(
+      images, description['class_names'], description['num_channels']
+    )
+    num_inputs = len(images) * NUM_CROPS[setup.input_options.eval_crop]
+    # A power of two, so that few sizes are compiled.
     enough = 1 << max(0, num_inputs - 1).bit_length()
-    own = {
-      **config, 'eval_batch_size': min(config['eval_batch_size'], enough)
-    }  # fmt: skip
-    source = list_images(images)
     log_probabilities, _, _ = predict(
-      predict_step,
+      setup.predict_step,
       state.evaluation_variables,
-      make_evaluation_batches(own, source, device_mesh),
+      setup.eval_batches(source, min(config['eval_batch_size'], enough)),
       source,
     )
     return np.exp(log_probabilities)
 
-  return evaluator.model, apply
+  return setup.model, apply
 
 
 def top_classes(
   path: str, images: Images, crops: str | None = None, number: int = 5
 ) -> list[list[tuple[str, float]]]:
-  """The most probable classes of images, by name, with their probabilities.
+  """The most probable classes of images: (name, probability) of each.
 
   Args:
     path: of a checkpoint.
-    images, crops: as of `load`.
-    number: of classes to name.
+    images, crops: see `load`.
+    number: how many classes.
 
   Raises:
     UserError: as `load`.

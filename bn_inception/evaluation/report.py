@@ -1,4 +1,4 @@
-"""What an evaluation prints, and the files that it leaves."""
+"""What an evaluation prints, and the files that it writes."""
 
 import csv
 import hashlib
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from bn_inception.data import imagenet
 from bn_inception.errors import writing
 from bn_inception.evaluation import scores
-from bn_inception.evaluation.passes import (
-  POPULATION,
+from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
   Member,
   PopulationOptions,
 )
 from bn_inception.evaluation.predictions import Predictions
+from bn_inception.metrics import POPULATION
 from bn_inception.runs import json_files, run_directory
 
 NUM_WORST_CLASSES = 5
@@ -29,13 +29,14 @@ def default_output(
 ) -> str:
   """evaluation[_NON_DEFAULTS]_SPLIT_STEP.json in a folder.
 
-  The name has all that decides what is in the file. Data in another place than
-  the run's own, or if that is not known, add their folder and a digest of it.
+  The name holds every option that changes the content. Data that are not in the
+  place of the run's own, or whose place is unknown, add their folder and a digest
+  of its path.
 
   Args:
-    members: of `evaluation.prepare`.
+    members: from `checkpoints.prepare`.
     options: that they were prepared with.
-    folder: to put it in.
+    folder: of the file.
 
   Raises:
     UserError: if the manifest of the run is damaged.
@@ -68,9 +69,9 @@ def default_output(
 
 
 def _name_statistics(member: Member, statistics: str) -> list[str]:
-  """Which statistics a file is of: their number and seed if not the default."""
+  """The kind of statistics, with number and seed if not the defaults."""
   given, default = member.population, PopulationOptions()
-  # Of both, the file has the moving averages, too.
+  # With both, the file has moving averages too.
   parts = ['both'] if statistics == 'both' else []
   parts += [POPULATION, given.dataset, given.split]
   if given.num_batches != default.num_batches:
@@ -81,17 +82,17 @@ def _name_statistics(member: Member, statistics: str) -> list[str]:
 
 
 def _name_data(origin: dict, trained_on: dict) -> list[str]:
-  """What the name of a data set does not say of it.
+  """What tells apart data sets of the same name.
 
   Args:
     origin: see `Source.origin`.
-    trained_on: the same of the run's own data; {} if it is not known.
+    trained_on: the origin of the run's own data; {}: unknown.
   """
   parts = []
   path = _path(origin)
   is_own = _split_path(path) == _split_path(_path(trained_on))
   if origin['dataset'] == 'image_folder':
-    is_own = False  # any images may be in one: it is always told
+    is_own = False  # it may hold any images: always name it
   if path is not None and not is_own:
     data_dir, _ = _split_path(path)
     parts.append(f'{os.path.basename(data_dir)}-{_digest(path)}')
@@ -102,16 +103,16 @@ def _name_data(origin: dict, trained_on: dict) -> list[str]:
 
 
 def _path(origin: dict) -> str | None:
-  """Of the data; None: they are in no file, or it is not known in which."""
+  """The file or folder of the data; None: there is none, or it is unknown."""
   path = origin.get('archive') or origin.get('folder')
   is_local = path is not None and '://' not in path
   return os.path.realpath(path) if is_local else path
 
 
 def _split_path(path: str | None) -> tuple[str, str] | None:
-  """The data_dir of a path, and what the splits of a copy share below it.
+  """The data_dir of a path, and the folder in it that all splits share.
 
-  TFDS prepares all splits in NAME/VERSION; images have a folder for each split.
+  TFDS puts all splits into NAME/VERSION; image folders have one for each split.
   """
   if path is None:
     return None
@@ -127,7 +128,7 @@ def _digest(text: str) -> str:
 
 
 def print_table(result: dict) -> None:
-  """Prints what `evaluate_checkpoints` returns, a column for each statistics."""
+  """Prints a result of `evaluate_members`, a column for each kind of statistics."""
   members, speed = result['members'], result['images_per_second']
   folded = ', batch norm folded' if result['folded'] else ''
   own = members[0]['results'].values()
@@ -148,15 +149,15 @@ def print_table(result: dict) -> None:
   for kind in result['results']:
     alone = [member['results'][kind]['top1'] for member in members]
     print(
-      f'top-1 of each alone, {kind}: {", ".join(f"{v:.2f}" for v in alone)} %; '
+      f'top-1 of each member, {kind}: {", ".join(f"{v:.2f}" for v in alone)} %; '
       f'their mean {sum(alone) / len(alone):.2f} %'
     )
 
 
 def print_accuracies(results: list[dict]) -> None:
-  """Rows with a column for each of what `scores.summary` returns.
+  """Prints rows with a column for each result of `scores.summary`.
 
-  With `real` in them also those of `scores.label_set_summary`.
+  If they have `real`, a result of `scores.label_set_summary`, also its rows.
   """
 
   def or_not_finite(values: list[float | None], form: str) -> list[str]:
@@ -187,7 +188,7 @@ def _print_row(name: str, values: list[str]) -> None:
 
 
 def print_worst_classes(predictions: Predictions) -> None:
-  """The classes with the lowest top-1 accuracy, and what they are taken for."""
+  """Prints the classes with the lowest top-1 accuracy, and their confusions."""
   found = scores.class_scores(predictions.log_probabilities, predictions.labels)
   names = [imagenet.readable(name) for name in predictions.class_names]
   print(f'worst of {len(found)} classes:')
@@ -201,10 +202,10 @@ def print_worst_classes(predictions: Predictions) -> None:
 
 
 def write_classes(predictions: Predictions, path: str) -> None:
-  """A CSV file with a row for each class, the worst first.
+  """Writes a CSV file with a row for each class, the worst first.
 
   Raises:
-    UserError: if it cannot be written.
+    UserError: if the file cannot be written.
   """
   found = scores.class_scores(predictions.log_probabilities, predictions.labels)
   class_names = predictions.class_names
@@ -236,7 +237,7 @@ def write_classes(predictions: Predictions, path: str) -> None:
 
 
 def write_result(result: dict, path: str) -> None:
-  """Writes what `evaluate_checkpoints` returns as JSON, and says where.
+  """Writes a result of `evaluate_members` as JSON, and prints the path.
 
   Raises:
     UserError: if the file cannot be written.

@@ -8,6 +8,7 @@ again: --runs=runs/report/runs.
 """
 
 from bn_inception.machine import interruption
+from bn_inception.metrics import MOVING, POPULATION
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -23,7 +24,6 @@ from absl import flags
 
 from bn_inception import command_line
 from bn_inception.errors import UserError, writing
-from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.runs import json_files, run_directory

@@ -12,8 +12,8 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from bn_inception.evaluation.passes import MOVING, POPULATION
-from bn_inception.metrics import PERCENTILES
+from bn_inception.metrics import MOVING, PERCENTILES, POPULATION
+from bn_inception.optimizer import PAPER_BATCH_SIZE
 from bn_inception.study.results import (
   Group,
   Measure,
@@ -23,7 +23,6 @@ from bn_inception.study.results import (
   read_groups,
 )
 from bn_inception.study.runs import Run, find_study
-from bn_inception.training import PAPER_BATCH_SIZE
 
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0

@@ -21,14 +21,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import command_line, mesh
+from bn_inception import command_line
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice, check_writable, writing
-from bn_inception.experiment import make_abstract_state, make_model
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
-from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.runs import (
   checkpoint,
   checkpoint_folder,
@@ -193,7 +192,7 @@ def import_file(
     'num_channels': 3,
   }
   variables = jax.tree.map(jnp.asarray, imported.variables)
-  state = start_from(variables, _make_optimizer(config))
+  state = start_from(variables, setup_of_checkpoint(description).optimizer)
   with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(directory, exist_ok=True)
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
@@ -226,18 +225,11 @@ def export_checkpoint(path: str, output: str) -> None:
     raise UserError(f'--to={output} must end with .safetensors')
   run_directory.check_output(output, 'give another --to')
   description = checkpoint.read_description(path)
+  setup = setup_of_checkpoint(description)
   state = checkpoint.restore_weights(
-    path,
-    make_abstract_state(
-      description['config'],
-      len(description['class_names']),
-      description['num_channels'],
-    ),
-    mesh.replicated(mesh.make_evaluation_mesh(jax.devices())),
+    path, setup.abstract_state(), setup.replicated
   )
-  model = make_model(description['config'], len(description['class_names']))
-  variables = state.evaluation_variables
-  weights = to_pytorch(variables, model)
+  weights = to_pytorch(state.evaluation_variables, setup.model)
   notes = {
     SCALING_NOTE: json.dumps(description['config']['input_scaling']),
     CROP_NOTE: description['config']['data']['eval_crop'],
@@ -247,15 +239,6 @@ def export_checkpoint(path: str, output: str) -> None:
     os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
   files.write_safetensors(output, weights, notes)
   print(f'wrote {output}: weights for bninception of pretrainedmodels')
-
-
-def _make_optimizer(config: dict) -> Optimizer:
-  # The state does not contain the schedule: any length of an epoch will do.
-  return make_optimizer(
-    steps_per_epoch=1.0,
-    batch_size=config['batch_size'],
-    **config['optimizer'],
-  )
 
 
 def define_flags() -> None:

@@ -6,7 +6,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bn_inception import mesh
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_abstract_state
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 from bn_inception.train_state import TrainState
 
@@ -84,15 +84,8 @@ def _read(
 ) -> tuple[TrainState, dict]:
   """The state of a checkpoint, its values checked, and its description."""
   description = checkpoint.read_description(path)
-  saved = checkpoint.restore_weights(
-    path,
-    make_abstract_state(
-      description['config'],
-      len(description['class_names']),
-      description['num_channels'],
-    ),
-    sharding,
-  )
+  abstract_state = setup_of_checkpoint(description).abstract_state()
+  saved = checkpoint.restore_weights(path, abstract_state, sharding)
   return saved, description
 
 

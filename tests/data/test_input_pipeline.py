@@ -208,7 +208,7 @@ def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
   expected = training_batches(digits, OPTIONS, 32, 5, 0, 100)
   devices = mesh.make_evaluation_mesh(jax.devices()[:1])
   batches = input_pipeline.DeviceBatches(
-    training_batches(digits, options, 32, 5, 0, 100), mesh.split_batch(devices)
+    training_batches(digits, options, 32, 5, 0, 100), devices
   )
   received = [next(batches)]
   workers = multiprocessing.active_children()
@@ -245,7 +245,7 @@ def test_a_worker_killed_as_it_starts_is_an_error(digits):
   with pytest.raises(UserError, match='a worker .* was killed by SIGKILL'):
     input_pipeline.DeviceBatches(
       training_batches(digits, options, 32, 5, 0, 100),
-      mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()[:1])),
+      mesh.make_evaluation_mesh(jax.devices()[:1]),
     )
   thread.join()
   assert not multiprocessing.active_children()
@@ -638,16 +638,16 @@ def test_bad_records_are_named_and_replaced(tmp_path, num_workers):
 
 
 def test_devices_receive_their_parts(digits):
-  sharding = mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()))
+  devices = mesh.make_evaluation_mesh(jax.devices())
   host = list(training_batches(digits, OPTIONS, 32, 5, 0, 3))
   copies = [{k: v.copy() for k, v in batch.items()} for batch in host]
   copies[1]['replaced'][5], copies[2]['replaced'][[0, 9]] = 17, (4, 8)
-  batches = input_pipeline.DeviceBatches(iter(copies), sharding)
+  batches = input_pipeline.DeviceBatches(iter(copies), devices)
   placed, replaced = [], []
   for batch in batches:
     placed.append(batch)
-    replaced.append(list(batches.replaced))
-  assert replaced == [[], [17], [17, 4, 8]]
+    replaced.append(batches.take_replaced())
+  assert replaced == [[], [17], [4, 8]]
   for batch in host:
     del batch['replaced']
   assert len(placed) == 3
@@ -665,6 +665,7 @@ def test_unknown_options_are_refused(digits):
 def test_waiting_for_the_host_is_timed(digits, monkeypatch):
   clock = iter(range(100))  # a second each time it is read
   monkeypatch.setattr(input_pipeline.time, 'monotonic', lambda: next(clock))
-  sharding = mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()))
-  batches = input_pipeline.DeviceBatches(iter([]), sharding)
-  assert batches.wait_seconds == 1.0 and list(batches) == []
+  devices = mesh.make_evaluation_mesh(jax.devices())
+  batches = input_pipeline.DeviceBatches(iter([]), devices)
+  assert batches.take_wait_seconds() == 1.0 and list(batches) == []
+  assert batches.take_wait_seconds() == 0.0

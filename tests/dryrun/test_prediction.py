@@ -9,19 +9,19 @@ import pytest
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.__main__ import describe_data
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_update
+from bn_inception.experiment import make_setup
 from tests.dryrun.libtpu import needs_libtpu
 
 
 def predict(config):
-  update = make_update(config, jax.devices(), **describe_data(config))
-  return update, prediction.predict(update, config, 'cpu:8')
+  setup = make_setup(config, jax.devices(), **describe_data(config))
+  return setup, prediction.predict(setup, 'cpu:8')
 
 
 @pytest.mark.slow
 def test_prediction_is_of_the_compiled_step(small_config, few_rows, cpu_pod):
-  update, predicted = predict(small_config)
-  state, batch, _ = update.abstract_arguments()
+  setup, predicted = predict(small_config)
+  state, batch, _ = setup.abstract_arguments()
   state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   # Of 16 examples each device holds 2: image, label, mask and index.
   batch_bytes = 2 * (8 * 8 * 1 + 4 + 1 + 4)
@@ -80,15 +80,15 @@ def test_what_does_not_fit_is_one_line(digits_config, few_rows, monkeypatch):
     def lower(self, *arguments):
       return Lowered()
 
-  update = make_update(
+  setup = make_setup(
     digits_config, jax.devices()[:1], **describe_data(digits_config)
   )
-  object.__setattr__(update, 'train_step', Step())
+  monkeypatch.setattr(type(setup), 'train_step', Step())
   monkeypatch.setitem(
     prediction.CHIPS, 'cpu', prediction.Chip('CPU', 1, 1.0, 1.0)
   )
   with pytest.raises(UserError, match=r'v5e:2x2: .*20.00G.*remat') as error:
-    prediction.predict(update, digits_config, 'v5e:2x2')
+    prediction.predict(setup, 'v5e:2x2')
   assert '\n' not in str(error.value)
 
 

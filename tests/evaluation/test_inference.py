@@ -7,7 +7,7 @@ import pytest
 from bn_inception import training
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
-from bn_inception.evaluation import inference, passes
+from bn_inception.evaluation import checkpoints, inference
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -17,8 +17,10 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   digits_config['training']['num_epochs'] = 2 * 16 / 1442
   workdir = str(tmp_path / 'run')
   training.train_and_evaluate(digits_config, workdir)
-  path = passes.find_checkpoint(workdir, None)
-  _, found = passes.evaluate_checkpoints([path], passes.EvaluationOptions())
+  path = checkpoints.find_checkpoint(workdir, None)
+  _, found = checkpoints.evaluate_checkpoints(
+    [path], checkpoints.EvaluationOptions()
+  )
   expected = found['moving averages'].probabilities[:11]
 
   model, apply = inference.load(path)

@@ -1,303 +1,27 @@
-"""Evaluation counts every example once and refuses what does not fit."""
-
-import copy
-import json
+"""Every example counts exactly once; population statistics equal NumPy's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import experiment, mesh, training
 from bn_inception.data.sources import make_source
-from bn_inception.errors import UserError
-from bn_inception.evaluation import passes, predictions, scores
-from bn_inception.evaluation import report as evaluation_report
-from bn_inception.evaluation.passes import (
-  EvaluationOptions,
-  PopulationOptions,
-  evaluate,
-  evaluate_checkpoints,
-)
-from bn_inception.evaluation.predictions import Predictions
-from bn_inception.experiment import (
-  make_abstract_state,
-  make_evaluator,
-  make_experiment,
-  make_statistics_pass,
-)
-from bn_inception.runs import checkpoint
+from bn_inception.evaluation import passes
+from bn_inception.experiment import make_experiment, make_setup
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
 
-def evaluate_checkpoint(path, **options):
-  result, _ = evaluate_checkpoints([path], EvaluationOptions(**options))
-  return result
+def test_a_wrong_count_is_an_error():
+  def eval_step(variables, batch):
+    return {'loss_sum': 1.0, 'top1_count': 1, 'top5_count': 1, 'count': batch}
 
-
-@pytest.fixture
-def run(tmp_path, digits_config):
-  digits_config['training']['num_epochs'] = 2 * 16 / 1442
-  # So that training and evaluation have different meshes: (8, 1) and (1, 8).
-  digits_config['norm_batch_size'] = 2
-  digits_config['training']['checkpoint_every_steps'] = 1
-  workdir = str(tmp_path / 'run')
-  return workdir, training.train_and_evaluate(digits_config, workdir)
-
-
-def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
-  workdir, result = run
-  path = passes.find_checkpoint(workdir, step=2)
-  for batch_size in (7, 360):
-    values = evaluate_checkpoint(path, batch_size=batch_size)
-    assert values['examples'] == 355 and values['members'][0]['step'] == 2
-    moving = values['results']['moving averages']
-    assert moving['top1'] == result['top1'] and moving['top5'] == result['top5']
-    assert moving['loss'] == pytest.approx(result['loss'], rel=1e-5)
-  train = evaluate_checkpoint(path, split='train')
-  assert train['examples'] == 1442 and train['split'] == 'train'
-
-  capsys.readouterr()
-  evaluation_report.print_table(values)
-  assert f'top-1       {result["top1"]:.2f} %' in capsys.readouterr().out
-  output = f'{workdir}/evaluation.json'
-  evaluation_report.write_result(values, output)
-  with open(output) as file:
-    assert json.load(file) == values
-
-  with pytest.raises(UserError, match='number of classes: 10 -> 1000'):
-    evaluate_checkpoint(path, dataset='synthetic')
-  description = checkpoint.read_description(path)
-  description['class_names'][3] = 'three'
-  monkeypatch.setattr(checkpoint, 'read_description', lambda path: description)
-  with pytest.raises(UserError, match='class 3: three -> 3'):
-    evaluate_checkpoint(path)
-  monkeypatch.undo()
-  with pytest.raises(UserError, match="digits has no split 'valid'"):
-    evaluate_checkpoint(path, split='valid')
-
-
-@pytest.mark.slow
-def test_both_statistics_stand_beside_each_other(run, capsys):
-  workdir, _ = run
-  path = passes.find_checkpoint(workdir, None)
-  options = PopulationOptions(num_batches=5, seed=3)
-  values = evaluate_checkpoint(path, statistics='both', population=options)
-  moving = values['results']['moving averages']
-  population = values['results']['population']
-  # After two updates the moving averages are still on their way.
-  assert abs(population['loss'] - moving['loss']) > 1e-4
-  recorded = {k: v for k, v in population.items() if k not in moving}
-  assert recorded == {
-    'statistics_num_batches': 5,
-    'statistics_seed': 3,
-    'statistics_dataset': 'digits',
-    'statistics_split': 'train',
-    'statistics_batch_size': 16,
-    'norm_batch_size': 2,
-  }
-  capsys.readouterr()
-  evaluation_report.print_table(values)
-  lines = capsys.readouterr().out.splitlines()
-  assert 'statistics  moving averages  population' in lines
-  assert 'batches     -                5' in lines
-
-  # Folded, the same function; adapted to another split, another one.
-  folded = evaluate_checkpoint(
-    path, statistics='population', population=options, fold=True
-  )
-  folded = folded['results']['population']
-  assert folded['loss'] == pytest.approx(population['loss'], rel=1e-5)
-  assert folded['top1'] == population['top1']
-  adapted = evaluate_checkpoint(
-    path,
-    statistics='population',
-    population=PopulationOptions(num_batches=5, seed=3, split='test'),
-  )['results']['population']
-  assert adapted['loss'] != population['loss']
-
+  good = passes.evaluate(eval_step, {}, [3, 4], num_examples=7)
+  assert good['examples'] == 7 and good['top1'] == pytest.approx(200 / 7)
   with pytest.raises(
-    UserError, match="statistics 'all' are unknown: use one of"
+    RuntimeError, match='evaluated 7 examples of a split of 8'
   ):
-    evaluate_checkpoint(path, statistics='all')
-
-
-@pytest.mark.parametrize('num_batches', [0, -3])
-def test_population_statistics_need_a_batch(num_batches):
-  message = f'statistics_batches must be .* at least 1 .* got {num_batches}$'
-  with pytest.raises(UserError, match=message):
-    PopulationOptions(num_batches=num_batches)
-
-
-@pytest.mark.slow
-def test_probabilities_are_means_over_views_and_members(run, tmp_path):
-  workdir, _ = run
-  path = passes.find_checkpoint(workdir, None)
-  options = EvaluationOptions(crops='ten')
-  result, found = evaluate_checkpoints([path], options)
-  assert (result['num_crops'], result['crops']) == (10, 'ten')
-  mean = found['moving averages']
-  np.testing.assert_allclose(mean.probabilities.sum(axis=1), 1, atol=1e-5)
-
-  # By hand: the ten crops of some images, one at a time.
-  description = checkpoint.read_description(path)
-  config = description['config']
-  config['data']['eval_crop'] = 'ten'
-  evaluator = make_evaluator(
-    config,
-    make_source('digits', 'test'),
-    mesh.make_evaluation_mesh(jax.devices()),
-  )
-  state = checkpoint.restore(
-    path, evaluator.abstract_state, mesh.replicated(evaluator.device_mesh)
-  )
-  batch = next(evaluator.batches())
-  views = np.asarray(batch['image'])[:6]
-  assert views.shape == (6, 5, 8, 8, 1)
-  total = 0.0
-  for view in np.moveaxis(views, 1, 0):
-    for image in (view, view[:, :, ::-1]):
-      logits = evaluator.model.apply(
-        state.evaluation_variables,
-        np.float32(image) / 127.5 - 1,
-        np.asarray(batch['index'])[:6],
-      )
-      total = total + np.float64(jax.nn.softmax(logits))
-  np.testing.assert_allclose(mean.probabilities[:6], total / 10, atol=1e-6)
-
-  # Two networks: live, and from what each of them saved.
-  paths = [path, passes.find_checkpoint(workdir, 1)]
-  options = EvaluationOptions(is_named=True)
-  both, pair = evaluate_checkpoints(paths, options)
-  saved = []
-  for i, member in enumerate(paths):
-    _, single = evaluate_checkpoints([member], options)
-    file = str(tmp_path / f'{i}.npz')
-    predictions.save(file, single['moving averages'])
-    saved.append(predictions.load(file))
-    assert (
-      scores.summary(saved[i].log_probabilities, saved[i].labels)
-      == both['members'][i]['results']['moving averages']
-    )
-  assert list(saved[0].names[:3]) == ['0', '1', '2']
-  averaged = predictions.average(saved)
-  assert (
-    scores.summary(averaged.log_probabilities, averaged.labels)
-    == both['results']['moving averages']
-  )
-  np.testing.assert_allclose(
-    pair['moving averages'].probabilities,
-    (saved[0].probabilities + saved[1].probabilities) / 2,
-    rtol=1e-5,
-  )
-  with pytest.raises(UserError, match="crops 'all' are unknown: use one of"):
-    EvaluationOptions(crops='all')
-  with pytest.raises(UserError, match='batch_size must be .*got 0'):
-    EvaluationOptions(batch_size=0)
-
-
-@pytest.fixture
-def described(monkeypatch, digits_config):
-  """Descriptions of checkpoints by path, without their arrays."""
-  descriptions = {}
-
-  def describe(path, **changes):
-    config = json.loads(json.dumps(digits_config))
-    for name, value in changes.items():
-      section, _, key = name.partition('__')
-      config[section][key] = value
-    descriptions[path] = {
-      'config': config,
-      'class_names': [str(i) for i in range(10)],
-      'num_channels': 1,
-    }
-    return path
-
-  # Nothing is restored, and tracing the network for its shapes takes a second.
-  monkeypatch.setattr(experiment, 'make_abstract_state', lambda *args: None)
-  monkeypatch.setattr(
-    checkpoint,
-    'read_description',
-    lambda path: copy.deepcopy(descriptions[path]),
-  )
-  return describe
-
-
-def test_what_needs_no_result_is_refused_before_anything_runs(described):
-  first = described('runs/1')
-  for others, options, message in (
-    ([], {'real': True}, "ReaL labels are .*: '0' is none"),
-    (
-      [],
-      {
-        'statistics': 'both',
-        'population': PopulationOptions(dataset='image_folder'),
-      },
-      'image_folder needs --data_dir',
-    ),
-    (
-      [],
-      {'statistics': 'both', 'population': PopulationOptions(split='x')},
-      "digits has no split 'x'",
-    ),
-    (
-      [described('runs/2', model__use_batch_norm=False)],
-      {},
-      'networks with and without batch normalization',
-    ),
-    (
-      [described('runs/3', data__eval_crop='ten')],
-      {},
-      'one crops, and runs/1 has whole and runs/3 has ten: choose',
-    ),
-    (
-      [described('runs/4', model__dtype='bfloat16')],
-      {},
-      'one dtype, and runs/1 has float32 and runs/4 has bfloat16: choose',
-    ),
-    (
-      [described('runs/5', source__eval_split='train')],
-      {},
-      'one split, and runs/1 has test and runs/5 has train: choose',
-    ),
-  ):
-    with pytest.raises(UserError, match=message):
-      passes.prepare([first, *others], EvaluationOptions(**options))
-  one, two = passes.prepare(
-    [first, described('runs/3', data__eval_crop='ten')],
-    EvaluationOptions(crops='ten', statistics='both'),
-  )
-  assert one.facts == two.facts and one.usual['crops'] == 'whole'
-  assert one.evaluator.source is two.evaluator.source  # opened once
-
-
-def test_real_labels_come_with_every_result(described, monkeypatch):
-  labels = [{int(i) % 10} for i in range(355)]
-  monkeypatch.setattr(
-    passes.imagenet, 'real_labels', lambda names, classes: labels
-  )
-  (member,) = passes.prepare(
-    [described('runs/1')], EvaluationOptions(real=True)
-  )
-  assert list(member.names[:2]) == ['0', '1'] and member.real_labels == labels
-  scored = np.log(np.eye(10)[np.arange(355) % 10] * 0.9 + 0.01)
-  found = Predictions(
-    scored, np.zeros(355, int), member.names, np.arange(10), 'run'
-  )
-  monkeypatch.setattr(
-    passes,
-    '_evaluate_member',
-    lambda member: passes._Evaluated(
-      {'results': {'moving averages': {'top1': 1.0}}},
-      {'moving averages': found},
-      None,
-    ),
-  )
-  result, _ = passes.evaluate_members([member])
-  found = result['results']['moving averages']
-  assert found['top1'] == 1.0
-  assert (found['real']['top1'], found['real']['examples']) == (100.0, 355)
+    passes.evaluate(eval_step, {}, [3, 4], num_examples=8)
 
 
 def test_a_missing_prediction_is_an_error():
@@ -338,18 +62,16 @@ def test_population_statistics_are_plain_averages():
 def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
   digits_config['augment']['photometric_strength'] = 0.0
   digits_config['norm_batch_size'] = 8
-  statistics = make_statistics_pass(
-    digits_config, 10, 1, None, 'digits', 'train', seed=4
-  )
   experiment = make_experiment(digits_config, None)
+  setup, source = experiment.setup, experiment.source
   variables = experiment.create_state().evaluation_variables
-  batches = list(statistics.batches(3))
-  stats = passes.estimate_population_statistics(
-    statistics.step, variables, batches, statistics.rng
+  found = passes.with_population_statistics(
+    setup, variables, source, num_batches=3, seed=4
   )
+  assert found['params'] is variables['params']
   kernel = np.asarray(variables['params']['conv1']['conv']['kernel'])
   means, variances = [], []
-  for batch in batches:
+  for batch in setup.statistics_batches(source, 3, seed=4):
     image = np.float32(batch['image']) / 127.5 - 1
     u = jax.lax.conv_general_dilated(
       image, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -358,7 +80,7 @@ def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
       means.append(group.mean((0, 1, 2)))
       variances.append(group.var((0, 1, 2)))
   m = 8 * 8 * 8
-  estimated = stats['conv1']['norm']
+  estimated = found['batch_stats']['conv1']['norm']
   np.testing.assert_allclose(
     estimated['mean'], np.mean(means, 0), rtol=1e-5, atol=1e-6
   )
@@ -367,54 +89,31 @@ def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
   )
 
 
-def test_statistics_may_be_of_other_classes_but_not_of_other_channels(
-  digits_config,
-):
-  statistics = make_statistics_pass(
-    digits_config, 7, 1, None, 'digits', 'train', seed=0
-  )
-  state = make_abstract_state(digits_config, 7, 1)
-  (batch,) = statistics.batches(1)
+def test_statistics_may_be_of_other_classes(digits_config):
+  setup = make_setup(digits_config, jax.devices(), 7, 1)
+  source = make_source('digits', 'train')  # of ten classes
+  state = setup.abstract_state()
+  (batch,) = setup.statistics_batches(source, 1, seed=0)
   stats = jax.eval_shape(
-    statistics.step, state.evaluation_variables, batch, statistics.rng
+    setup.statistics_step,
+    state.evaluation_variables,
+    batch,
+    jax.random.key(0),
   )
   assert jax.tree.structure(stats) == jax.tree.structure(state.batch_stats)
-  with pytest.raises(UserError, match='synthetic has images of 3 channels'):
-    make_statistics_pass(
-      digits_config, 10, 1, None, 'synthetic', 'train', seed=0
-    )
 
 
 def test_statistics_of_fewer_examples_than_shards_are_shuffled_globally(
   digits_config,
 ):
-  arguments = 10, 1, None, 'digits', 'train', 0
+  source = make_source('digits', 'train')
 
   def first_indices():
-    (batch,) = make_statistics_pass(digits_config, *arguments).batches(1)
+    setup = make_setup(digits_config, jax.devices(), 10, 1)
+    (batch,) = setup.statistics_batches(source, 1, seed=0)
     return np.asarray(batch['index'])
 
   digits_config['data'].update(num_shards=2000, shuffle='shards')
   found = first_indices()
   digits_config['data'].update(num_shards=4, shuffle='global')
   np.testing.assert_array_equal(found, first_indices())
-
-
-def test_missing_runs_are_named(tmp_path):
-  with pytest.raises(UserError, match='workdir .*absent does not exist'):
-    passes.find_checkpoint(str(tmp_path / 'absent'), None)
-  (tmp_path / 'checkpoints').mkdir()
-  with pytest.raises(UserError, match='no checkpoint in .*: train first'):
-    passes.find_checkpoint(str(tmp_path), None)
-
-
-def test_a_wrong_count_is_an_error():
-  def eval_step(variables, batch):
-    return {'loss_sum': 1.0, 'top1_count': 1, 'top5_count': 1, 'count': batch}
-
-  good = evaluate(eval_step, {}, [3, 4], num_examples=7)
-  assert good['examples'] == 7 and good['top1'] == pytest.approx(200 / 7)
-  with pytest.raises(
-    RuntimeError, match='evaluated 7 examples of a split of 8'
-  ):
-    evaluate(eval_step, {}, [3, 4], num_examples=8)

@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from bn_inception import experiment
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
-from bn_inception.evaluation import passes, report, scores
-from bn_inception.evaluation.passes import EvaluationOptions, PopulationOptions
+from bn_inception.evaluation import checkpoints, report, scores
+from bn_inception.evaluation.checkpoints import (
+  EvaluationOptions,
+  PopulationOptions,
+)
 from bn_inception.evaluation.predictions import Predictions
 from bn_inception.runs import checkpoint, json_files, run_directory
 from configs import compose
@@ -123,8 +125,6 @@ def described(monkeypatch):
     ),
     'num_channels': 1,
   }
-  # Nothing is restored, and tracing the network for its shapes takes a second.
-  monkeypatch.setattr(experiment, 'make_abstract_state', lambda *args: None)
   monkeypatch.setattr(
     checkpoint, 'read_description', lambda path: copy.deepcopy(description)
   )
@@ -133,7 +133,7 @@ def described(monkeypatch):
 
 def name_output(paths=('runs/a/checkpoints/9',), **changes):
   options = EvaluationOptions(**{'data_dir': TFDS_DIR, **changes})
-  members = passes.prepare(paths, options)
+  members = checkpoints.prepare(paths, options)
   return report.default_output(members, options, 'runs')
 
 
@@ -287,8 +287,8 @@ def test_copies_and_labels_are_named():
     'dataset': 'x', 'data': {'dataset': 'x'}, 'crops': 'whole',
     'folded': False, 'dtype': 'float32', 'split': 'test',
   }  # fmt: skip
-  member = passes.Member(
-    'c/9', {}, facts, None, facts, (), None, None, None, None
+  member = checkpoints.Member(
+    'c/9', facts, None, None, facts, (), None, None, None, None
   )
   options = EvaluationOptions(real=True)
   assert report.default_output([member], options, 'runs') == (

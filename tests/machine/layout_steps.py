@@ -66,13 +66,13 @@ def take_steps(folder: str, layout: str) -> dict:
     state, _ = experiment.train_step(state, batch, experiment.rng)
     if is_reference:
       save_arrays(step + 1, state)
-  evaluator = experiment.evaluator
+  setup, eval_source = experiment.setup, experiment.eval_source
   last = load(folder, 20, state)
   values = evaluate(
-    evaluator.make_eval_step(evaluator.model),
+    setup.eval_step,
     last.evaluation_variables,
-    evaluator.batches(),
-    len(evaluator.source),
+    setup.eval_batches(eval_source),
+    len(eval_source),
   )
   with checkpoint.open_checkpoints(f'{folder}/{layout}', 1, 0) as checkpoints:
     checkpoint.save(checkpoints, last, {'layout': layout}, top1=None)

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from bn_inception import mesh
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_abstract_state
+from bn_inception.experiment import make_setup
 from bn_inception.machine import distributed, launchers, rendezvous
 from bn_inception.runs import checkpoint, checkpoint_folder
 from tests.machine import layout_steps
@@ -84,11 +83,8 @@ def test_a_checkpoint_of_any_layout_is_read_by_another(
   folder, _ = layouts
   path = checkpoint_folder.find(str(folder / layout))
   assert checkpoint.read_description(path) == {'layout': layout}
-  state = checkpoint.restore(
-    path,
-    make_abstract_state(layout_steps.make_config(), 10, 1),
-    mesh.replicated(mesh.make_evaluation_mesh(jax.devices())),
-  )
+  setup = make_setup(layout_steps.make_config(), jax.devices(), 10, 1)
+  state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
   expected = layout_steps.saved_leaves(str(folder), 20)
   for leaf, saved in zip(jax.tree.leaves(state), expected, strict=True):
     np.testing.assert_array_equal(leaf, saved)

@@ -94,7 +94,7 @@ if __name__ == '__main__':
       input_pipeline.training_batches(
         make_source('synthetic', 'train'), options, 16, 0, 0, 80
       ),
-      mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()[:1])),
+      mesh.make_evaluation_mesh(jax.devices()[:1]),
     )
     kept = [next(batches)]
     time.sleep(4)

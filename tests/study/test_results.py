@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from bn_inception.evaluation.passes import MOVING, POPULATION
+from bn_inception.metrics import MOVING, POPULATION
 from bn_inception.study import results as study_results
 from bn_inception.study.results import mean_interval, paired_differences
 from tests.study.study_files import study_runs, write_run

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bn_inception.evaluation.passes import MOVING, POPULATION
+from bn_inception.metrics import MOVING, POPULATION
 from bn_inception.study.sections import STUDIES, make_section, mean_points
 from configs import studies
 from tests.study.study_files import study_runs, write_run

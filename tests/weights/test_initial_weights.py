@@ -13,7 +13,7 @@ from bn_inception import training
 from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
-from bn_inception.evaluation import inference, passes
+from bn_inception.evaluation import checkpoints, inference
 from bn_inception.experiment import make_experiment
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
@@ -30,7 +30,7 @@ def first(tmp_path, digits_config):
   digits_config['optimizer']['average_decay'] = 0.5
   workdir = str(tmp_path / 'first')
   training.train_and_evaluate(digits_config, workdir)
-  return passes.find_checkpoint(workdir, None), digits_config
+  return checkpoints.find_checkpoint(workdir, None), digits_config
 
 
 def start(path, config, class_names=None, num_channels=None):
@@ -110,10 +110,10 @@ def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
   path = digits_config['init_from'] = f'{directory}/0'
-  options = passes.EvaluationOptions()
+  options = checkpoints.EvaluationOptions()
   for use in (
     lambda: training.train_and_evaluate(digits_config, str(workdir)),
-    lambda: passes.evaluate_checkpoints([path], options),
+    lambda: checkpoints.evaluate_checkpoints([path], options),
     lambda: inference.load(path),
   ):
     with pytest.raises(UserError) as caught:
@@ -213,7 +213,7 @@ def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   data = digit_folder(tmp_path / 'own', (8, 9), 24, 20)
   tuned = compose.of_run(workdir)
   assert tuned.data.num_shards == 100
-  tuned.init_from = passes.find_checkpoint(workdir, None)
+  tuned.init_from = checkpoints.find_checkpoint(workdir, None)
   tuned.training.num_epochs = 10.0
   tuned = tuned.to_dict()
   experiment = make_experiment(tuned, data)

@@ -9,7 +9,7 @@ import pytest
 
 from bn_inception.data import sources
 from bn_inception.errors import UserError
-from bn_inception.evaluation.passes import (
+from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
   evaluate_checkpoints,
 )
