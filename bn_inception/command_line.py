@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception.data.listing import is_folder
+from bn_inception.data.directories import is_folder
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
 from bn_inception.machine import (

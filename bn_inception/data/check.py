@@ -11,23 +11,16 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import (
-  LABEL_FILE,
-  class_names,
-  describe_error,
-  parse_name,
-)
-from bn_inception.data.finding import IMAGE_FOLDER, SPLITS
-from bn_inception.data.folders import ImageFolderSource
-from bn_inception.data.images import BadImageError, decode_image
-from bn_inception.data.listing import (
+from bn_inception.data.directories import (
   FOLDERS_OF_SPLITS,
   class_folders,
   find_split,
   name_some,
   require_folder,
 )
-from bn_inception.data.prepared import SHRUNK_FILE, is_prepared, open_builder
+from bn_inception.data.folders import ImageFolderSource
+from bn_inception.data.hints import IMAGE_FOLDER, SPLITS
+from bn_inception.data.images import BadImageError, decode_image
 from bn_inception.data.progress import Progress
 from bn_inception.data.source import TRAIN_SPLIT
 from bn_inception.data.sources import (
@@ -39,6 +32,13 @@ from bn_inception.data.sources import (
   imagenet_forms,
   make_source,
 )
+from bn_inception.data.tfds_metadata import (
+  LABEL_FILE,
+  class_names,
+  describe_error,
+  parse_name,
+)
+from bn_inception.data.tfds_source import SHRUNK_FILE, is_prepared, open_builder
 from bn_inception.errors import UserError
 
 CHUNK_BYTES = 2**24

@@ -9,14 +9,7 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.finding import (
-  IMAGE_FOLDER,
-  SPLITS,
-  nothing_found,
-  other_forms,
-  renamed_splits,
-)
-from bn_inception.data.listing import (
+from bn_inception.data.directories import (
   FOLDERS_OF_SPLITS,
   JUNK_FOLDERS,
   class_folders,
@@ -24,6 +17,13 @@ from bn_inception.data.listing import (
   find_split,
   is_image,
   name_some,
+)
+from bn_inception.data.hints import (
+  IMAGE_FOLDER,
+  SPLITS,
+  nothing_found,
+  other_forms,
+  renamed_splits,
 )
 from bn_inception.data.source import TRAIN_SPLIT, Example, Source, hash_of
 from bn_inception.errors import UserError

@@ -19,11 +19,9 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import LABEL_FILE, describe_error, parse_name
-from bn_inception.data.finding import IMAGE_FOLDER
+from bn_inception.data.directories import find_split, require_folder
+from bn_inception.data.hints import IMAGE_FOLDER
 from bn_inception.data.images import BadImageError, decode_image
-from bn_inception.data.listing import find_split, require_folder
-from bn_inception.data.prepared import SHRUNK_FILE, TfdsSource, open_builder
 from bn_inception.data.progress import Progress
 from bn_inception.data.source import Example, Source
 from bn_inception.data.sources import (
@@ -34,6 +32,12 @@ from bn_inception.data.sources import (
   imagenet_forms,
   make_source,
 )
+from bn_inception.data.tfds_metadata import (
+  LABEL_FILE,
+  describe_error,
+  parse_name,
+)
+from bn_inception.data.tfds_source import SHRUNK_FILE, TfdsSource, open_builder
 from bn_inception.errors import UserError
 
 EXAMPLES_PER_SHARD = 1250  # about 1,024 shards of ImageNet, as TFDS has

@@ -11,10 +11,9 @@ from etils import epath
 
 from bn_inception.data import imagenet
 from bn_inception.data.built_in import DigitsSource, SyntheticSource
-from bn_inception.data.finding import IMAGE_FOLDER
+from bn_inception.data.directories import find_split, is_folder, require_folder
 from bn_inception.data.folders import ImageFolderSource, ValidationArchiveSource
-from bn_inception.data.listing import find_split, is_folder, require_folder
-from bn_inception.data.prepared import TfdsSource, is_prepared
+from bn_inception.data.hints import IMAGE_FOLDER
 from bn_inception.data.source import (
   TRAIN_SPLIT,
   UNREADABLE,
@@ -24,6 +23,7 @@ from bn_inception.data.source import (
   Source,
   check_machine,
 )
+from bn_inception.data.tfds_source import TfdsSource, is_prepared
 from bn_inception.errors import UserError
 
 __all__ = [

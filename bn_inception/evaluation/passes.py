@@ -13,8 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bn_inception import inception, mesh, metrics, ranges
-from bn_inception.data import facts as data_facts
-from bn_inception.data import imagenet
+from bn_inception.data import data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.sources import Source
 from bn_inception.errors import UserError

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import jax
 
-from bn_inception.data import facts as data_facts
+from bn_inception.data import data_facts
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.kernels import native
 from bn_inception.machine import accelerators

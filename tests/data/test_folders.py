@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bn_inception.data import folders, imagenet, listing
+from bn_inception.data import directories, folders, imagenet
 from bn_inception.data.images import decode_image
 from bn_inception.data.in_memory import InMemory
 from bn_inception.data.sources import make_source
@@ -285,7 +285,7 @@ def test_all_that_decodes_is_read(tmp_path):
   assert source.remarks() == []
   for i in range(len(source)):
     assert decode_image(source[i][0], 3).shape[-1] == 3
-  assert {'.' + s for s in suffixes} < set(listing.IMAGE_SUFFIXES)
+  assert {'.' + s for s in suffixes} < set(directories.IMAGE_SUFFIXES)
 
 
 def test_what_is_not_read_is_counted(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from bn_inception.data import check, finding, imagenet, listing, shrink
+from bn_inception.data import check, directories, hints, imagenet, shrink
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from tests.data.test_folders import VALIDATION, write_images
@@ -171,12 +171,12 @@ def test_folders_of_others_are_passed_over(tmp_path, monkeypatch):
       raise PermissionError(13, 'Permission denied', str(path))
     return scandir(path)
 
-  monkeypatch.setattr(listing.os, 'scandir', refuse)
+  monkeypatch.setattr(directories.os, 'scandir', refuse)
   assert said('imagenet2012', tmp_path).endswith(f'={tmp_path}/b/mine')
 
 
 def test_a_large_tree_is_not_searched_to_its_end(tmp_path, monkeypatch):
-  monkeypatch.setattr(finding, '_MAX_FOLDERS', 5)
+  monkeypatch.setattr(hints, '_MAX_FOLDERS', 5)
   for i in range(9):
     (tmp_path / f'{i}').mkdir()
   write_imagenet(tmp_path / '8')

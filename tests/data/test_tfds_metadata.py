@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
 
-from bn_inception.data import check, copies, shrink
+from bn_inception.data import check, shrink, tfds_metadata
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 
@@ -197,18 +197,18 @@ def test_integer_labels_are_read_once_the_classes_are_named(tmp_path):
     tfds.features.Tensor(shape=(1,), dtype=np.uint8),
   ):
     set_feature(folder, 'label', feature)
-    names = (folder / copies.LABEL_FILE).read_text()
+    names = (folder / tfds_metadata.LABEL_FILE).read_text()
     source = make_source('my_pets', 'train', str(tmp_path))
     expected = make_source('fashion_mnist', 'train', str(TFDS_DIR))
     assert source.class_names == expected.class_names
     assert [source[i] for i in range(200)] == [expected[i] for i in range(200)]
     check.check('my_pets', str(tmp_path))
-    (folder / copies.LABEL_FILE).unlink()
+    (folder / tfds_metadata.LABEL_FILE).unlink()
     line = complaint(tmp_path)
     assert line.endswith(f' from 0, to {folder}/label.labels.txt')
-    (folder / copies.LABEL_FILE).write_text('')
+    (folder / tfds_metadata.LABEL_FILE).write_text('')
     assert 'has 0 names' in complaint(tmp_path)
-    (folder / copies.LABEL_FILE).write_text(names)
+    (folder / tfds_metadata.LABEL_FILE).write_text(names)
 
 
 @pytest.mark.parametrize('file_format', ['tfrecord', 'riegeli', 'parquet'])
@@ -228,7 +228,7 @@ def test_an_empty_newer_version_is_passed_over(tmp_path):
   (tmp_path / 'my_pets' / '3.1.0').mkdir()
   source = make_source('my_pets', 'train', str(tmp_path))
   assert source.folder == str(folder)
-  found = copies.list_copies(epath.Path(tmp_path), 'my_pets')
+  found = tfds_metadata.list_copies(epath.Path(tmp_path), 'my_pets')
   assert [copy.version for copy in found] == ['3.0.10', '3.0.9']
   for dataset, versions in (
     ('my_pets:3.0.9', ['3.0.9']),
@@ -236,7 +236,7 @@ def test_an_empty_newer_version_is_passed_over(tmp_path):
     ('my_pets:4.*.*', []),
     ('my_pets/big', []),
   ):
-    wanted = copies.wanted_copies(epath.Path(tmp_path), dataset)
+    wanted = tfds_metadata.wanted_copies(epath.Path(tmp_path), dataset)
     assert [copy.version for copy in wanted] == versions
 
 

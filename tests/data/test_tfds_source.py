@@ -15,7 +15,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bn_inception.data import check, imagenet, prepared, shrink
+from bn_inception.data import check, imagenet, shrink, tfds_source
 from bn_inception.data.images import decode_image
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
@@ -75,8 +75,8 @@ def test_the_folder_of_tfds_may_be_an_address(monkeypatch):
 
 def test_records_in_buckets_of_others_than_google_are_refused():
   with pytest.raises(UserError, match='prepared in s3://a, but .* mount this'):
-    prepared._check_bucket('fashion_mnist', 's3://a')
-  prepared._check_bucket('fashion_mnist', 'gs://a')
+    tfds_source._check_bucket('fashion_mnist', 's3://a')
+  tfds_source._check_bucket('fashion_mnist', 'gs://a')
 
 
 def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
@@ -125,9 +125,9 @@ def test_an_incomplete_copy_is_told(tmp_path):
 def test_few_files_stay_open_in_any_order(monkeypatch):
   source = make_source('fashion_mnist', 'train', TFDS_DIR)
   expected = [source[i] for i in range(200)]
-  readers = prepared._Readers()
-  monkeypatch.setattr(prepared, '_readers', readers)
-  monkeypatch.setattr(prepared.host, 'max_open_files', lambda: 4)
+  readers = tfds_source._Readers()
+  monkeypatch.setattr(tfds_source, '_readers', readers)
+  monkeypatch.setattr(tfds_source.host, 'max_open_files', lambda: 4)
   order = np.random.default_rng(0).permutation(200)
 
   def open_files():
@@ -192,18 +192,18 @@ def test_all_splits_at_once_are_read():
 
 WITH_FEW_FILES = """
 import os, resource, sys
-from bn_inception.data import prepared, shrink
+from bn_inception.data import shrink, tfds_source
 from bn_inception.data.sources import make_source
 source = make_source('fashion_mnist', 'train', sys.argv[1])
-prepared._readers._readers.clear()
+tfds_source._readers._readers.clear()
 two = [open(os.devnull) for _ in range(2)]
 limit = two[1].fileno() + 1
 [file.close() for file in two]
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 for i in range(0, 200, 49):  # the limit allows two open shards, and not three
   assert len(source[i][0]) > 100
-  print(len(prepared._readers._readers), end=' ')
-prepared._readers._readers.clear()
+  print(len(tfds_source._readers._readers), end=' ')
+tfds_source._readers._readers.clear()
 files = [open(os.devnull), open(os.devnull)]
 try:
   source[0]
@@ -232,7 +232,7 @@ def test_an_error_of_the_machine_is_no_error_of_the_copy(monkeypatch):
   def fail(self, path, position):
     raise RuntimeError('open() failed: Too many open files; opening a')
 
-  monkeypatch.setattr(prepared._Readers, 'read', fail)
+  monkeypatch.setattr(tfds_source._Readers, 'read', fail)
   with pytest.raises(UserError) as caught:
     make_source('fashion_mnist', 'train', TFDS_DIR)
   assert 'Too many open files' in str(caught.value)

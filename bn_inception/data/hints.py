@@ -10,14 +10,14 @@ import re
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import list_copies, parse_name
-from bn_inception.data.listing import (
+from bn_inception.data.directories import (
   JUNK_FOLDERS,
   entries,
   find_split,
   is_folder,
   is_image,
 )
+from bn_inception.data.tfds_metadata import list_copies, parse_name
 from bn_inception.errors import UserError
 
 IMAGE_FOLDER = 'image_folder'  # the data set of whatever classes there are

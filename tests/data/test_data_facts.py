@@ -2,7 +2,7 @@
 
 import json
 
-from bn_inception.data import facts as data_facts
+from bn_inception.data import data_facts
 from bn_inception.data.sources import make_source
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from google.protobuf import json_format
 
-from bn_inception.data.listing import names_in
+from bn_inception.data.directories import names_in
 from bn_inception.errors import UserError
 
 IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8

@@ -12,7 +12,17 @@ import threading
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import (
+from bn_inception.data.directories import is_folder, names_in
+from bn_inception.data.hints import find_remedy, nothing_found
+from bn_inception.data.source import (
+  UNREADABLE,
+  Example,
+  Source,
+  check_machine,
+  hash_of,
+  number_of_machine,
+)
+from bn_inception.data.tfds_metadata import (
   FEATURES_FILE,
   INFO_FILE,
   LABEL_FILE,
@@ -29,16 +39,6 @@ from bn_inception.data.copies import (
   quiet,
   read_label_names,
   wanted_copies,
-)
-from bn_inception.data.finding import find_remedy, nothing_found
-from bn_inception.data.listing import is_folder, names_in
-from bn_inception.data.source import (
-  UNREADABLE,
-  Example,
-  Source,
-  check_machine,
-  hash_of,
-  number_of_machine,
 )
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
