@@ -1,4 +1,4 @@
-"""Tells a damaged example from a machine that cannot read: only the first is skippable."""
+"""Tells damaged examples, which can be skipped, from failures of the machine."""
 
 import errno
 import os

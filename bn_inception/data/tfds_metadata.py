@@ -1,4 +1,4 @@
-"""Data sets prepared by TFDS: finds copies, and checks the metadata next to the records."""
+"""Finds copies of data sets prepared by TFDS, and checks their metadata."""
 
 import collections
 import contextlib

@@ -354,7 +354,7 @@ def _find_shards(name: str, info, split: str) -> list:
     shards, fault = [], 'does not exist'
   if shards and all(shard.take > 0 for shard in shards):
     return shards
-  has = ', '.join(f'{number:,} in {s}' for s, number in counts.items())
+  has = ', '.join(f'{count(n, "example")} in {s}' for s, n in counts.items())
   raise UserError(
     f"'{split}' of {name} {fault}; it has {has}: give a part such as "
     f'{_nearest_part(split, counts)}'

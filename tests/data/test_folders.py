@@ -91,7 +91,7 @@ def test_folders_of_imagenet_v2_are_labels_and_not_names(tmp_path):
   with pytest.raises(UserError, match="unknown data set 'imagenet_v2/none'"):
     make_source('imagenet_v2/none', 'test', str(tmp_path))
   write_images(folder / '1000', ['a.jpeg'])
-  with pytest.raises(UserError, match='val/1000 is not one of the 1000 class'):
+  with pytest.raises(UserError, match='val/1000 .*1000 classes'):
     make_source(dataset, 'test', str(tmp_path))
 
 
@@ -135,26 +135,26 @@ def test_what_systems_put_into_the_archive_is_passed_over(tmp_path):
   assert source[0] == (jpeg(7), imagenet_labels([name])[0])
   assert source.remarks() == ['not read: 1 file (.txt 1)']
   write_archive(archive, [*junk, 'readme.txt'])
-  with pytest.raises(UserError, match='no images .not read: 1 file .*download'):
+  with pytest.raises(UserError, match=f'{archive} .*1 file .*.txt 1'):
     make_source('imagenet2012', 'validation', str(tmp_path))
   write_archive(archive, ['test/ILSVRC2012_test_00000001.JPEG'])
-  with pytest.raises(UserError, match='test_00000001.JPEG .* of the test set'):
+  with pytest.raises(UserError, match='test_00000001.JPEG .*secret'):
     make_source('imagenet2012', 'validation', str(tmp_path))
 
 
 def test_other_splits_of_folders_are_named(tmp_path):
   root = write_own_folders(tmp_path)
   for split, message in (
-    ('test', r'split test, .*: give a split that it has, train or validation$'),
-    ('train[:5]', r"^'train\[:5\]' is part of a split, .* give a whole split"),
+    ('test', 'split test: .*test/CLASS/.* train or validation$'),
+    ('train[:5]', r"^'train\[:5\]' .*source.num_holdout"),
   ):
     with pytest.raises(UserError, match=message):
       open_own(root, split)
   (root / 'val').rename(root / 'validation')
-  with pytest.raises(UserError, match='it has, train or validation$'):
+  with pytest.raises(UserError, match='train or validation$'):
     open_own(root, 'test')
   (root / 'validation').rename(root / 'Valid')
-  with pytest.raises(UserError, match='it has Valid/: rename to val/'):
+  with pytest.raises(UserError, match='Valid/: rename to val/'):
     open_own(root, 'validation')
 
 
@@ -177,9 +177,7 @@ def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
 
 
 def test_parts_of_the_training_split_do_not_leak_what_is_held_out():
-  with pytest.raises(
-    UserError, match=r'train\[:9\] may hold .* the 3 held out'
-  ):
+  with pytest.raises(UserError, match=r'train\[:9\] .*source.num_holdout'):
     make_source('digits', 'train[:9]', num_holdout=3)
 
 
@@ -193,12 +191,10 @@ def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
 
   monkeypatch.setattr(folders.epath, 'Path', Path)
   for dataset in 'image_folder', 'imagenet2012', 'fashion_mnist':
-    with pytest.raises(
-      UserError, match='cannot be read: Please install gcsfs$'
-    ):
+    with pytest.raises(UserError, match='gs://a .*: Please install gcsfs$'):
       make_source(dataset, 'train', 'gs://a')
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', 'gs://a')
-  with pytest.raises(UserError, match='gs://a cannot be read: Please install'):
+  with pytest.raises(UserError, match='gs://a .*: Please install'):
     make_source('fashion_mnist', 'train')
 
 
@@ -211,8 +207,9 @@ def test_missing_and_surplus_things_are_named(tmp_path):
 
   good, names = tmp_path / 'good', imagenet.class_names()
   write_images(good / 'train' / names[3], ['a.jpg'])
-  assert f'{good} has no folder for the split validation' in complaint(
-    'imagenet2012', 'validation', good
+  assert re.match(
+    f'{good} .*split validation.* train$',
+    complaint('imagenet2012', 'validation', good),
   )
   for number, message in ((0, 'got 0'), (1, 'between 1 and 0 for the split')):
     assert message in complaint(
@@ -230,7 +227,7 @@ def test_missing_and_surplus_things_are_named(tmp_path):
   )
   flat = tmp_path / 'flat'
   write_images(flat / 'train', ['a.jpg'])
-  assert 'no folders of classes' in complaint('image_folder', 'train', flat)
+  assert f'{flat}/train/CLASS/' in complaint('image_folder', 'train', flat)
   assert 'a.jpg in' in complaint('imagenet2012', 'train', flat)
   archive = tmp_path / imagenet.VALIDATION_ARCHIVE
   write_archive(archive, ['cat.jpg'])
@@ -328,19 +325,19 @@ def test_images_in_a_wrong_place_are_refused(tmp_path):
   deep = write_own_folders(tmp_path / 'deep')
   write_images(deep / 'train' / 'ant' / 'red', ['3.jpg'])
   write_images(deep / 'train' / 'bee' / 'a' / 'b', ['3.jpg'])
-  assert complaint(deep).startswith(f'{deep}/train/ant/red has images')
+  assert complaint(deep).startswith(f'{deep}/train/ant/red ')
   assert complaint(deep).endswith('(and 1 more)')
   twice = tmp_path / 'twice'  # as archives are unpacked
   write_images(twice / 'train' / 'train' / 'ant', ['1.jpg'])
-  assert complaint(twice).startswith(f'{twice}/train/train/ant has images')
+  assert complaint(twice).startswith(f'{twice}/train/train/ant ')
   half = write_own_folders(tmp_path / 'half')
   write_images(half / 'val', ['2.jpg', '3.jpg'])
-  assert complaint(half, 'validation').startswith(f'{half}/val/2.jpg is in no')
+  assert complaint(half, 'validation').startswith(f'{half}/val/2.jpg ')
   open_own(half)
   empty = write_own_folders(tmp_path / 'empty')
   (empty / 'train' / 'dog').mkdir()
   (empty / 'train' / 'dog' / '1.heic').write_bytes(b'')
-  assert 'has no images of 1 class (dog): add' in complaint(empty)
+  assert '1 class (dog)' in complaint(empty)
   assert complaint(empty).endswith('(not read: 1 file (.heic 1))')
   write_images(empty / 'train' / 'dog', ['1.jpg'])
   (empty / 'val' / 'dog').mkdir()
@@ -362,7 +359,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     raise PermissionError(13, 'Permission denied', path)
 
   monkeypatch.setattr(folders.os, 'scandir', scandir)
-  with pytest.raises(UserError, match='train cannot be listed .Permission'):
+  with pytest.raises(UserError, match='train .*Permission denied'):
     open_own(root)
 
 

@@ -75,9 +75,7 @@ def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
   workers = multiprocessing.active_children()
   assert len(workers) == 2
   workers[0].kill()
-  with pytest.raises(
-    UserError, match='a worker .* was killed by SIGKILL, as L'
-  ):
+  with pytest.raises(UserError, match='worker .* SIGKILL.*num_workers'):
     received.extend(batches)
   # What had been prepared before comes, in its order.
   assert len(received) < 100
@@ -103,7 +101,7 @@ def test_a_worker_killed_as_it_starts_is_an_error(digits):
 
   thread = threading.Thread(target=kill_new_worker, daemon=True)
   thread.start()
-  with pytest.raises(UserError, match='a worker .* was killed by SIGKILL'):
+  with pytest.raises(UserError, match='worker .* SIGKILL'):
     DeviceBatches(
       training_batches(digits, options, 32, 5, 0, 100),
       mesh.split_batch(mesh.make_evaluation_mesh(jax.devices()[:1])),

@@ -162,7 +162,7 @@ def test_integer_labels_keep_the_names_of_their_classes(tmp_path):
 
 def test_what_is_not_shrunk_is_named(tmp_path):
   for dataset in 'image_folder', 'digits':
-    with pytest.raises(UserError, match=f'{dataset} is not shrunk: --dataset'):
+    with pytest.raises(UserError, match=f'{dataset} .*--dataset'):
       shrink.shrink(dataset, str(tmp_path), str(tmp_path / 'out'))
 
 
@@ -230,19 +230,17 @@ def test_failures_are_named_and_leave_nothing_that_could_be_used(tmp_path):
   assert not unfinished.exists()
   assert not (out / 'imagenet2012/5.1.0/stale').exists()
   assert len(make_source('imagenet2012', 'train', str(out))) == 9
-  assert 'exists already' in complaint(source, out)
-  assert 'another one than data_dir' in complaint(source, source)
-  assert 'must be a folder of this machine' in complaint(source, 'gs://a/b')
+  assert f'{out}/imagenet2012/5.1.0 already exists' in complaint(source, out)
+  assert f'output_dir {source} ' in complaint(source, source)
+  assert 'output_dir gs://a/b ' in complaint(source, 'gs://a/b')
   assert "has no split 'tset': --splits takes train" in complaint(
     out, tmp_path / 'c', splits=['tset']
   )
-  assert 'has no folder for the split test' in complaint(
-    source, tmp_path / 'c', splits=['test']
-  )
+  assert 'split test' in complaint(source, tmp_path / 'c', splits=['test'])
   assert 'between 1 and 100: got 256 and 101' in complaint(
     source, tmp_path / 'c', quality=101
   )
-  assert 'images of 1 channel' in complaint(
+  assert '1 channel:' in complaint(
     TFDS_DIR, tmp_path / 'c', dataset='fashion_mnist'
   )
   (tmp_path / 'file').write_text('')

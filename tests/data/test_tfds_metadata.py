@@ -158,7 +158,7 @@ def test_features_of_other_names_are_named(tmp_path):
 
   edit(folder / FEATURES, rename)
   line = complaint(tmp_path)
-  assert "'img' (Image)" in line and "without ['image']" in line
+  assert "'img' (Image)" in line and "not ['image']" in line
 
 
 VIDEO = {

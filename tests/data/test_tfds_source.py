@@ -74,7 +74,7 @@ def test_the_folder_of_tfds_may_be_an_address(monkeypatch):
 
 
 def test_records_in_buckets_of_others_than_google_are_refused():
-  with pytest.raises(UserError, match='prepared in s3://a, but .* mount this'):
+  with pytest.raises(UserError, match='fashion_mnist .*s3://a.*gs://'):
     tfds_source._check_bucket('fashion_mnist', 's3://a')
   tfds_source._check_bucket('fashion_mnist', 'gs://a')
 
@@ -116,9 +116,7 @@ def test_a_fingerprint_is_of_the_version_and_the_files(tmp_path):
 
 def test_an_incomplete_copy_is_told(tmp_path):
   copy_info(tmp_path, ('', ''))
-  with pytest.raises(
-    UserError, match='-00000-of-00004 is missing: .* incomplete or damaged'
-  ):
+  with pytest.raises(UserError, match='-00000-of-00004 is missing'):
     make_source('fashion_mnist', 'train', str(tmp_path))
 
 
@@ -176,10 +174,10 @@ def test_parts_of_a_split_have_their_records():
 def test_parts_that_are_not_there_are_told_with_one_that_is(split, fault, part):
   with pytest.raises(UserError) as caught:
     make_source('fashion_mnist', split, TFDS_DIR)
-  assert str(caught.value) == (
-    f"'{split}' of fashion_mnist {fault}, and its examples are 200 in train, 80 "
-    f'in test: give a part such as {part}'
-  )
+  line = str(caught.value)
+  assert line.startswith(f"'{split}' of fashion_mnist {fault}")
+  assert '200 examples in train, 80 examples in test' in line
+  assert line.endswith(f' {part}')
   assert len(make_source('fashion_mnist', part, TFDS_DIR)) > 0
 
 
@@ -267,7 +265,7 @@ def test_images_of_16_bits_are_read(tmp_path):
     writer.close()
   source = make_source('my_pets', 'train', str(tmp_path))
   np.testing.assert_array_equal(decode_image(source[60][0], 1), 200)
-  with pytest.raises(UserError, match='images of uint16: .* uint8 are shrunk'):
+  with pytest.raises(UserError, match='my_pets .*uint16: .*uint8'):
     shrink.shrink('my_pets', str(tmp_path), str(tmp_path / 'out'))
 
 
@@ -285,7 +283,7 @@ TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
         (IMAGE, TENSOR),
         ('                "image"', '                "tensor"'),
       ],
-      "'image' as Tensor of uint8 .28, 28, 1., and an encoded",
+      "'image' as Tensor of uint8 .28, 28, 1., .*features.Image",
     ),
     (
       [
@@ -295,7 +293,7 @@ TENSOR = 'tensorflow_datasets.core.features.tensor_feature.Tensor'
           '"tensor": {"dtype": "float32", "encoding": "none", "shape": {}',
         ),
       ],
-      "'label' as Tensor of float32, and the number of one class",
+      "'label' as Tensor of float32, .*ClassLabel",
     ),
   ],
 )
@@ -340,10 +338,8 @@ def test_classes_in_another_order_are_refused(tmp_path, monkeypatch, version):
   path.write_text('\n'.join(swapped) + '\n')
   with pytest.raises(UserError) as error:
     make_source(f'fashion_mnist{version}', 'test', str(tmp_path))
-  assert str(error.value).startswith(
-    f"{path} has the classes in another order: number 0 is '{names[1]}', not "
-    f"'{names[0]}': "
-  )
+  assert str(error.value).startswith(f'{path} ')
+  assert f"0 is '{names[1]}', not '{names[0]}'" in str(error.value)
   # Another spelling is no other order.
   path.write_text('\n'.join([*names[:-1], 'ankle boot']) + '\n')
   assert (

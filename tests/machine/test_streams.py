@@ -17,7 +17,7 @@ TRAIN = [
   'train.py', '--config=configs/mnist.py:batch_norm,digits',
   '--config.training.num_epochs=0.5',
 ]  # fmt: skip
-BROKEN_PIPE = 'stdout cannot be written (Broken pipe): going on without it\n'
+BROKEN_PIPE = 'stdout cannot be written (Broken pipe): continuing without it\n'
 # `python - closed.py`, as a shell does it with >&- and its like.
 CLOSED = """
 import os, sys
