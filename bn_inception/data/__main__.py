@@ -83,7 +83,7 @@ def define_shrink() -> Callable[[], None]:
   values = flags.FLAGS
 
   def main() -> None:
-    streams.go_on_without_stdout()
+    streams.continue_without_stdout()
     shrink.shrink(
       values.dataset,
       values.data_dir,

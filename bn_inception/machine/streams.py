@@ -91,7 +91,7 @@ def _as_text(stream: _Stream, former: io.TextIOWrapper | None):
   )
 
 
-def go_on_without_stdout() -> None:
+def continue_without_stdout() -> None:
   """From now on the program continues if stdout fails."""
   if _stdout is not None:
     _stdout.is_needed = False
@@ -101,11 +101,11 @@ def flush() -> None:
   """Flushes stdout and stderr; output that cannot be written is lost.
 
   Raises:
-    StdoutLostError: if the program did not call `go_on_without_stdout`.
+    StdoutLostError: if the program did not call `continue_without_stdout`.
   """
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:
       try:
         stream.flush()
       finally:
-        go_on_without_stdout()  # fail only once
+        continue_without_stdout()  # fail only once

@@ -1,4 +1,4 @@
-"""Checks of copies: each thing that can be wrong is named, and all of them."""
+"""Checks of copies: every problem is named."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def problems(capsys, data_dir, expected=None, dataset='imagenet2012'):
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-  """A copy in TFDS's layout, of 6 and 1 shards; its folder."""
+  """The folder of a copy in TFDS's layout, with 6 and 1 shards."""
   monkeypatch.setattr(shrink, 'EXAMPLES_PER_SHARD', 2)
   write_folders(tmp_path / 'source')
   out = tmp_path / 'prepared'
@@ -69,7 +69,7 @@ def prepared(tmp_path, monkeypatch):
   return pathlib.Path(out / 'imagenet2012' / '5.1.0')
 
 
-def test_complete_copies_of_all_forms_are_ok(tmp_path, prepared, capsys):
+def test_complete_copies_in_all_forms_pass(tmp_path, prepared, capsys):
   root = prepared.parent.parent
   capsys.readouterr()
   check.check('imagenet2012', str(root), PREPARED)
@@ -97,7 +97,7 @@ def test_complete_copies_of_all_forms_are_ok(tmp_path, prepared, capsys):
 
 
 def rewrite(builder_dir, shard, change):
-  """A shard of training records with the last one changed."""
+  """Changes the last record of a training shard."""
   from array_record.python.array_record_data_source import ArrayRecordDataSource
   from tensorflow_datasets.proto import tf_example_pb2
 
@@ -154,7 +154,7 @@ def test_every_problem_of_a_prepared_copy_is_named(prepared, capsys):
     assert re.match(pattern, problem), problem
 
 
-def test_a_tfrecord_copy_has_the_one_remedy(tmp_path, capsys):
+def test_a_tfrecord_copy_is_one_problem_with_its_remedy(tmp_path, capsys):
   folder = tmp_path / 'fashion_mnist' / '3.0.1'
   shutil.copytree(f'{TFDS_DIR}/fashion_mnist/3.0.1', folder)
   info = folder / 'dataset_info.json'
@@ -186,13 +186,13 @@ def test_every_problem_of_folders_is_named(tmp_path, capsys):
     strict=True,
   ):
     assert re.match(pattern, problem), problem
-  # Real ImageNet is expected unless another is.
+  # By default the real ImageNet is expected.
   found = problems(capsys, tmp_path)
   assert 'lacks 997 classes (n01440764, ' in found[0]
   assert 'has 7 images, not 1,281,167' in found[2]
 
 
-def test_validation_images_in_a_wrong_folder_are_noticed(tmp_path, capsys):
+def test_validation_images_in_the_wrong_folder_are_found(tmp_path, capsys):
   write_folders(tmp_path)
   first, second = (imagenet.class_names()[label] for label in LABELS[:2])
   path = tmp_path / 'val' / first / VALIDATION[0]
@@ -204,7 +204,7 @@ def test_validation_images_in_a_wrong_folder_are_noticed(tmp_path, capsys):
   assert re.match(f'{wrong}.*{first}', problem)
 
 
-def test_archives_are_told_apart_by_size_before_the_md5(
+def test_archives_are_compared_by_size_before_md5(
   tmp_path, capsys, monkeypatch
 ):
   train, val = (tmp_path / name for name in ARCHIVES)
@@ -218,7 +218,7 @@ def test_archives_are_told_apart_by_size_before_the_md5(
   problems(capsys, tmp_path, IN_FOLDERS)
 
 
-def test_a_folder_without_any_copy_is_told_what_it_needs(tmp_path):
+def test_an_empty_folder_gets_what_it_needs(tmp_path):
   with pytest.raises(
     UserError, match='imagenet2012/.* train/ or val/.* ILSVRC2012_img_train.tar'
   ):
@@ -229,7 +229,7 @@ def test_a_folder_without_any_copy_is_told_what_it_needs(tmp_path):
     check.check('cifar10', f'{tmp_path}/none')
 
 
-def test_what_is_not_checked_is_named(tmp_path):
+def test_data_sets_that_cannot_be_checked_are_named(tmp_path):
   folder = tmp_path / imagenet.V2_FOLDERS['matched-frequency'] / '0'
   write_images(folder, ['1.jpeg'])
   for dataset in 'digits', 'imagenet_v2':
@@ -287,7 +287,7 @@ def test_help_names_the_commands_and_explains_their_flags():
     assert f' --{name}: ' in text and f'Example: --{name}=' in text
 
 
-def test_folders_of_ones_own_are_checked(tmp_path, capsys):
+def test_own_folders_are_checked(tmp_path, capsys):
   for name in 'ant', 'bee':
     write_images(tmp_path / 'train' / name, ['1.jpg', '2.jpg'])
   write_images(tmp_path / 'val' / 'bee', ['1.jpg'])

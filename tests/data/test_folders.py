@@ -1,4 +1,4 @@
-"""Image folders and the validation archive: labels, order, and complaints."""
+"""Image folders and the validation archive: labels, order and errors."""
 
 import io
 import pickle
@@ -47,7 +47,7 @@ def imagenet_labels(names):
   return [labels[name] for name in names]
 
 
-def test_classes_of_a_folder_are_those_of_its_training_split(tmp_path):
+def test_the_training_split_defines_the_classes(tmp_path):
   for name in 'cat', 'ant', 'bee':
     write_images(tmp_path / 'train' / name, ['2.jpg', '10.JPG', '.hidden.jpg'])
   write_images(tmp_path / 'val' / 'cat', ['1.png'])
@@ -73,7 +73,7 @@ def test_imagenet_in_folders_has_the_labels_of_imagenet(tmp_path):
   assert train.origin()['folder'] == f'{tmp_path}/train'
 
 
-def test_folders_of_imagenet_v2_are_labels_and_not_names(tmp_path):
+def test_imagenet_v2_folders_are_labels_not_names(tmp_path):
   folder = tmp_path / 'imagenetv2-threshold0.7-format-val'
   for label in 0, 10, 2, 999:
     write_images(folder / str(label), [f'{label}.jpeg'])
@@ -124,7 +124,7 @@ def test_validation_images_have_their_ground_truth(tmp_path, form):
       assert encoded == jpeg(shuffled.index(name))
 
 
-def test_what_systems_put_into_the_archive_is_passed_over(tmp_path):
+def test_junk_in_the_archive_is_skipped(tmp_path):
   archive = tmp_path / imagenet.VALIDATION_ARCHIVE
   name = VALIDATION[0]
   junk = ['.DS_Store', f'._{name}', f'val/._{name}', f'__MACOSX/val/{name}']
@@ -142,7 +142,7 @@ def test_what_systems_put_into_the_archive_is_passed_over(tmp_path):
     make_source('imagenet2012', 'validation', str(tmp_path))
 
 
-def test_other_splits_of_folders_are_named(tmp_path):
+def test_a_missing_split_names_the_existing_ones(tmp_path):
   root = write_own_folders(tmp_path)
   for split, message in (
     ('test', 'split test: .*test/CLASS/.* train or validation$'),
@@ -158,7 +158,7 @@ def test_other_splits_of_folders_are_named(tmp_path):
     open_own(root, 'validation')
 
 
-def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
+def test_the_holdout_is_fixed_and_disjoint_from_the_rest(tmp_path):
   for name in 'ant', 'bee':
     write_images(tmp_path / 'train' / name, [f'{i}.jpg' for i in range(5)])
 
@@ -176,13 +176,13 @@ def test_a_hold_out_is_the_same_for_all_and_leaves_the_rest(tmp_path):
   assert len(make_source('digits', 'test', num_holdout=100)) == 355
 
 
-def test_parts_of_the_training_split_do_not_leak_what_is_held_out():
+def test_parts_of_the_training_split_cannot_leak_the_holdout():
   with pytest.raises(UserError, match=r'train\[:9\] .*source.num_holdout'):
     make_source('digits', 'train[:9]', num_holdout=3)
 
 
 @pytest.mark.parametrize('kind', [ImportError, RuntimeError, OSError])
-def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
+def test_an_unreachable_bucket_gets_one_line(monkeypatch, kind):
   import tensorflow_datasets as tfds
 
   class Path(type(epath.Path('gs://a'))):
@@ -198,7 +198,7 @@ def test_a_bucket_that_cannot_be_asked_gets_one_line(monkeypatch, kind):
     make_source('fashion_mnist', 'train')
 
 
-def test_missing_and_surplus_things_are_named(tmp_path):
+def test_missing_and_unknown_things_are_named(tmp_path):
   def complaint(dataset, split, folder, **arguments):
     with pytest.raises(UserError) as caught:
       make_source(dataset, split, str(folder), **arguments)
@@ -242,7 +242,7 @@ def test_missing_and_surplus_things_are_named(tmp_path):
 
 
 def write_own_folders(root):
-  """ant, bee and cat with two images each, and one of cat to validate."""
+  """Two training images each of ant, bee and cat; one validation image of cat."""
   for name in 'ant', 'bee', 'cat':
     write_images(root / 'train' / name, ['1.jpg', '2.jpg'])
   write_images(root / 'val' / 'cat', ['1.jpg'])
@@ -253,7 +253,7 @@ def open_own(root, split='train'):
   return make_source('image_folder', split, str(root))
 
 
-def test_a_fingerprint_is_of_the_names_and_not_of_the_place(tmp_path):
+def test_fingerprints_depend_on_names_not_on_the_folder(tmp_path):
   root = write_own_folders(tmp_path / 'a')
   shutil.copytree(root, tmp_path / 'b')
   found = open_own(root).fingerprint()
@@ -266,7 +266,7 @@ def test_a_fingerprint_is_of_the_names_and_not_of_the_place(tmp_path):
   assert make_source('digits', 'train').fingerprint() is None
 
 
-def test_all_that_decodes_is_read(tmp_path):
+def test_every_decodable_format_is_read(tmp_path):
   root, image = write_own_folders(tmp_path), np.full((9, 9, 3), 90, np.uint8)
   suffixes = (
     'jpe jp2 webp avif gif tif tiff ppm pgm pbm pnm bmp dib png'.split()
@@ -285,7 +285,7 @@ def test_all_that_decodes_is_read(tmp_path):
   assert {'.' + s for s in suffixes} < set(directories.IMAGE_SUFFIXES)
 
 
-def test_what_is_not_read_is_counted(tmp_path):
+def test_files_that_are_not_read_are_counted(tmp_path):
   root = write_own_folders(tmp_path)
   for name in 'train/notes.txt', 'train/ant/a.PDF', 'val/cat/b.txt', 'val/c':
     (root / name).write_text('no image')
@@ -301,7 +301,7 @@ def test_what_is_not_read_is_counted(tmp_path):
   assert held_out.remarks() == train.remarks()
 
 
-def test_folders_that_systems_make_are_no_classes(tmp_path):
+def test_junk_folders_are_not_classes(tmp_path):
   root = write_own_folders(tmp_path)
   write_images(root / 'train' / '@eaDir' / '1.jpg', ['thumbnail.jpg'])
   write_images(root / 'train' / 'ant' / '@eaDir', ['thumbnail.jpg'])
@@ -316,7 +316,7 @@ def test_folders_that_systems_make_are_no_classes(tmp_path):
   assert '4 folders (@eaDir, __MACOSX, ant/@eaDir, lost+found)' in remark
 
 
-def test_images_in_a_wrong_place_are_refused(tmp_path):
+def test_misplaced_images_are_refused(tmp_path):
   def complaint(root, split='train'):
     with pytest.raises(UserError) as caught:
       open_own(root, split)

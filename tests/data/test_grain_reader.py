@@ -64,7 +64,7 @@ def children_of(pid):
   return children
 
 
-def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
+def test_a_lost_worker_is_an_error_and_no_batch_is_skipped(digits):
   options = dataclasses.replace(OPTIONS, num_workers=2)
   expected = training_batches(digits, OPTIONS, 32, 5, 0, 100)
   devices = mesh.make_evaluation_mesh(jax.devices()[:1])
@@ -77,7 +77,7 @@ def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
   workers[0].kill()
   with pytest.raises(UserError, match='worker .* SIGKILL.*num_workers'):
     received.extend(batches)
-  # What had been prepared before comes, in its order.
+  # Batches prepared before the loss still come, in order.
   assert len(received) < 100
   for batch in received:
     np.testing.assert_array_equal(batch['index'], next(expected)['index'])

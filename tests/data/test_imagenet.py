@@ -1,4 +1,4 @@
-"""ImageNet's facts: the order of the classes and the ground truth."""
+"""ImageNet's class order and ground truth."""
 
 import numpy as np
 import pytest

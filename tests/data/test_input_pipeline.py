@@ -1,4 +1,4 @@
-"""Order, batches, padding: what they promise, on real digits."""
+"""Order, batches, padding and bad images, mostly on the digits."""
 
 import dataclasses
 import errno
@@ -75,7 +75,7 @@ def test_stream_shows_every_example_once_per_epoch(digits, shuffle):
     )
 
 
-def test_half_of_the_images_are_mirrored_anew_in_each_epoch(digits):
+def test_half_of_the_images_are_mirrored_afresh_in_each_epoch(digits):
   steps = 2 * 1442 // 32 + 1
   is_mirrored = {}
   position = 0
@@ -99,7 +99,7 @@ def assert_same_batches(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_resuming_gives_the_batches_that_were_to_come(digits):
+def test_resuming_gives_the_remaining_batches(digits):
   whole = list(training_batches(digits, OPTIONS, 32, 5, 0, 60))
   assert_same_batches(
     whole[47:], training_batches(digits, OPTIONS, 32, 5, 47, 60)
@@ -121,7 +121,7 @@ def test_micro_batches_are_consecutive_parts_of_the_stream(digits):
 
 
 def host_parts(monkeypatch, process_count, make_batches):
-  """What each of so many processes would read."""
+  """What each process would read."""
   monkeypatch.setattr(jax, 'process_count', lambda: process_count)
   for process in range(process_count):
     monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
@@ -152,8 +152,7 @@ def test_any_hosts_and_workers_read_every_example_once_an_epoch(
       index[epoch * 1442 : (epoch + 1) * 1442],
       epoch_order(1442, 16, shuffle, 3, epoch),
     )
-  # The last host again, with workers: the same part, whatever their number and
-  # the order, which they do not make.
+  # The last host again, with workers: the same part, whatever their number.
   for num_workers in (1, 4) if shuffle == 'within_shards' else ():
     assert_same_batches(parts[-1], batches(num_workers))
 
@@ -246,7 +245,9 @@ def test_views_are_cut_from_the_resized_image(rule):
 @pytest.mark.parametrize(
   'height, width', [(375, 500), (403, 300), (299, 299), (50, 67), (1, 30)]
 )
-def test_pixels_of_torchvision_are_pillows(height, width, mode, interpolation):
+def test_torchvision_crops_have_pillows_pixels(
+  height, width, mode, interpolation
+):
   options = dataclasses.replace(
     OPTIONS, image_size=224, eval_crop='torchvision',
     interpolation=interpolation,
@@ -269,7 +270,7 @@ def test_pixels_of_torchvision_are_pillows(height, width, mode, interpolation):
 @pytest.mark.parametrize('interpolation', ['bilinear', 'area', 'random'])
 @pytest.mark.parametrize('rule', ['slim', 'caffe'])
 @pytest.mark.parametrize('height, width', [(30, 50), (50, 30), (1, 30), (3, 3)])
-def test_rules_of_others_have_their_own_way_to_resize(
+def test_rules_from_other_projects_resize_their_own_way(
   height, width, rule, interpolation
 ):
   options = dataclasses.replace(
@@ -298,7 +299,7 @@ def test_batches_of_several_views_have_an_axis_for_them(digits):
 @pytest.mark.parametrize(
   'interpolation', ['bilinear', 'area', 'nearest', 'bicubic', 'random']
 )
-def test_crops_are_those_of_the_documented_draws(interpolation):
+def test_crops_follow_the_documented_draws(interpolation):
   options = dataclasses.replace(
     OPTIONS, image_size=12, train_crop='area', interpolation=interpolation
   )
@@ -422,7 +423,7 @@ def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
   ):
     with pytest.raises(UserError) as caught:
       list(batches)
-    # Not with `match`: Grain adds notes, which are no part of the line.
+    # Not with `match`, which also sees the notes that Grain adds.
     assert re.fullmatch(f'{message}.*{remedy}.*', str(caught.value))
 
 
@@ -445,7 +446,7 @@ def test_a_label_outside_the_classes_is_never_skipped():
       assert 'skip' not in message
 
 
-def test_nothing_but_bad_images_is_an_error():
+def test_only_bad_images_is_an_error():
   options = dataclasses.replace(OPTIONS, num_shards=2, on_bad_image='skip')
   last = epoch_order(9, 2, options.shuffle, 0, 0)[99 % 9]
   with pytest.raises(
@@ -466,7 +467,7 @@ def test_nothing_but_bad_images_is_an_error():
   ],
   ids=str,
 )
-def test_an_error_of_the_machine_replaces_no_image(error, remedy, num_workers):
+def test_a_machine_error_replaces_no_image(error, remedy, num_workers):
   options = dataclasses.replace(
     OPTIONS, num_shards=2, num_workers=num_workers, on_bad_image='skip'
   )
@@ -506,9 +507,7 @@ def test_bad_records_are_named_and_replaced(tmp_path, num_workers):
   source = damaged_tfds_copy(tmp_path)
   with pytest.raises(UserError, match='fashion_mnist, example [357]: .*skip'):
     list(training_batches(source, options, 20, 0, 0, 10))
-  with pytest.raises(
-    UserError, match='fashion_mnist, example 3: .*DecodeError|Error parsing'
-  ):
+  with pytest.raises(UserError, match='fashion_mnist, example 3: '):
     list(evaluation_batches(source, options, 20))
   with pytest.raises(images.BadImageError, match='1 image and 0 labels'):
     input_pipeline._open(source, 7)

@@ -1,4 +1,4 @@
-"""Errors of the machine are told from those of a file."""
+"""Failures of the machine are told from damaged files."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""Sources by name: what they share, and what is said when one is missing."""
+"""Opening sources by name, and errors if one is missing."""
 
 import pathlib
 import pickle

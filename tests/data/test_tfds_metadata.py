@@ -1,4 +1,4 @@
-"""What the files of a copy by TFDS say, and what is said if they are damaged."""
+"""Metadata of copies prepared by TFDS, and errors if they are damaged."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ INFO, FEATURES = 'dataset_info.json', 'features.json'
 
 
 def own_copy(root, version='3.0.1', config=''):
-  """The committed data set as one of one's own, with its records."""
+  """The committed data set and its records, as a data set that TFDS does not know."""
   folder = root / 'my_pets' / config / version
   shutil.copytree(TFDS_DIR / 'fashion_mnist' / '3.0.1', folder)
   for path in list(folder.iterdir()):
@@ -47,7 +47,7 @@ def set_feature(folder, name, feature):
 
 
 def complaint(root, dataset='my_pets'):
-  """The line of every program; they agree."""
+  """The error of every program, which is the same."""
   lines, printed = [], io.StringIO()
   for program in (
     lambda: make_source(dataset, 'train', str(root)),
@@ -190,7 +190,7 @@ def test_features_that_need_tensorflow_are_named(
   assert capsys.readouterr().out == ''  # no paragraph on TensorFlow
 
 
-def test_integer_labels_are_read_once_the_classes_are_named(tmp_path):
+def test_integer_labels_need_class_names(tmp_path):
   folder = own_copy(tmp_path)
   for feature in (
     tfds.features.Scalar(np.int64),
@@ -222,7 +222,7 @@ def test_copies_of_other_file_formats_are_converted(tmp_path, file_format):
   assert "'zarr' is not a valid FileFormat" in complaint(tmp_path)
 
 
-def test_an_empty_newer_version_is_passed_over(tmp_path):
+def test_an_empty_newer_version_is_skipped(tmp_path):
   own_copy(tmp_path, '3.0.9')
   folder = own_copy(tmp_path, '3.0.10')
   (tmp_path / 'my_pets' / '3.1.0').mkdir()

@@ -1,4 +1,4 @@
-"""Copies prepared by TFDS: read without TensorFlow; what is said of bad ones."""
+"""Copies prepared by TFDS: read without TensorFlow; errors for bad ones."""
 
 import os
 import pathlib
@@ -73,13 +73,13 @@ def test_the_folder_of_tfds_may_be_an_address(monkeypatch):
     use('hdfs://h/a')
 
 
-def test_records_in_buckets_of_others_than_google_are_refused():
+def test_records_are_read_only_from_google_buckets():
   with pytest.raises(UserError, match='fashion_mnist .*s3://a.*gs://'):
     tfds_source._check_bucket('fashion_mnist', 's3://a')
   tfds_source._check_bucket('fashion_mnist', 'gs://a')
 
 
-def test_tfrecord_copy_is_told_how_to_be_converted(tmp_path):
+def test_a_tfrecord_copy_gets_the_command_to_convert_it(tmp_path):
   copy_info(tmp_path, ('"array_record"', '"tfrecord"'))
   with pytest.raises(
     UserError,
@@ -114,7 +114,7 @@ def test_a_fingerprint_is_of_the_version_and_the_files(tmp_path):
   assert records.fingerprint('3.0.1') == here[0] != records.fingerprint('3.0.2')
 
 
-def test_an_incomplete_copy_is_told(tmp_path):
+def test_an_incomplete_copy_is_refused(tmp_path):
   copy_info(tmp_path, ('', ''))
   with pytest.raises(UserError, match='-00000-of-00004 is missing'):
     make_source('fashion_mnist', 'train', str(tmp_path))
@@ -140,7 +140,7 @@ def test_few_files_stay_open_in_any_order(monkeypatch):
       assert example == expected[index]
       assert len(readers._readers) <= 2
   assert open_files() - others == len(readers._readers) == 2
-  # The one used last stays; two sources of the same file share it.
+  # The most recently used stays; two sources of the same file share a reader.
   paths = source._records._paths
   source[0], source[199], source[1], source[100]
   assert list(readers._readers) == [paths[0], paths[2]]
@@ -171,7 +171,7 @@ def test_parts_of_a_split_have_their_records():
     ('test+train[3:3]+train[5:2]', 'is empty', 'train[:50%]'),
   ],
 )
-def test_parts_that_are_not_there_are_told_with_one_that_is(split, fault, part):
+def test_missing_parts_of_a_split_get_an_existing_one(split, fault, part):
   with pytest.raises(UserError) as caught:
     make_source('fashion_mnist', split, TFDS_DIR)
   line = str(caught.value)
@@ -212,7 +212,7 @@ print(source[0][1])
 """
 
 
-def test_readers_make_room_where_there_is_none():
+def test_readers_close_files_at_the_limit():
   done = subprocess.run(
     [sys.executable, '-c', WITH_FEW_FILES, TFDS_DIR],
     capture_output=True,
@@ -226,7 +226,7 @@ def test_readers_make_room_where_there_is_none():
   ]
 
 
-def test_an_error_of_the_machine_is_no_error_of_the_copy(monkeypatch):
+def test_a_machine_error_does_not_blame_the_copy(monkeypatch):
   def fail(self, path, position):
     raise RuntimeError('open() failed: Too many open files; opening a')
 
@@ -239,7 +239,7 @@ def test_an_error_of_the_machine_is_no_error_of_the_copy(monkeypatch):
 
 
 def own_copy(tmp_path, *replacements):
-  """A data set of one's own, of which TFDS knows only what the files say."""
+  """The metadata of the committed data set, under a name that TFDS does not know."""
   folder = tmp_path / 'my_pets' / '3.0.1'
   folder.mkdir(parents=True)
   for name in 'dataset_info.json', 'features.json', 'label.labels.txt':
@@ -313,7 +313,7 @@ def test_images_and_labels_of_other_types_are_refused(
     (('Sandal\n', 'Coat\n'), "has the name 'Coat' 2 times"),
   ],
 )
-def test_label_names_that_do_not_fit_the_classes_are_refused(
+def test_label_names_that_do_not_match_the_classes_are_refused(
   tmp_path, capsys, replacement, message
 ):
   folder = own_copy(tmp_path, replacement)
@@ -340,7 +340,7 @@ def test_classes_in_another_order_are_refused(tmp_path, monkeypatch, version):
     make_source(f'fashion_mnist{version}', 'test', str(tmp_path))
   assert str(error.value).startswith(f'{path} ')
   assert f"0 is '{names[1]}', not '{names[0]}'" in str(error.value)
-  # Another spelling is no other order.
+  # Another spelling is not another order.
   path.write_text('\n'.join([*names[:-1], 'ankle boot']) + '\n')
   assert (
     len(make_source(f'fashion_mnist{version}', 'test', str(tmp_path))) == 80
