@@ -115,7 +115,7 @@ def _holds_images(folder: epath.Path) -> bool:
 
 
 class _PackedNames:
-  """Strings in two arrays: a million of them pickle fast, for worker processes."""
+  """Strings in two arrays, which pickle fast even if there are a million."""
 
   def __init__(self, names: Sequence[str]):
     joined = bytearray()

@@ -63,9 +63,7 @@ _FORMATS = (
 )  # fmt: skip
 _SPLIT_FOLDERS = ('train', 'val', 'validation', 'test', 'ILSVRC2012_img_val')
 _MAX_DEPTH = 3
-_MAX_SUBFOLDERS = (
-  100  # a folder with more is taken for a split with its classes
-)
+_MAX_SUBFOLDERS = 100  # a folder with more is a split with its classes
 _MAX_FOLDERS = 300  # to look into, for the sake of slow file systems
 
 

@@ -14,7 +14,7 @@ import sys
 class StdoutLostError(Exception):
   """Stdout failed in a program that only prints; `__cause__` is the OSError.
 
-  It is not an OSError itself, which would be taken for one of a file being written.
+  Not an OSError itself: callers attribute those to the file being written.
   """
 
 
