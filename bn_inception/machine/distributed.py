@@ -118,8 +118,8 @@ def _check_complete(
     )
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise UserError(
-      f'--process_id is {process_id} with --num_processes={num_processes}: give 0 '
-      'to --num_processes - 1'
+      f'--process_id is {process_id} with --num_processes={num_processes}: give '
+      'at least 0 and less than --num_processes'
     )
 
 

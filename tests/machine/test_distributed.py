@@ -105,13 +105,13 @@ def test_one_process_agrees_with_itself():
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('h:1', None, None), '--num_processes and --process_id must be given too'),
-    ((None, 2, 1), '--coordinator_address must be given too'),
-    ((None, 1, 1), '--coordinator_address must be given too'),
-    (('h:1', 2, None), '--process_id must be given too'),
-    (('h:1', 2, 2), '--process_id is 2 of --num_processes=2'),
-    (('h:1', 2, -1), '--process_id is -1 of --num_processes=2'),
-    (('h:1', 0, 0), '--process_id is 0 of --num_processes=0'),
+    (('h:1', None, None), '--num_processes and --process_id'),
+    ((None, 2, 1), '--coordinator_address'),
+    ((None, 1, 1), '--coordinator_address'),
+    (('h:1', 2, None), '^--process_id'),
+    (('h:1', 2, 2), '--process_id is 2 .*--num_processes=2'),
+    (('h:1', 2, -1), '--process_id is -1 .*--num_processes=2'),
+    (('h:1', 0, 0), '--process_id is 0 .*--num_processes=0'),
     (('h', 2, 1), "--coordinator_address is 'h': give HOST:PORT"),
   ],
 )
@@ -188,9 +188,7 @@ def test_the_address_is_enough_if_a_launcher_provides_the_rest(
 ):
   launch = launchers.Launch('torchrun', 8, 5, [1], None)
   monkeypatch.setattr(launchers, 'find', lambda: launch)
-  with pytest.raises(
-    UserError, match='torchrun started 8 .* give all --coordinator_address'
-  ):
+  with pytest.raises(UserError, match='torchrun .*8 .*--coordinator_address'):
     distributed.initialize(None, None, None, {})
   distributed.initialize('[::1]:80', None, None, {})
   assert joined[1][:4] == ('[::1]:80', 8, 5, [1])

@@ -107,7 +107,7 @@ def test_the_first_process_says_if_the_address_is_another_hosts(capsys):
 
 
 @pytest.mark.parametrize('answer, reason', [
-  (b'SSH-2.0-OpenSSH\r\n', 'another program has that port'),
+  (b'SSH-2.0-OpenSSH\r\n', 'another program'),
   (b'', 'no answer'),
 ])  # fmt: skip
 def test_another_program_at_the_address_is_detected(answer, reason):
@@ -121,7 +121,7 @@ def test_another_program_at_the_address_is_detected(answer, reason):
 
 
 @pytest.mark.parametrize('wrong, message', [
-  ({'process_id': 1}, 'two with --process_id=1'),
+  ({'process_id': 1}, '--process_id=1'),
   ({'process_id': 2, 'num_processes': 4}, 'process 2 has --num_processes=4'),
   ({'process_id': 2, 'jax': '2'}, 'process 2 has jax=2 and process 0 has 1'),
   ({'process_id': 2}, 'process 2 has jax=None and process 0 has 1'),
