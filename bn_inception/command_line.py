@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception.data.listing import is_folder
+from bn_inception.data.directories import is_folder
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
 from bn_inception.machine import (
@@ -63,7 +63,7 @@ def run(
   Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
   program that was asked to stop, also by `head`, which closes its stdout; 1 for a
   defect, which keeps its traceback. Programs of several processes go on
-  without stdout, and others that call `streams.go_on_without_stdout`.
+  without stdout, and others that call `streams.continue_without_stdout`.
 
   Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
   where $JAX_COMPILATION_CACHE_DIR says.
@@ -126,7 +126,7 @@ def _run(
     try:
       _refuse_empty_flags()
       if 'process_id' in flags.FLAGS:  # long work, as the results are files
-        streams.go_on_without_stdout()
+        streams.continue_without_stdout()
         _join_processes()
       if not jax.distributed.is_initialized():
         host.keep_memory()  # others may wait in a step

@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import inception, mesh, perceptron, ranges, steps
-from bn_inception.data import augment
-from bn_inception.data import facts as data_facts
+from bn_inception.data import augment, data_facts
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.in_memory import InMemory
 from bn_inception.data.input_pipeline import (

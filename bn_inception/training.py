@@ -11,7 +11,7 @@ import time
 import jax
 
 from bn_inception import mesh, metrics
-from bn_inception.data import facts as data_facts
+from bn_inception.data import data_facts
 from bn_inception.data.input_pipeline import DeviceBatches
 from bn_inception.errors import UserError
 from bn_inception.evaluation.passes import (

@@ -279,7 +279,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  streams.go_on_without_stdout()
+  streams.continue_without_stdout()
   values = flags.FLAGS
   check_and_report(values.only, values.output, values.markdown)
 

@@ -3,15 +3,15 @@
     python -m bn_inception.data check --data_dir=DIR
     python -m bn_inception.data shrink --data_dir=DIR --output_dir=OUT
 
-check: says whether a copy of ImageNet is complete and can be read, be it
-prepared by TensorFlow Datasets, in folders, or in the official tars; or a copy
-of another data set prepared by TensorFlow Datasets; or, with
---dataset=image_folder, folders of one's own.
+check: verifies that a copy of a data set is complete and readable: ImageNet as
+prepared by TensorFlow Datasets, in folders, or in the official tars; another data
+set prepared by TensorFlow Datasets; or, with --dataset=image_folder, your own
+folders.
 
-shrink: writes a copy with images of a short side of 256 pixels, which is used
-like the original with --data_dir=OUT.
+shrink: writes a copy of a data set with a short side of 256 pixels, to be used in
+place of the original with --data_dir=OUT.
 
-Each explains its flags with --help.
+Each command lists its flags with --help.
 """
 
 from bn_inception.machine import interruption
@@ -24,57 +24,56 @@ from collections.abc import Callable
 from absl import flags
 
 from bn_inception import command_line
-from bn_inception.data import check as checking
-from bn_inception.data import imagenet
-from bn_inception.data import shrink as shrinking
+from bn_inception.data import check, imagenet, shrink
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 
 
 def define_common_flags() -> None:
-  """--data_dir and --dataset."""
+  """Defines --data_dir and --dataset."""
   define_path(
     'data_dir',
     None,
-    'Folder of the data: the data_dir of `tfds build`, or the folder of train/ '
-    'and val/, or that of the official tars. Example: --data_dir=/data/tfds',
+    'Folder of the data: the data_dir of `tfds build`, the parent of train/ and '
+    'val/, or the folder of the official tars. Example: --data_dir=/data/tfds',
     required=True,
     may_be_bucket=True,
   )
   flags.DEFINE_string(
     'dataset',
     imagenet.NAME,
-    'Name of the data set in the TFDS catalogue. Example: --dataset=cifar10',
+    'Name of the data set in the TFDS catalogue, or (check only) image_folder. '
+    'Example: --dataset=cifar10',
   )
 
 
-def check() -> Callable[[], None]:
-  """Defines the flags of `check`; what it does with them."""
+def define_check() -> Callable[[], None]:
+  """Defines the flags of `check`, and returns its main function."""
   define_common_flags()
   values = flags.FLAGS
-  return lambda: checking.check(values.dataset, values.data_dir)
+  return lambda: check.check(values.dataset, values.data_dir)
 
 
-def shrink() -> Callable[[], None]:
-  """Defines the flags of `shrink`; what it does with them."""
+def define_shrink() -> Callable[[], None]:
+  """Defines the flags of `shrink`, and returns its main function."""
   define_common_flags()
   define_path(
     'output_dir',
     None,
-    'Folder for the copy, then the --data_dir to train from. '
+    'Folder for the copy: the --data_dir to train from. '
     'Example: --output_dir=/data/tfds256',
     required=True,
   )
   flags.DEFINE_integer(
     'short_side',
     256,
-    "Pixels of the shorter side of the copy's images; smaller images stay as "
-    'they are. Example: --short_side=320',
+    "Short side of the copy's images in pixels; smaller images stay unchanged. "
+    'Example: --short_side=320',
   )
   flags.DEFINE_integer(
     'quality',
     95,
-    "Quality of the copy's JPEGs, 1 to 100. Example: --quality=90",
+    'JPEG quality of the copy, 1 to 100. Example: --quality=90',
   )
   flags.DEFINE_list(
     'splits',
@@ -84,8 +83,8 @@ def shrink() -> Callable[[], None]:
   values = flags.FLAGS
 
   def main() -> None:
-    streams.go_on_without_stdout()
-    shrinking.shrink(
+    streams.continue_without_stdout()
+    shrink.shrink(
       values.dataset,
       values.data_dir,
       values.output_dir,
@@ -98,4 +97,4 @@ def shrink() -> Callable[[], None]:
 
 
 if __name__ == '__main__':
-  command_line.run_one_of({'check': check, 'shrink': shrink})
+  command_line.run_one_of({'check': define_check, 'shrink': define_shrink})

@@ -1,9 +1,9 @@
 """Input scaling and photometric distortions, on the device.
 
-Distortions follow Howard (2013), whom GoogLeNet cites: brightness, contrast and
+Distortions follow Howard (2013), cited by GoogLeNet: brightness, contrast and
 colour in random order, then AlexNet's lighting noise. `photometric_strength`
 scales them all: 1 for the Inception baseline, less for BN-x5 (Section 4.2.1,
-change 7: the amount is not stated).
+change 7, which does not say how much).
 """
 
 from functools import partial
@@ -17,11 +17,10 @@ from bn_inception.errors import UserError
 
 Array = jax.Array
 
-# Luma of an RGB triple (ITU-R 601), as in PIL, which Howard's factors refer to.
+# Weights of luma (ITU-R 601), as in PIL, whose factors Howard uses.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # AlexNet's principal components of ImageNet's RGB values in [0, 1]: standard
-# deviations along, and directions of, the three components (public AlexNet and
-# GoogLeNet code).
+# deviations and directions (from public AlexNet and GoogLeNet code).
 LIGHTING_DEVIATIONS = np.array([0.2175, 0.0188, 0.0045], np.float32)
 LIGHTING_DIRECTIONS = np.array(
   [
@@ -41,15 +40,15 @@ def scale_image(
   channel_order: str,
   binary_threshold: float,
 ) -> Array:
-  """What a network expects of its input: (image in `value_range` - mean) / std.
+  """Scales images for a network: (image in `value_range` - mean) / std.
 
   Args:
-    image: [..., C] with values in 0..255, RGB or grey.
+    image: [..., C] with values in 0..255, RGB or greyscale.
     value_range: what 0 and 255 become, before mean and std.
     mean, std: one value, or one for each channel in `channel_order`.
     channel_order: 'rgb', or 'bgr' for networks trained with Caffe.
-    binary_threshold: values from here on count as 255, those below as 0 (Section
-      4.1 has binary images); 0: they are taken as they are.
+    binary_threshold: if not 0, values from this one up become 255 and those below
+      become 0 (Section 4.1 uses binary images).
 
   Returns:
     float32 [..., C].
@@ -82,7 +81,7 @@ def scale_image(
     image = jnp.where(image >= binary_threshold, 255.0, 0.0)
   if channel_order == 'bgr':
     image = image[..., ::-1]
-  # One subtraction and one division, which no fusion can round differently.
+  # One subtraction and one division: no fusion can round them differently.
   step = 255.0 / (high - low)
   offset = (np.asarray(mean, np.float64) - low) * step
   divisor = np.asarray(std, np.float64) * step
@@ -96,7 +95,7 @@ def _luma(image: Array) -> Array:
 
 
 def _adjust(image: Array, which: Array, factor: Array) -> Array:
-  """Blends `image` with black, its mean grey, or its greyscale: 0, 1, 2."""
+  """Blends with black, the mean grey, or the greyscale image: `which` 0, 1, 2."""
   luma = _luma(image)
   grey = jnp.where(which == 1, jnp.mean(luma), luma)
   reference = jnp.where(which == 0, 0.0, grey)
@@ -121,17 +120,17 @@ def _distort_one(image: Array, key: Array, strength: float) -> Array:
 def photometric_distortion(
   image: Array, example_index: Array, key: Array, photometric_strength: float
 ) -> Array:
-  """Distorts brightness, contrast, colour and lighting, each example its own way.
+  """Distorts brightness, contrast, colour and lighting of each example.
 
-  Factors are uniform in 1 -/+ 0.5 * strength; brightness blends with black,
-  contrast with the mean grey, colour with the greyscale image. The noise on the
-  principal components is N(0, 0.1 * strength). Images of one channel get
-  brightness and contrast only.
+  Factors are uniform in 1 -/+ 0.5 * strength: brightness blends with black,
+  contrast with the mean grey, colour with the greyscale image. Lighting noise on
+  the principal components is N(0, 0.1 * strength). On greyscale images the last two
+  have no effect.
 
   Args:
     image: [N, H, W, C] with values in 0..255.
-    example_index: int [N], keys the randomness.
-    key: of this step.
+    example_index: int [N]; each example's key is fold_in(key, example_index).
+    key: the step's key.
     photometric_strength: 0 (unchanged) to 1.
 
   Returns:

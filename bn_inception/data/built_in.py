@@ -1,10 +1,17 @@
-"""Sources that need no files: the handwritten digits, and noise."""
+"""Data sets that need no files: handwritten digits, and noise."""
 
 import functools
 
 import numpy as np
 
-from bn_inception.data.source import TEST_SPLIT, TRAIN_SPLIT, Example, Source
+from bn_inception.data.source import (
+  DIGITS,
+  SYNTHETIC,
+  TEST_SPLIT,
+  TRAIN_SPLIT,
+  Example,
+  Source,
+)
 from bn_inception.errors import UserError
 
 
@@ -18,12 +25,12 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 class DigitsSource(Source):
-  """The handwritten digits that ship with scikit-learn: 1,797 of 8x8 pixels.
+  """scikit-learn's 1,797 handwritten digits, uint8 [8, 8, 1].
 
-  The test split is a fixed, stratified fifth: every fifth example of a class.
+  The test split is every fifth example of each class.
   """
 
-  name = 'digits'
+  name = DIGITS
   class_names = tuple('0123456789')
   num_channels = 1
 
@@ -31,10 +38,9 @@ class DigitsSource(Source):
     if split not in (TRAIN_SPLIT, TEST_SPLIT):
       raise UserError(f"digits has no split '{split}': use train or test")
     image, label = _load_digits()
-    occurrence = np.zeros(len(label), np.int64)
+    in_test = np.zeros(len(label), bool)
     for digit in range(10):
-      occurrence[label == digit] = np.arange(np.sum(label == digit))
-    in_test = occurrence % 5 == 4
+      in_test[np.flatnonzero(label == digit)[4::5]] = True
     chosen = in_test if split == TEST_SPLIT else ~in_test
     self._image, self._label = image[chosen], label[chosen]
 
@@ -46,12 +52,12 @@ class DigitsSource(Source):
 
 
 class SyntheticSource(Source):
-  """Noise of a class-dependent brightness: for tests and measurements.
+  """Noise whose brightness depends on the class, for tests and benchmarks.
 
-  Each image is a function of (split, index) alone and is made when asked for.
+  Each image is a function of (split, index) and is generated when read.
   """
 
-  name = 'synthetic'
+  name = SYNTHETIC
 
   def __init__(
     self,

@@ -1,6 +1,6 @@
-"""Verifies a copy of a data set before anyone waits for hours.
+"""Verifies a copy of a data set before it is trained on.
 
-Prints a line for each thing that was looked at, and one for each problem.
+Prints a line for each finding and each problem.
 """
 
 import hashlib
@@ -11,34 +11,33 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import (
+from bn_inception.data.directories import (
+  SPLITS,
+  class_folders,
+  find_split,
+  folder_names,
+  require_folder,
+)
+from bn_inception.data.folders import ImageFolderSource
+from bn_inception.data.images import BadImageError, decode_image
+from bn_inception.data.progress import Progress
+from bn_inception.data.read_errors import UNREADABLE, check_machine
+from bn_inception.data.source import IMAGE_FOLDER, TRAIN_SPLIT
+from bn_inception.data.sources import (
+  ARCHIVES,
+  FOLDERS,
+  PREPARED,
+  imagenet_forms,
+  make_source,
+)
+from bn_inception.data.tfds_metadata import (
   LABEL_FILE,
   class_names,
   describe_error,
   parse_name,
 )
-from bn_inception.data.finding import IMAGE_FOLDER, SPLITS
-from bn_inception.data.folders import ImageFolderSource
-from bn_inception.data.images import BadImageError, decode_image
-from bn_inception.data.listing import (
-  FOLDERS_OF_SPLITS,
-  class_folders,
-  find_split,
-  name_some,
-  require_folder,
-)
-from bn_inception.data.prepared import SHRUNK_FILE, is_prepared, open_builder
-from bn_inception.data.progress import Progress
-from bn_inception.data.source import TRAIN_SPLIT
-from bn_inception.data.sources import (
-  ARCHIVES,
-  FOLDERS,
-  PREPARED,
-  UNREADABLE,
-  check_machine,
-  imagenet_forms,
-  make_source,
-)
+from bn_inception.data.tfds_source import SHRUNK_FILE, is_prepared, open_builder
+from bn_inception.data.wording import count, name_some
 from bn_inception.errors import UserError
 
 CHUNK_BYTES = 2**24
@@ -46,12 +45,12 @@ BYTES_PER_MB = 10**6
 
 
 class Expected(NamedTuple):
-  """What a complete copy of a data set holds.
+  """The contents of a complete copy.
 
   Attributes:
-    num_examples: of each split.
+    num_examples: split -> number of examples.
     class_names: label i is class_names[i].
-    archives: file name of each official tar -> its size and MD5.
+    archives: file name -> official tar.
   """
 
   num_examples: Mapping[str, int]
@@ -60,7 +59,7 @@ class Expected(NamedTuple):
 
 
 class _Report:
-  """Prints findings as they come, and counts the problems."""
+  """Prints findings and problems, and counts the problems."""
 
   def __init__(self):
     self.num_problems = 0
@@ -72,13 +71,13 @@ class _Report:
     print(f'  {name:<26} {finding}', flush=True)
 
   def problem(self, text: str) -> None:
-    """A line that names the thing and the remedy."""
+    """Prints a line that names the thing and the remedy."""
     self.num_problems += 1
     print(f'  PROBLEM: {text}', flush=True)
 
 
 def expected_of_imagenet() -> Expected:
-  """The numbers, names and tars of ILSVRC 2012."""
+  """The sizes, class names and tars of ILSVRC 2012."""
   return Expected(
     imagenet.NUM_EXAMPLES, imagenet.class_names(), imagenet.ARCHIVES
   )
@@ -87,17 +86,17 @@ def expected_of_imagenet() -> Expected:
 def check(
   dataset: str, data_dir: str, expected: Expected | None = None
 ) -> None:
-  """Checks all forms of a data set that a folder holds, and prints 'ok'.
+  """Checks every form of a data set in a folder, and prints 'ok' if all is well.
 
   Args:
-    dataset: in the TFDS catalogue, or 'image_folder'. 'imagenet2012' may also
-      be in folders or in the official tars.
+    dataset: name in the TFDS catalogue, or 'image_folder'. 'imagenet2012' may also
+      be in folders or official tars.
     data_dir: the folder.
-    expected: None: the facts of ImageNet for 'imagenet2012', and for other data
-      sets what their own dataset_info.json says.
+    expected: None: ImageNet's facts for 'imagenet2012', otherwise what the copy's
+      dataset_info.json says.
 
   Raises:
-    UserError: if there is no copy, or if any problem was found and printed.
+    UserError: if there is no copy, or if there are problems.
   """
   require_folder(data_dir)
   root = epath.Path(data_dir).expanduser()
@@ -109,12 +108,12 @@ def check(
     forms = [FOLDERS] if any(find_split(root, s) for s in SPLITS) else []
   else:
     forms = [PREPARED] if is_prepared(name, data_dir) else []
-  if not forms:  # the line of whoever would open it
+  if not forms:  # opening it raises an error with the remedy
     is_v2 = name == imagenet.V2_NAME
     make_source(dataset, imagenet.V2_SPLIT if is_v2 else TRAIN_SPLIT, data_dir)
     raise UserError(
-      f'{dataset} is not checked in this form: --dataset takes {imagenet.NAME}, '
-      f'{IMAGE_FOLDER}, or a data set that TFDS prepared'
+      f'{dataset} cannot be checked in this form: --dataset takes '
+      f'{imagenet.NAME}, {IMAGE_FOLDER}, or a data set prepared by TFDS'
     )
   report = _Report()
   if PREPARED in forms:
@@ -126,10 +125,9 @@ def check(
   if ARCHIVES in forms:
     _check_archives(root, expected.archives, report)
   if report.num_problems:
-    problems = 'problem' if report.num_problems == 1 else 'problems'
     raise UserError(
-      f'{report.num_problems} {problems} with {dataset} in {data_dir}: mend what '
-      'the lines with PROBLEM name'
+      f'{count(report.num_problems, "problem")} with {dataset} in {data_dir}: fix '
+      'what the lines with PROBLEM name'
     )
   print('ok', flush=True)
 
@@ -147,7 +145,7 @@ def _check_prepared(
   report.found('format', 'array_record')
   shrunk = epath.Path(builder.data_dir) / SHRUNK_FILE
   if shrunk.exists():
-    report.found('images', f'shrunk, as {SHRUNK_FILE} says')
+    report.found('images', f'shrunk; see {SHRUNK_FILE}')
   _check_label_names(builder, expected, report)
   for split in expected.num_examples if expected else builder.info.splits:
     number = expected.num_examples[split] if expected else None
@@ -159,7 +157,7 @@ def _check_label_names(
 ) -> None:
   names = class_names(builder)
   if expected:
-    # Of data sets in its catalogue, TFDS does not read the copy's own names.
+    # For data sets in its catalogue, TFDS does not read the copy's own names.
     file = epath.Path(builder.data_dir) / LABEL_FILE
     names = tuple(file.read_text().split()) if file.exists() else ()
   if expected and names != expected.class_names:
@@ -182,12 +180,13 @@ def _check_prepared_split(
     return
   info = builder.info.splits[split]
   report.found(
-    split, f'{info.num_examples:,} examples in {info.num_shards:,} shards'
+    split,
+    f'{count(info.num_examples, "example")} in {count(info.num_shards, "shard")}',
   )
   if expected not in (None, info.num_examples):
     report.problem(
-      f'{split} has {info.num_examples:,} examples, not {expected:,}: prepare it '
-      'again from the complete tar'
+      f'{split} has {count(info.num_examples, "example")}, not {expected:,}: '
+      'prepare it again from the complete tar'
     )
   progress = Progress(split, info.num_shards, 'shards')
   num_before = report.num_problems
@@ -202,7 +201,7 @@ def _check_prepared_split(
 
 
 def _problem_of_shard(builder, path: epath.Path, length: int) -> str | None:
-  """What is wrong with the number of records, the first or the last one."""
+  """What is wrong with the number of records, or the first or last record."""
   import tensorflow_datasets as tfds
   from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -210,7 +209,7 @@ def _problem_of_shard(builder, path: epath.Path, length: int) -> str | None:
   try:
     with ArrayRecordDataSource(str(path)) as records:
       if len(records) != length:
-        return f'has {len(records):,} records, not {length:,}'
+        return f'has {count(len(records), "record")}, not {length:,}'
       ends = records.__getitems__(sorted({0, length - 1}))
     examples = [
       features.deserialize_example_np(
@@ -239,15 +238,14 @@ def _check_folders(
   for split, number in expected.num_examples.items():
     folder = find_split(root, split)
     if folder is None:
-      names = FOLDERS_OF_SPLITS.get(split, (split,))
+      names = ' or '.join(f'{name}/' for name in folder_names(split))
       report.problem(
-        f'{root} has no folder {" or ".join(f"{name}/" for name in names)}: '
-        f'extract the tar of the split {split} there'
+        f'{root} has no folder {names}: extract the tar of the split {split} there'
       )
       continue
     try:
       _check_folder(root, split, number, expected.class_names, report)
-    except UserError as error:  # no images, or no names of images
+    except UserError as error:  # no images, or other file names
       report.problem(str(error))
 
 
@@ -264,13 +262,15 @@ def _check_folder(
   unknown = sorted(present - set(class_names))
   if missing:
     report.problem(
-      f'{folder} lacks {name_some(missing)}: extract their images there'
+      f'{folder} lacks {name_some(missing, "class", "classes")}: extract their '
+      'images there'
     )
   if unknown:
     report.problem(
-      f'{folder} has {name_some(unknown)} too many: move them away'
+      f'{folder} has {name_some(unknown, "unknown class", "unknown classes")}: '
+      'move them away'
     )
-  names = (*class_names, *unknown)  # so that the images are counted anyway
+  names = (*class_names, *unknown)  # their images are counted anyway
   source = ImageFolderSource(
     str(root),
     split,
@@ -280,12 +280,13 @@ def _check_folder(
   )
   if len(source) != expected:
     report.problem(
-      f'{folder} has {len(source):,} images, not {expected:,}: extract the tar '
-      'again'
+      f'{folder} has {count(len(source), "image")}, not {expected:,}: extract the '
+      'tar again'
     )
   if source.empty:
     report.problem(
-      f'{folder} has no images of {name_some(source.empty)}: extract them again'
+      f'{folder} has no images of {name_some(source.empty, "class", "classes")}: '
+      'extract them again'
     )
   num_classes = len(np.unique(source.labels)) - len(unknown)
   _check_source(source, folder, split, num_classes, report)
@@ -298,11 +299,11 @@ def _check_source(
   num_classes: int,
   report: _Report,
 ) -> None:
-  """What was found of a split, what was not read, and images of each class."""
+  """Reports what is in a split and what is not read, and decodes some images."""
   for problem in source.misplaced:
     report.problem(problem)
-  classes = 'class' if num_classes == 1 else 'classes'
-  report.found(split, f'{len(source):,} images of {num_classes:,} {classes}')
+  classes = count(num_classes, 'class', 'classes')
+  report.found(split, f'{count(len(source), "image")} of {classes}')
   for remark in source.remarks():
     report.found(split, remark)
   num_before = report.num_problems
@@ -316,7 +317,7 @@ def _check_source(
 
 
 def _check_own_folders(root: epath.Path, report: _Report) -> None:
-  """Of a data set of one's own, of which only the folders say what it has."""
+  """Checks a user's own data set, where only the folders define the classes."""
   report.title(FOLDERS, root)
   for split in SPLITS:
     folder = find_split(root, split)
@@ -329,8 +330,9 @@ def _check_own_folders(root: epath.Path, report: _Report) -> None:
       continue
     if source.empty and split == TRAIN_SPLIT:
       report.problem(
-        f'{folder} has no images of {name_some(source.empty)}: add some, or '
-        'remove the folder'
+        f'{folder} has no images of '
+        f'{name_some(source.empty, "class", "classes")}: add some, or remove the '
+        'folder'
       )
     _check_source(source, folder, split, len(np.unique(source.labels)), report)
 
@@ -338,7 +340,7 @@ def _check_own_folders(root: epath.Path, report: _Report) -> None:
 def _check_ground_truth(
   source: ImageFolderSource, folder: epath.Path, report: _Report
 ) -> None:
-  """That the official validation images are in the folders of their classes."""
+  """Reports official validation images that are in the wrong class folder."""
   labels, class_names = imagenet.validation_labels(), imagenet.class_names()
   wrong = []
   for index in range(len(source)):
@@ -347,11 +349,10 @@ def _check_ground_truth(
     if label is not None and class_names[label] != folder_name:
       wrong.append((index, class_names[label]))
   if wrong:
-    index, class_name = wrong[0]
+    images = name_some([source.describe(i) for i, _ in wrong], 'image')
     report.problem(
-      f'{folder} has {name_some([source.describe(i) for i, _ in wrong], "image", "images")} '
-      f'in the folder of another class, the first one of {class_name}: sort them '
-      'again'
+      f'{folder} has {images} in the folder of another class; the first one '
+      f'belongs to {wrong[0][1]}: sort them again'
     )
 
 
@@ -378,7 +379,7 @@ def _check_archives(
       report.found(name, 'absent')
       continue
     num_bytes = path.stat().length
-    if num_bytes != archive.num_bytes:  # at once: the MD5 takes minutes
+    if num_bytes != archive.num_bytes:  # before the MD5, which takes minutes
       report.problem(
         f'{path} has {num_bytes:,} bytes, not {archive.num_bytes:,}: download it '
         'again'

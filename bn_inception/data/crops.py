@@ -1,4 +1,4 @@
-"""Boxes to cut out of photographs: geometry on numbers, no pixels.
+"""Crop boxes for training and evaluation: geometry only, no pixels.
 
 A box is (top, left, height, width) in pixels.
 """
@@ -23,17 +23,15 @@ def training_crop(
 
   Args:
     rng: source of randomness.
-    height, width: of the image.
+    height, width: size of the image.
     area_range: fraction of the image's area, drawn uniformly.
-    aspect_range: width / height, drawn uniformly in its logarithm.
-    num_attempts: draws before giving up on a box that fits.
-
-  Returns:
-    The box; the largest centred square if no draw fitted.
+    aspect_range: width / height, drawn log-uniformly.
+    num_attempts: number of draws; if none fits, the largest centred square is
+      returned.
   """
   least_area, most_area = area_range
   least_aspect, most_aspect = aspect_range
-  # All at once: drawing one by one takes four times as long.
+  # Drawing all at once is 4 times as fast as one by one.
   for draws in rng.random((num_attempts, 4)).tolist():
     area = least_area + draws[0] * (most_area - least_area)
     area *= height * width
@@ -54,19 +52,18 @@ def centre_square(height: int, width: int, fraction: float) -> Box:
 
 
 class View(NamedTuple):
-  """A box of an image after resizing, itself to be resized to the input.
+  """A crop of the resized image, to be resized to the network's input.
 
   Attributes:
-    size: (height, width) to resize the whole image to; None: as it is.
-    box: in the resized image.
+    size: (height, width) to resize the whole image to; None: no resizing.
+    box: box in the resized image.
   """
 
   size: tuple[int, int] | None
   box: Box
 
 
-# Of evaluation: names of the rules, and how many crops each makes. Those of
-# several crops come with their mirror images.
+# Evaluation rule -> number of crops, including mirror images if more than one.
 NUM_CROPS = {
   'whole': 1,
   'centre': 1,
@@ -77,8 +74,8 @@ NUM_CROPS = {
   'ten': 10,
   'googlenet': 144,
 }
-# The rules of other projects come with how these resize, a method of
-# `resizing.resize`; the others resize as `data.interpolation` says.
+# Rules from other projects resize as those do (a method of `resizing.resize`),
+# all others as `data.interpolation` says.
 RESIZERS = {
   'slim': 'tensorflow_1',
   'torchvision': 'pillow',
@@ -87,7 +84,7 @@ RESIZERS = {
 
 
 def num_views(rule: str) -> int:
-  """How many boxes a rule cuts; the rest of its crops are their mirror images."""
+  """Number of crops of a rule, not counting mirror images."""
   return max(1, NUM_CROPS[rule] // 2)
 
 
@@ -100,22 +97,23 @@ def evaluation_views(
 ) -> list[View]:
   """The views of an image that evaluation averages over, without mirror images.
 
-  whole: the image; centre: a square of 87.5 % of its short side; short_side:
-  its short side resized to 256/224 of the input, then the middle; ten: so
-  resized, corners and middle of the centre square (AlexNet); googlenet: 4
-  scales x 3 squares x (4 corners, middle, the square itself) (GoogLeNet,
-  Section 7).
-
-  slim: 87.5 % of both sides, whatever their ratio (tensorflow/models,
-  research/slim/preprocessing/inception_preprocessing.py, preprocess_for_eval);
-  torchvision: as short_side, with the rounding of its Resize and CenterCrop;
-  caffe: the image squeezed to a square of 256/224 of the input, then the middle
-  (examples/imagenet/create_imagenet.sh).
+  whole: the whole image.
+  centre: centred square of 87.5 % of the short side.
+  short_side: short side resized to 256/224 of the input, then the centre.
+  ten: resized the same, then four corners and centre of the centre square
+    (AlexNet).
+  googlenet: 4 scales x 3 squares x (4 corners, centre, the square resized)
+    (GoogLeNet, Section 7).
+  slim: 87.5 % of both sides (tensorflow/models, research/slim/preprocessing/
+    inception_preprocessing.py, preprocess_for_eval).
+  torchvision: as short_side, with the rounding of its Resize and CenterCrop.
+  caffe: image squeezed to a square of 256/224 of the input, then the centre
+    (examples/imagenet/create_imagenet.sh).
 
   Args:
-    height, width: of the image.
+    height, width: size of the image.
     rule: a key of `NUM_CROPS`.
-    image_size: of the network's input, square.
+    image_size: height and width of the network's input.
   """
   if rule == 'whole':
     return [View(None, (0, 0, height, width))]
@@ -157,7 +155,7 @@ def _centre(height: int, width: int, size: int) -> Box:
 
 
 def _squares(height: int, width: int) -> list[Box]:
-  """Centre, then first and last: left and right, or top and bottom."""
+  """The centre square, then left and right, or top and bottom."""
   side = min(height, width)
   last = (height - side, width - side, side, side)
   return [_centre(height, width, side), (0, 0, side, side), last]

@@ -1,4 +1,4 @@
-"""Images in folders, and the validation images in their archive."""
+"""Images in folders, and ImageNet's validation images in their tar."""
 
 import collections
 import os
@@ -9,71 +9,72 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.finding import (
-  IMAGE_FOLDER,
-  SPLITS,
-  nothing_found,
-  other_forms,
-  renamed_splits,
-)
-from bn_inception.data.listing import (
-  FOLDERS_OF_SPLITS,
+from bn_inception.data.directories import (
   JUNK_FOLDERS,
+  SPLITS,
   class_folders,
-  entries,
   find_split,
+  folder_names,
   is_image,
-  name_some,
+  list_folder,
 )
-from bn_inception.data.source import TRAIN_SPLIT, Example, Source, hash_of
+from bn_inception.data.hints import (
+  misnamed_splits,
+  not_found,
+  other_form,
+)
+from bn_inception.data.source import (
+  IMAGE_FOLDER,
+  TRAIN_SPLIT,
+  Example,
+  Source,
+  short_hash,
+)
+from bn_inception.data.wording import count, name_some
 from bn_inception.errors import UserError
 
 
 def _no_folder(name: str, data_dir: str, split: str) -> UserError:
-  """The one line for a split that has no folder."""
   if '[' in split:
     return UserError(
-      f"'{split}' is part of a split, which only copies by TFDS have: of the "
-      f'folders in {data_dir} give a whole split, or hold out training images '
-      'with source.num_holdout'
+      f"'{split}' is part of a split, which only TFDS copies support: give a "
+      f'whole split of {data_dir}, or hold out training images with '
+      'source.num_holdout'
     )
   root = epath.Path(data_dir).expanduser()
   needed = ' or '.join(
-    f'{folder}/CLASS/IMAGE.jpg'
-    for folder in FOLDERS_OF_SPLITS.get(split, (split,))
+    f'{folder}/CLASS/IMAGE.jpg' for folder in folder_names(split)
   )
   present = [s for s in SPLITS if find_split(root, s)]
   if not present:
-    return nothing_found(name, data_dir, f'it needs {needed}')
-  remedy = f'give a split that it has, {" or ".join(present)}'
-  if renamed := renamed_splits(root):
-    remedy = f'it has {renamed}'
-  return UserError(
-    f'{data_dir} has no folder for the split {split}, which is {needed}: {remedy}'
-  )
+    return not_found(name, data_dir, f'it needs {needed}')
+  remedy = f'it needs {needed}, or use {" or ".join(present)}'
+  if misnamed := misnamed_splits(root):
+    remedy = f'it has {misnamed}'
+  return UserError(f'{data_dir} has no folder for the split {split}: {remedy}')
 
 
-class _Listing:
-  """What the folder of a split holds.
+class _SplitFolder:
+  """The contents of a split's folder.
 
   Attributes:
-    classes: name of each folder of a class -> its images, sorted.
-    loose: images in no such folder, sorted.
-    too_deep: folders of images in the folders of classes.
-    not_read: how many files of each suffix.
-    ignored: folders without images, or that no one made for a class.
+    classes: class folder -> its images, sorted.
+    loose: images outside of class folders, sorted.
+    too_deep: folders inside class folders that contain images.
+    not_read: suffix -> number of files that are not images.
+    ignored: folders without images, and junk folders.
   """
 
   def __init__(self, folder: epath.Path):
     self.classes, self.too_deep, self.ignored = {}, [], []
     self.not_read = collections.Counter()
-    names, files = entries(folder)
+    names, files = list_folder(folder)
     self.loose = self._images(files)
     for name in names:
       if name in JUNK_FOLDERS:
         self.ignored.append(name)
         continue
-      deeper, files = entries(folder / name)
+      deeper, files = list_folder(folder / name)
       self.classes[name] = self._images(files)
       for other in deeper:
         has_images = _holds_images(folder / name / other)
@@ -86,10 +87,10 @@ class _Listing:
     return images
 
   def describe_not_read(self) -> str:
-    """Such as '3 files (.txt 2, .pdf 1), 1 folder (lost+found)', or ''."""
+    """'3 files (.txt 2, .pdf 1), 1 folder (lost+found)', or ''."""
     parts = [_describe_files(self.not_read)] if self.not_read else []
     if self.ignored:
-      parts.append(name_some(self.ignored, 'folder', 'folders'))
+      parts.append(name_some(self.ignored, 'folder'))
     return ', '.join(parts)
 
 
@@ -98,24 +99,23 @@ def _suffix(file: str) -> str:
 
 
 def _describe_files(count_of: collections.Counter) -> str:
-  """Files of each suffix -> such as '3 files (.txt 2, .pdf 1)'."""
-  number = count_of.total()
+  """Suffix -> number of files, as '3 files (.txt 2, .pdf 1)'."""
   kinds = ', '.join(f'{k} {n:,}' for k, n in count_of.most_common())
-  return f'{number:,} {"file" if number == 1 else "files"} ({kinds})'
+  return f'{count(count_of.total(), "file")} ({kinds})'
 
 
 def _holds_images(folder: epath.Path) -> bool:
-  """Whether there is an image in a folder, or in one of its folders."""
+  """Whether there is an image anywhere under a folder."""
   if folder.name in JUNK_FOLDERS:
     return False
-  names, files = entries(folder)
+  names, files = list_folder(folder)
   return any(map(is_image, files)) or any(
     _holds_images(folder / name) for name in names
   )
 
 
-class _Names:
-  """A million strings in two arrays, which are sent to workers in no time."""
+class _PackedNames:
+  """Strings in two arrays, which pickle fast even if there are a million."""
 
   def __init__(self, names: Sequence[str]):
     joined = bytearray()
@@ -133,35 +133,35 @@ class _Names:
     return os.fsdecode(self._joined[start:end])
 
   def fingerprint(self) -> str:
-    return hash_of(self._ends.tobytes(), self._joined)
+    return short_hash(self._ends.tobytes(), self._joined)
 
 
 class ImageFolderSource(Source):
-  """SPLIT/CLASS/IMAGE under a folder, which may be in a bucket (gs://, s3://).
+  """DATA_DIR/SPLIT/CLASS/IMAGE, local or in a bucket (gs://, s3://).
 
-  Examples are in the order of class, then file name. Of a data set with given
-  class names, validation images may also lie in one folder, by their official
-  names. Hidden files, files that are no images, and folders that no one made
-  for a class, such as lost+found, are left out: `remarks` counts them.
+  Examples are sorted by class, then by file name. ImageNet's validation images
+  may also lie in one folder, under their official names. Hidden files, files that
+  are not images, and junk folders such as lost+found are skipped; `remarks`
+  counts them.
 
   Args:
-    data_dir: the folder of the splits' folders.
-    split: 'train', 'validation' (its folder may be named val), ...
-    name: of the data set.
+    data_dir: parent of the split folders.
+    split: 'train', 'validation' (its folder may be called val), ...
+    name: name of the data set.
     class_names: None: the folders of the training split, sorted.
-    is_numbered: the folders are named by label, '0' to '999', whose order by
-      name (0, 1, 10, 100, ...) is another.
-    is_strict: False, for a check: images in a wrong place are left out, and a
-      class of the training split may lack images.
+    is_numbered: class folders are named by label, '0' to '999'; sorting their
+      names (0, 1, 10, 100, ...) would give another order.
+    is_strict: if False, skip misplaced images and accept training classes without
+      images, so that a check can report all of them.
 
   Attributes:
-    labels: of all images, int32 [N].
-    misplaced: what is wrong about images in a wrong place, one line each.
-    empty: folders of classes without images, by name.
+    labels: int32 [N].
+    misplaced: one line for each kind of misplaced images.
+    empty: names of class folders without images.
 
   Raises:
-    UserError: if there is no such split, a class too many, an image in a wrong
-      place, a class to be trained without images, or no image at all.
+    UserError: if the split is missing or has no images, an unknown class, a
+      misplaced image, or a training class without images.
   """
 
   num_channels = 3
@@ -180,7 +180,7 @@ class ImageFolderSource(Source):
     if folder is None:
       raise _no_folder(name, data_dir, split)
     self.name, self._folder = name, folder
-    found = _Listing(folder)
+    found = _SplitFolder(folder)
     if class_names is None:
       train = find_split(root, TRAIN_SPLIT)
       class_names = tuple(
@@ -197,12 +197,16 @@ class ImageFolderSource(Source):
       self._refuse_misplaced(split)
     paths, labels = self._list(found, label_of)
     if not paths:
-      remedy = other_forms(folder) or f'it needs {folder}/CLASS/IMAGE.jpg'
-      raise UserError(f'{folder} has no images{self._but_others()}: {remedy}')
-    self._paths = _Names(paths)
+      remedy = other_form(folder) or f'it needs {folder}/CLASS/IMAGE.jpg'
+      raise UserError(
+        f'{folder} has no images{self._files_not_read()}: {remedy}'
+      )
+    self._paths = _PackedNames(paths)
     self.labels = np.array(labels, np.int32)
 
-  def _refuse_unknown(self, found: _Listing, label_of: dict[str, int]) -> None:
+  def _refuse_unknown(
+    self, found: _SplitFolder, label_of: dict[str, int]
+  ) -> None:
     unknown = [name for name in found.classes if name not in label_of]
     if unknown:
       raise UserError(
@@ -216,17 +220,18 @@ class ImageFolderSource(Source):
       raise UserError(self.misplaced[0])
     if self.empty and split == TRAIN_SPLIT:
       raise UserError(
-        f'{self._folder} has no images of {name_some(self.empty)}: add some, or '
-        f'remove the folder{self._but_others()}'
+        f'{self._folder} has no images of '
+        f'{name_some(self.empty, "class", "classes")}: add some, or '
+        f'remove the folder{self._files_not_read()}'
       )
 
-  def _but_others(self) -> str:
+  def _files_not_read(self) -> str:
     return f' (not read: {self._not_read})' if self._not_read else ''
 
   def _list(
-    self, found: _Listing, label_of: dict[str, int]
+    self, found: _SplitFolder, label_of: dict[str, int]
   ) -> tuple[list[str], list[int]]:
-    """The paths in the folder of the split, and the labels."""
+    """Paths relative to the split's folder, and labels."""
     if not found.classes:
       return self._list_by_ground_truth(found.loose)
     paths, labels = [], []
@@ -241,7 +246,7 @@ class ImageFolderSource(Source):
   ) -> tuple[list[str], list[int]]:
     if files and self.class_names != imagenet.class_names():
       raise UserError(
-        f'{self._folder} has images but no folders of classes: it needs '
+        f'{self._folder} has images but no class folders: it needs '
         f'{self._folder}/CLASS/IMAGE.jpg'
       )
     return files, _ground_truth(files, str(self._folder))
@@ -260,7 +265,6 @@ class ImageFolderSource(Source):
       return file.read(), int(self.labels[index])
 
   def file_name(self, index: int) -> str:
-    """Of an image, without its folder."""
     return os.path.basename(self._path(index))
 
   def describe(self, index: int) -> str:
@@ -270,7 +274,7 @@ class ImageFolderSource(Source):
     return super().origin() | {'folder': str(self._folder)}
 
   def fingerprint(self) -> str:
-    """Of the paths in the folder of the split, in order."""
+    """A hash of the paths in the split's folder, in order."""
     return self._paths.fingerprint()
 
   def remarks(self) -> list[str]:
@@ -282,22 +286,22 @@ class ImageFolderSource(Source):
       if not found
     ]
     if absent:
-      remarks.append(f'no images of {name_some(absent)}')
+      remarks.append(f'no images of {name_some(absent, "class", "classes")}')
     return remarks
 
 
-def _misplaced(folder: epath.Path, found: _Listing) -> list[str]:
-  """A line for each kind of images in a wrong place."""
+def _misplaced(folder: epath.Path, found: _SplitFolder) -> list[str]:
+  """A line for each kind of misplaced images."""
   lines = []
   if found.classes and found.loose:
     lines.append(
-      f'{folder}/{found.loose[0]} is in no folder of a class, and others are: '
-      f'move it into one, or out of {folder}{_and_more(found.loose)}'
+      f'{folder}/{found.loose[0]} is not in a class folder, but other images '
+      f'are: move it into one, or out of {folder}{_and_more(found.loose)}'
     )
   if found.too_deep:
     lines.append(
-      f'{folder}/{found.too_deep[0]} has images, but only those of '
-      f'{folder}/CLASS/IMAGE are read: move them up, or the folder away'
+      f'{folder}/{found.too_deep[0]} has images, but only '
+      f'{folder}/CLASS/IMAGE are read: move them up, or remove the folder'
       f'{_and_more(found.too_deep)}'
     )
   return lines
@@ -308,12 +312,12 @@ def _and_more(names: Sequence[str]) -> str:
 
 
 class ValidationArchiveSource(Source):
-  """ImageNet's validation images in the official tar, in the order of names.
+  """ImageNet's validation images in the official tar, sorted by name.
 
-  What folders pass over is passed over here, too.
+  Skips the same files as `ImageFolderSource`.
 
   Raises:
-    UserError: if the archive cannot be read, or holds other images.
+    UserError: if the archive cannot be read, or contains other images.
   """
 
   name = imagenet.NAME
@@ -335,7 +339,7 @@ class ValidationArchiveSource(Source):
     self._not_read = f'not read: {_describe_files(others)}' if others else ''
     if not members:
       found = f' ({self._not_read})' if others else ''
-      raise UserError(f'{path} holds no images{found}: download it again')
+      raise UserError(f'{path} has no images{found}: download it again')
     self._start = np.array([m.offset_data for m in members], np.int64)
     self._size = np.array([m.size for m in members], np.int64)
 
@@ -348,7 +352,6 @@ class ValidationArchiveSource(Source):
       return file.read(self._size[index]), self._labels[index]
 
   def file_name(self, index: int) -> str:
-    """Of an image, without the archive's folders."""
     return self._names[index]
 
   def describe(self, index: int) -> str:
@@ -358,27 +361,26 @@ class ValidationArchiveSource(Source):
     return super().origin() | {'archive': self._archive}
 
   def fingerprint(self) -> str:
-    """Of the names, in order."""
-    return _Names(self._names).fingerprint()
+    """A hash of the file names, in order."""
+    return _PackedNames(self._names).fingerprint()
 
   def remarks(self) -> list[str]:
     return [self._not_read] if self._not_read else []
 
 
 def _members(path: str) -> list[tarfile.TarInfo]:
-  """The files in a tar."""
   try:
     with tarfile.open(path, 'r:') as archive:
       return [member for member in archive if member.isfile()]
   except (tarfile.TarError, OSError) as error:
     remedy = 'download it again'
     if isinstance(error, tarfile.TarError) and _is_compressed(path):
-      remedy = 'it is compressed, decompress it first'
+      remedy = 'it is compressed; decompress it first'
     raise UserError(f'{path} cannot be read ({error}): {remedy}') from error
 
 
 def _is_compressed(path: str) -> bool:
-  """Whether a file begins as gzip, bzip2, xz, zstd and zip do."""
+  """Whether a file starts like gzip, bzip2, xz, zstd or zip."""
   with open(path, 'rb') as file:
     return file.read(4).startswith(
       (b'\x1f\x8b', b'BZh', b'\xfd7zX', b'\x28\xb5\x2f\xfd', b'PK')
@@ -386,7 +388,7 @@ def _is_compressed(path: str) -> bool:
 
 
 def _is_junk(path: str) -> bool:
-  """Whether a path in an archive is hidden, or in a folder that systems make."""
+  """Whether a path in an archive is hidden or in a junk folder."""
   *folders, name = path.removeprefix('./').split('/')
   return name.startswith('.') or any(
     folder in JUNK_FOLDERS or folder.startswith('.') for folder in folders
@@ -394,13 +396,13 @@ def _is_junk(path: str) -> bool:
 
 
 def _ground_truth(names: Sequence[str], place: str) -> list[int]:
-  """Labels of validation images by their official names."""
+  """The labels of validation images, from their official names."""
   labels = imagenet.validation_labels()
   unknown = [name for name in names if name not in labels]
   if unknown and unknown[0].startswith('ILSVRC2012_test_'):
     raise UserError(
-      f'{unknown[0]} in {place} is an image of the test set, whose labels are '
-      'secret: give the validation images'
+      f'{unknown[0]} in {place} is a test image, whose label is secret: use the '
+      'validation images'
     )
   if unknown:
     raise UserError(

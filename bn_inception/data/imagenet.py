@@ -1,8 +1,8 @@
-"""Facts of ILSVRC 2012: classes, ground truth, numbers, the official archives.
+"""Facts about ILSVRC 2012: classes, labels, sizes and official archives.
 
-Classes are numbered in the order of their WordNet ids, as TFDS, PyTorch and the
-sorted folders of the training set number them. (The "ILSVRC ids" of the
-development kit are another order, which has cost others all of their accuracy.)
+Classes are sorted by WordNet id, as in TFDS, PyTorch and the sorted training
+folders. (The "ILSVRC ids" of the development kit are in a different order; mixing
+them up gives chance accuracy.)
 """
 
 import functools
@@ -17,8 +17,8 @@ NUM_EXAMPLES = {'train': 1_281_167, 'validation': 50_000}
 VALIDATION_FILE = 'ILSVRC2012_val_{:08}.JPEG'  # numbered from 1
 
 
-# ImageNet-V2 (Recht et al. 2019): a variant, as TFDS names it -> the folder in
-# its archive, with folders of classes that are named by their labels.
+# ImageNet-V2 (Recht et al. 2019): TFDS's name of a variant -> the folder in its
+# archive, whose class folders are named by label.
 V2_NAME, V2_SPLIT = 'imagenet_v2', 'test'
 V2_FOLDERS = {
   'matched-frequency': 'imagenetv2-matched-frequency-format-val',
@@ -28,7 +28,7 @@ V2_FOLDERS = {
 
 
 class Archive(NamedTuple):
-  """An official tar: MD5 as image-net.org states it."""
+  """An official tar; the MD5 is from image-net.org."""
 
   split: str
   num_bytes: int
@@ -47,7 +47,7 @@ VALIDATION_ARCHIVE = 'ILSVRC2012_img_val.tar'
 
 
 def _lines_of(table: str) -> list[str]:
-  """Of a table beside this file."""
+  """The lines of a file next to this one."""
   return pathlib.Path(__file__).with_name(table).read_text().splitlines()
 
 
@@ -60,13 +60,13 @@ def _read_lines(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-  """The 1,000 WordNet ids, in the order of the labels; from TFDS."""
+  """The 1,000 WordNet ids in label order, from TFDS."""
   return _read_lines('labels.txt')
 
 
 @functools.cache
 def validation_labels() -> dict[str, int]:
-  """File name of each validation image -> label: the ground truth, from TFDS."""
+  """File name of each validation image -> ground-truth label, from TFDS."""
   label_of = {name: label for label, name in enumerate(class_names())}
   return {
     VALIDATION_FILE.format(i): label_of[name]
@@ -85,18 +85,18 @@ def _real_labels() -> tuple[frozenset[int], ...]:
 def real_labels(
   file_names: Iterable[str], classes: Iterable[str]
 ) -> list[frozenset[int]]:
-  """The "reassessed" labels of validation images (Beyer et al. 2020).
+  """The ReaL ("reassessed") labels of validation images (Beyer et al. 2020).
 
-  Any number for each image: where people saw none of the classes, none. From
-  github.com/google-research/reassessed-imagenet (Apache 2.0).
+  An image has any number of labels; it has none if people saw none of the classes
+  in it. From github.com/google-research/reassessed-imagenet (Apache 2.0).
 
   Args:
     file_names: such as ILSVRC2012_val_00000001.JPEG.
-    classes: the names that labels are to number.
+    classes: the class names of the network to evaluate.
 
   Raises:
-    UserError: for any other name, for other classes than `class_names`, or if
-      no image has a label.
+    UserError: for any other file name, other classes than `class_names`, or if no
+      image has a label.
   """
   number_of = {
     VALIDATION_FILE.format(i): i for i in range(1, len(_real_labels()) + 1)
@@ -105,14 +105,14 @@ def real_labels(
   for name in file_names:
     if name not in number_of:
       raise UserError(
-        "ReaL labels are those of the images of ImageNet's validation set, "
-        f"such as {VALIDATION_FILE.format(1)}: '{name}' is none"
+        f"'{name}' has no ReaL label, unlike ImageNet's validation images, such "
+        f'as {VALIDATION_FILE.format(1)}: leave --real out'
       )
     sets.append(_real_labels()[number_of[name] - 1])
   if tuple(classes) != class_names():
     raise UserError(
-      f"ReaL labels number ImageNet's {len(class_names()):,} classes, and these "
-      'are others, or in another order: leave --real out'
+      f"ReaL labels are for ImageNet's {len(class_names()):,} classes, but these "
+      'classes are different or in another order: leave --real out'
     )
   if not any(sets):
     raise UserError('none of these images has a ReaL label: leave --real out')
@@ -126,5 +126,5 @@ def _readable_names() -> dict[str, str]:
 
 
 def readable(class_name: str) -> str:
-  """The words of a WordNet id; other names as they are."""
+  """The words for a WordNet id; other names are returned unchanged."""
   return _readable_names().get(class_name, class_name)

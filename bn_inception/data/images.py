@@ -1,14 +1,13 @@
-"""Decodes images, and of a JPEG only the part that is asked for.
+"""Decodes images, and only the requested part of a JPEG.
 
-The part is decoded by nvImageCodec with libjpeg-turbo, on the CPU. OpenCV
-decodes, as a whole, whatever else there is: other formats, CMYK, grey networks,
-and all images where nvImageCodec is not installed. Both give the same pixels.
+nvImageCodec decodes parts with libjpeg-turbo, on the CPU. OpenCV decodes
+everything else, as a whole: other formats, CMYK, greyscale, and all images if
+nvImageCodec is not installed. Both give the same pixels.
 
-A rotation that a camera noted in EXIF is ignored, as by TensorFlow and PyTorch:
-published accuracies are of the pixels as they are stored. Transparency is
-ignored, as by Pillow's convert('RGB'). Of animations and files of several pages
-the first image counts. Images of 16 bits become 8 by v / 257, rounded; others,
-such as those of real numbers, have no scale of their own and are refused.
+EXIF rotation is ignored, as in TensorFlow and PyTorch: published accuracies are
+for the pixels as stored. Transparency is ignored, as by Pillow's convert('RGB').
+Animations and multi-page files give their first image. 16-bit images become 8-bit
+by v / 257, rounded; other types, such as floats, have no fixed scale and raise.
 """
 
 import contextlib
@@ -26,8 +25,7 @@ import numpy as np
 from bn_inception.data.crops import Box
 from bn_inception.errors import UserError
 
-# The depth as it is stored: OpenCV would cut 16 bits to the upper 8, and real
-# numbers to whole ones.
+# Keep the stored depth: OpenCV would truncate 16 bits to 8, and floats to integers.
 _AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
 _FLAGS = {
   1: cv2.IMREAD_GRAYSCALE | _AS_STORED,
@@ -37,7 +35,7 @@ _JPEG = b'\xff\xd8\xff'
 
 
 class BadImageError(ValueError):
-  """An image of which the pixels that are needed cannot be decoded."""
+  """The requested pixels of an image cannot be decoded."""
 
 
 class Image:
@@ -52,17 +50,13 @@ class Image:
     self._pixels = pixels
 
   def cut(self, box: Box) -> np.ndarray:
-    """The pixels of a box: uint8 [height, width, C].
-
-    Raises:
-      BadImageError: if they cannot be decoded.
-    """
+    """The pixels of a box, uint8 [height, width, C]; may raise BadImageError."""
     top, left, height, width = box
     return self._pixels[top : top + height, left : left + width]
 
 
 class _Jpeg(Image):
-  """A JPEG of which the parts are decoded when they are cut."""
+  """A JPEG that decodes only what is cut."""
 
   def __init__(self, encoded: bytes, stream):
     self.height, self.width = stream.height, stream.width
@@ -70,20 +64,20 @@ class _Jpeg(Image):
 
   def cut(self, box: Box) -> np.ndarray:
     part = _decode_part(self._stream, box)
-    if part is None:  # let OpenCV have a try, and the last word
+    if part is None:  # OpenCV may still decode it, or says what is wrong
       part = Image(_decode_whole(self._encoded, 3)).cut(box)
     return part
 
 
 def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
-  """An image of which parts can be cut.
+  """Opens an image without decoding a JPEG.
 
   Args:
     image: encoded (JPEG, PNG, ...), or uint8 [H, W, C].
-    num_channels: 3: RGB, to which grey and CMYK images are converted; 1: grey.
+    num_channels: 3: converts to RGB; 1: converts to greyscale.
 
   Raises:
-    BadImageError: if the bytes are no image.
+    BadImageError: if the bytes are not an image.
   """
   if isinstance(image, np.ndarray):
     return Image(image)
@@ -91,7 +85,7 @@ def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
     stream = _codec().CodeStream(image)
     try:
       is_rgb_or_grey = stream.num_channels in (1, 3)
-    except RuntimeError:  # a header that it cannot read
+    except RuntimeError:  # unreadable header
       is_rgb_or_grey = False
     if is_rgb_or_grey:
       return _Jpeg(image, stream)
@@ -99,10 +93,10 @@ def open_image(image: bytes | np.ndarray, num_channels: int) -> Image:
 
 
 def decode_image(image: bytes | np.ndarray, num_channels: int) -> np.ndarray:
-  """The whole of an image: uint8 [H, W, C], in RGB order or grey.
+  """Decodes a whole image to uint8 [H, W, C], RGB or greyscale.
 
   Raises:
-    BadImageError: if the bytes are no image.
+    BadImageError: if the bytes are not an image.
   """
   opened = open_image(image, num_channels)
   return opened.cut((0, 0, opened.height, opened.width))
@@ -113,10 +107,10 @@ def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
     raise BadImageError('an image of 0 bytes')
   try:
     decoded = _decode(np.frombuffer(encoded, np.uint8), num_channels)
-  except cv2.error as error:  # a header that promises too many pixels
+  except cv2.error as error:  # the header claims too many pixels
     if error.code == cv2.Error.StsNoMem:
       raise UserError(
-        f'memory is too short to decode an image of {len(encoded)} bytes: free '
+        f'not enough memory to decode an image of {len(encoded)} bytes: free '
         'some, or use fewer --config.data.num_workers'
       ) from error
     raise BadImageError(f'{len(encoded)} bytes: {error.err}') from error
@@ -128,12 +122,12 @@ def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def _decode(encoded: np.ndarray, num_channels: int) -> np.ndarray | None:
-  """Of 16 bits a channel, 65535 becomes 255."""
+  """Decodes to uint8, if stored with 8 or 16 bits; 65535 becomes 255."""
   decoded = cv2.imdecode(encoded, _FLAGS[num_channels])
   if decoded is None or decoded.dtype != np.uint16:
     return decoded
   if num_channels == 3:
-    # Asked for RGB, OpenCV 5.0.0 leaves the pixels of a 16-bit TIFF undefined.
+    # With IMREAD_COLOR_RGB, OpenCV 5.0.0 leaves 16-bit TIFF pixels undefined.
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_BGR | _AS_STORED)
     decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
   return ((decoded.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -147,28 +141,28 @@ def _decode_part(stream, box: Box) -> np.ndarray | None:
   return None if decoded is None else np.asarray(decoded)
 
 
-_loading = threading.Lock()  # which changes the environment for a moment
+_import_lock = threading.Lock()  # the import changes environment variables
 
 
 @functools.cache
 def _codec():
-  """The module nvimgcodec, or None where it is not installed."""
+  """The module nvimgcodec, or None if it is not installed."""
   try:
     spec = importlib.util.find_spec('nvidia.nvimgcodec')
   except ModuleNotFoundError:
     spec = None
   if spec is None:
     return None
-  with _loading, _only_jpeg(spec.submodule_search_locations[0]):
+  with _import_lock, _only_jpeg(spec.submodule_search_locations[0]):
     from nvidia import nvimgcodec
   return nvimgcodec
 
 
 @contextlib.contextmanager
 def _only_jpeg(package: str) -> Iterator[None]:
-  """Lets nvImageCodec load one extension: others complain where CUDA is absent.
+  """Lets nvImageCodec load only libjpeg-turbo, and print nothing.
 
-  They do so on stderr, as does a damaged image, which is reported otherwise.
+  Its other extensions print to stderr if CUDA is absent.
   """
   with tempfile.TemporaryDirectory() as folder:
     for path in glob.glob(f'{glob.escape(package)}/extensions/libjpeg_turbo*'):
@@ -185,19 +179,19 @@ def _only_jpeg(package: str) -> Iterator[None]:
         del os.environ[name]
 
 
-_of_thread = threading.local()
+_local = threading.local()
 
 
 def _decoder():
-  """This thread's decoder; it runs in this thread."""
-  if not hasattr(_of_thread, 'decoder'):
+  """The calling thread's decoder, which decodes in this thread."""
+  if not hasattr(_local, 'decoder'):
     codec = _codec()
-    _of_thread.decoder = codec.Decoder(
+    _local.decoder = codec.Decoder(
       device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
       max_num_cpu_threads=1,
       backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
     )
-  return _of_thread.decoder
+  return _local.decoder
 
 
 @functools.cache

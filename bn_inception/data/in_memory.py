@@ -1,34 +1,34 @@
-"""Examples that are read and decoded once."""
+"""A source that reads and decodes each example once."""
 
 import numpy as np
 
 from bn_inception.data.images import decode_image
-from bn_inception.data.source import UNREADABLE, Example, Source, check_machine
+from bn_inception.data.read_errors import UNREADABLE, check_machine
+from bn_inception.data.source import Example, Source, Wrapper
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
 
 _NUM_TRIED = 16
 
 
-class InMemory(Source):
-  """Another source, whose examples are decoded and kept when first read.
+class InMemory(Wrapper):
+  """Decodes each example of another source when first read, and keeps it.
 
-  For small images, of which the decoded ones are not much larger: reading a
-  record of Fashion-MNIST takes longer than training on it may.
+  For small images: reading a record of Fashion-MNIST can take longer than
+  training on it, and decoded it is not much larger.
 
   Args:
     whole: the other source.
-    num_copies: processes that keep the images, each for itself.
+    num_copies: number of processes that each keep a copy of the images.
 
   Raises:
-    UserError: if a few images, spread over the source, show that all of them
-      are more than the memory of the machine.
+    UserError: if, judging by a few images spread over the source, they do not all
+      fit into the machine's memory.
   """
 
   def __init__(self, whole: Source, num_copies: int = 1):
-    self.name, self.class_names = whole.name, whole.class_names
-    self.num_channels = whole.num_channels
-    self._whole, self._kept = whole, {}
+    super().__init__(whole)
+    self._kept = {}
     self._check_size(num_copies)
 
   def _check_size(self, num_copies: int) -> None:
@@ -38,7 +38,7 @@ class InMemory(Source):
     ):
       try:
         self[index]
-      except UNREADABLE as error:  # told when it is asked for
+      except UNREADABLE as error:  # reported when the pipeline reads it
         check_machine(error, self.describe(index))
     if not self._kept:
       return
@@ -48,34 +48,16 @@ class InMemory(Source):
       copies = f' in {num_copies} worker processes' if num_copies > 1 else ''
       raise UserError(
         f'the {num_examples:,} images of {self.name} take about '
-        f'{needed / 1e9:,.0f} GB when they are decoded{copies}, and the memory is '
+        f'{needed / 1e9:,.0f} GB decoded{copies}, but memory is '
         f'{host.memory_bytes() / 1e9:,.0f} GB: set '
         '--config.source.keep_in_memory=False'
       )
-
-  def __len__(self) -> int:
-    return len(self._whole)
 
   def __getitem__(self, index: int) -> Example:
     index = int(index)
     example = self._kept.get(index)
     if example is None:
-      image, label = self._whole[index]
+      image, label = super().__getitem__(index)
       example = decode_image(image, self.num_channels), label
       self._kept[index] = example
     return example
-
-  def describe(self, index: int) -> str:
-    return self._whole.describe(index)
-
-  def file_name(self, index: int) -> str:
-    return self._whole.file_name(index)
-
-  def origin(self) -> dict:
-    return self._whole.origin()
-
-  def fingerprint(self) -> str | None:
-    return self._whole.fingerprint()
-
-  def remarks(self) -> list[str]:
-    return self._whole.remarks()

@@ -1,45 +1,45 @@
-"""From a source to batches: order, decode, crop, resize, prefetch, devices.
+"""From a source to batches on the devices: order, decode, crop, resize, prefetch.
 
 The order is a pure function of (seed, step): a run resumes from its step number
-and nothing else, on any number of hosts, threads and worker processes. Batches
-are cut from an endless stream of epochs, in each of which every example comes
-exactly once; a batch may span two epochs.
+alone, on any number of hosts, threads and worker processes. Batches are cut from an
+endless stream of epochs, each of which has every example exactly once; a batch may
+span two epochs.
 
 A batch on the host is {'image': uint8 [B, H, W, C], 'label': int32 [B],
-'mask': bool [B], 'index': int64 [B]}; those of training also have 'replaced',
-int64 [B]: the bad example that another one stands in for, or -1.
+'mask': bool [B], 'index': int64 [B]}; training batches also have 'replaced',
+int64 [B]: the index of the bad example that was replaced, or -1.
+
+Grain only reads whole batches in parallel (`grain_reader`); the order, the crops and
+the batches are made here. Its own shuffle permutes globally or in windows, but the
+paper's change 6 is about shards that are visited in a new order; a bad image has to
+be replaced by the next one of the order; and with the order a function of the step,
+checkpoints need no iterator state. A whole batch as Grain's element also lets each
+image be written in its place, where Grain's `batch` would copy it once more.
 """
 
 import contextlib
 import dataclasses
 import math
-import os
-import pickle
-import re
-import signal
-import tempfile
-import threading
 import time
-import weakref
 from collections.abc import Iterator
 
 import cv2
-import grain
 import jax
 import numpy as np
 
 from bn_inception import mesh, ranges
-from bn_inception.data import crops, images, resizing
+from bn_inception.data import crops, grain_reader, images, resizing
 from bn_inception.data.order import SHUFFLES, epoch_order
-from bn_inception.data.sources import UNREADABLE, Source, check_machine
-from bn_inception.errors import UserError, check_choice, writing
+from bn_inception.data.read_errors import UNREADABLE, check_machine
+from bn_inception.data.source import Source
+from bn_inception.errors import UserError, check_choice
 from bn_inception.machine import interruption, shared_memory
 
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = tuple(crops.NUM_CROPS)
 ON_BAD_IMAGE = ('raise', 'skip')
 RANDOM = 'random'
-# So many bad images in a row are no exception: the data are not what they seem.
+# With this many bad images in a row the data set itself is wrong.
 _MAX_BAD_IN_A_ROW = 100
 # Without 64-bit mode devices hold int32, enough for 2 billion examples.
 _DEVICE_INDEX = np.int32
@@ -47,23 +47,21 @@ _DEVICE_INDEX = np.int32
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
-  """How examples are ordered and made into network inputs.
+  """How examples are ordered and turned into network inputs.
 
   Attributes:
     image_size: height and width of the network's input.
-    shuffle: what changes from epoch to epoch (Section 4.2.1, change 6): the
-      order of the 'shards' only; also the order 'within_shards'; or 'global':
-      a new permutation of everything.
+    shuffle: 'shards', 'within_shards' or 'global', see `order.epoch_order`.
     num_shards: logical shards, cut from a fixed permutation of the source.
-    train_crop: 'whole' image, or 'area': 8-100 % of it, any position.
+    train_crop: 'whole' image, or 'area': 8-100 % of it, at any position.
     eval_crop: a rule of `crops.evaluation_views`.
-    mirror: flip training images left to right at random.
-    interpolation: to resize with: 'bilinear', 'area', 'nearest', 'bicubic', or
-      'random': each training image one of the four (GoogLeNet, Section 6), and
-      bilinear in evaluation. Rules of `crops.RESIZERS` have their own.
-    on_bad_image: in training, an image that cannot be decoded ends the run
+    mirror: flip half of the training images left to right.
+    interpolation: 'bilinear', 'area', 'nearest', 'bicubic', or 'random': one of the
+      four for each training image (GoogLeNet, Section 6) and bilinear in
+      evaluation. Rules in `crops.RESIZERS` have their own.
+    on_bad_image: whether a training image that cannot be decoded ends the run
       ('raise') or is replaced by the next one of the order ('skip').
-    num_workers: worker processes; 0 = threads of this process.
+    num_workers: worker processes; 0 uses threads of this process.
     prefetch: batches to prepare ahead.
   """
 
@@ -91,7 +89,7 @@ class InputOptions:
 
   @property
   def is_random(self) -> bool:
-    """Whether a training image is another one in every epoch."""
+    """Whether a training image differs from epoch to epoch."""
     return (
       self.train_crop == 'area' or self.mirror or self.interpolation == RANDOM
     )
@@ -100,7 +98,7 @@ class InputOptions:
 def _resize(
   part: np.ndarray, method: str, is_mirrored: bool, out: np.ndarray
 ) -> None:
-  """Writes `part`, resized to a square, into uint8 [size, size, C]."""
+  """Resizes to a square and writes to `out`, uint8 [size, size, C]."""
   size = out.shape[:2]
   if part.shape[:2] != size:
     part = resizing.resize(part, size, method, None if is_mirrored else out)
@@ -116,12 +114,16 @@ def prepare_training_image(
   rng: np.random.Generator | None,
   out: np.ndarray,
 ) -> None:
-  """Writes a random crop and mirror image into uint8 [image_size, image_size, C].
+  """Crops, resizes and mirrors an image at random.
 
-  `rng` may be None where `options` has nothing random.
+  Args:
+    image: the image.
+    options: see `InputOptions`.
+    rng: source of randomness; may be None unless `options.is_random`.
+    out: uint8 [image_size, image_size, C] to write to.
 
   Raises:
-    BadImageError: if it cannot be decoded.
+    BadImageError: if the image cannot be decoded.
   """
   box = 0, 0, image.height, image.width
   if options.train_crop == 'area':
@@ -137,15 +139,15 @@ def prepare_training_image(
 def prepare_evaluation_image(
   image: images.Image, options: InputOptions, out: np.ndarray
 ) -> None:
-  """Writes the views into uint8 [views, image_size, image_size, C].
+  """Writes the views to `out`, uint8 [views, image_size, image_size, C].
 
   Raises:
-    BadImageError: if it cannot be decoded.
+    BadImageError: if the image cannot be decoded.
   """
   method = crops.RESIZERS.get(options.eval_crop, options.interpolation)
   if method == RANDOM:
     method = 'bilinear'
-  resized = {None: image}  # each size once: nine views of an image share it
+  resized = {None: image}  # size -> image: up to 18 views share a size
   views = crops.evaluation_views(
     image.height, image.width, options.eval_crop, options.image_size
   )
@@ -157,32 +159,10 @@ def prepare_evaluation_image(
     _resize(resized[view.size].cut(view.box), method, False, target)
 
 
-@dataclasses.dataclass(frozen=True)
-class _HostPart:
-  """This process's positions in a stream of global batches."""
-
-  batch_size: int
-  process_index: int
-  process_count: int
-  first_step: int = 0
-
-  @property
-  def local_batch_size(self) -> int:
-    return self.batch_size // self.process_count
-
-  def positions(self, step: int) -> np.ndarray:
-    """Those of the examples of a batch, steps counted from the first one."""
-    start = (
-      (self.first_step + step) * self.batch_size
-      + self.process_index * self.local_batch_size
-    )  # fmt: skip
-    return start + np.arange(self.local_batch_size)
-
-
 def _batch_shapes(
   options: InputOptions, batch_size: int, num_channels: int
 ) -> dict[str, tuple[tuple[int, ...], type]]:
-  """Name -> shape and type on the host."""
+  """Name -> (shape, dtype) on the host."""
   size = options.image_size
   return {
     'image': ((batch_size, size, size, num_channels), np.uint8),
@@ -192,15 +172,6 @@ def _batch_shapes(
   }
 
 
-def _empty_batch(
-  source: Source, options: InputOptions, batch_size: int
-) -> dict[str, np.ndarray]:
-  shapes = _batch_shapes(options, batch_size, source.num_channels)
-  batch = {name: np.empty(*shape) for name, shape in shapes.items()}
-  batch['mask'][:] = True
-  return batch
-
-
 def abstract_training_batch(
   options: InputOptions,
   batch_size: int,
@@ -208,11 +179,11 @@ def abstract_training_batch(
   sharding: jax.sharding.Sharding,
   accumulate_steps: int = 1,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of the global batches that training gets on the devices.
+  """Shapes, dtypes and shardings of the training batches from `DeviceBatches`.
 
   Args:
     options, batch_size, accumulate_steps: see `training_batches`.
-    num_channels: of the images.
+    num_channels: the images' channels.
     sharding: see `mesh.split_batch`.
   """
   stack = (accumulate_steps,) if accumulate_steps > 1 else ()
@@ -227,29 +198,57 @@ def abstract_training_batch(
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainingBatches:
-  """Random access to the batches of the endless stream, from a step on."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Batches:
+  """Random access to this process's part of the batches of a stream of examples.
+
+  Attributes:
+    batch_size: examples in a batch, over all processes.
+    first_step: batch of the stream that is number 0 here.
+    process_index, process_count: JAX's, which worker processes do not know.
+  """
 
   source: Source
   options: InputOptions
-  part: _HostPart
+  batch_size: int
+  first_step: int = 0
+  process_index: int = dataclasses.field(
+    default_factory=lambda: jax.process_index()
+  )
+  process_count: int = dataclasses.field(
+    default_factory=lambda: jax.process_count()
+  )
+
+  def _empty_batch(self, step: int) -> tuple[np.ndarray, grain_reader.Batch]:
+    """Positions in the stream of a batch's examples, and a batch to fill."""
+    size = self.batch_size // self.process_count
+    start = (self.first_step + step) * self.batch_size
+    positions = start + self.process_index * size + np.arange(size)
+    shapes = _batch_shapes(self.options, size, self.source.num_channels)
+    batch = {name: np.empty(*shape) for name, shape in shapes.items()}
+    batch['mask'][:] = True
+    return positions, batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TrainingBatches(_Batches):
+  """Batches of the endless stream of epochs."""
+
   num_steps: int
   seed: int
 
   def __len__(self) -> int:
     return self.num_steps
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    positions = self.part.positions(step)
-    batch = _empty_batch(self.source, self.options, len(positions))
+  def __getitem__(self, step: int) -> grain_reader.Batch:
+    positions, batch = self._empty_batch(step)
     batch['replaced'] = np.full(len(positions), -1)
     for row, position in enumerate(positions):
       self._fill(batch, row, int(position))
     return batch
 
   def _index(self, position: int, ahead: int = 0) -> int:
-    """Of the example at a position, or so many ahead of it in its epoch."""
+    """The example at a position of the stream, or `ahead` of it in its epoch."""
     num_examples = len(self.source)
     epoch, offset = divmod(int(position), num_examples)
     order = epoch_order(
@@ -268,7 +267,7 @@ class _TrainingBatches:
       try:
         image, label = _open(self.source, index)
         rng = None
-        if self.options.is_random:  # it takes longer than a small image
+        if self.options.is_random:  # slower than preparing a small image
           rng = np.random.default_rng([self.seed, epoch, index])
         prepare_training_image(image, self.options, rng, batch['image'][row])
         batch['label'][row], batch['index'][row] = label, index
@@ -276,30 +275,24 @@ class _TrainingBatches:
       except images.BadImageError as error:
         if self.options.on_bad_image == 'raise':
           raise UserError(
-            f'{self.source.describe(index)}: {error}: mend it, or replace all '
-            'such images by others with --config.data.on_bad_image=skip'
+            f'{self.source.describe(index)}: {error}: fix or remove it, or set '
+            '--config.data.on_bad_image=skip to substitute the next image'
           ) from error
         batch['replaced'][row] = self._index(position)
     raise UserError(
       f'{_MAX_BAD_IN_A_ROW} bad images in a row, the last one '
-      f'{self.source.describe(index)}: is this a data set of images?'
+      f'{self.source.describe(index)}: check that this is a data set of images'
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvaluationBatches:
-  """Random access to one pass over the source, padded to whole batches."""
-
-  source: Source
-  options: InputOptions
-  part: _HostPart
+class _EvaluationBatches(_Batches):
+  """Batches of one pass over the source; the last one is padded."""
 
   def __len__(self) -> int:
-    return -(-len(self.source) // self.part.batch_size)
+    return -(-len(self.source) // self.batch_size)
 
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    positions = self.part.positions(step)
-    batch = _empty_batch(self.source, self.options, len(positions))
+  def __getitem__(self, step: int) -> grain_reader.Batch:
+    positions, batch = self._empty_batch(step)
     num_views = crops.num_views(self.options.eval_crop)
     single, *size = batch['image'].shape
     views = np.empty((single, num_views, *size), np.uint8)
@@ -313,25 +306,25 @@ class _EvaluationBatches:
         prepare_evaluation_image(image, self.options, views[row])
       except images.BadImageError as error:
         raise UserError(
-          f'{self.source.describe(index)}: {error}: evaluation leaves no '
-          'example out, so mend it'
+          f'{self.source.describe(index)}: {error}: fix or remove it; '
+          'evaluation skips no image'
         ) from error
     return batch
 
 
 def _open(source: Source, index: int) -> tuple[images.Image, int]:
-  """An example, not yet decoded.
+  """Reads an example, without decoding a JPEG.
 
   Raises:
-    BadImageError: if it cannot be read or is no image.
-    UserError: if its label is not one of the classes: the fault is the data
-      set's, and skipping the example would hide it.
+    BadImageError: if it cannot be read or is not an image.
+    UserError: if its label is not one of the classes, a fault of the data set that
+      skipping would hide.
   """
   try:
     image, label = source[index]
   except UNREADABLE as error:
     check_machine(error, source.describe(index))
-    raise images.BadImageError(f'it cannot be read ({error})') from error
+    raise images.BadImageError(f'cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise UserError(
       f'{source.describe(index)}: label {label} is not one of the '
@@ -341,70 +334,10 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
   return images.open_image(image, source.num_channels), label
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
-  """Leaves the end of a worker process to its parent, or to the parent's death.
-
-  Signals to a whole group of processes are for the parent, which saves first.
-  """
-  del worker_index, worker_count
-  for number in interruption.SIGNALS:
-    signal.signal(number, signal.SIG_IGN)
-  parent = os.getppid()
-
-  def watch():
-    while os.getppid() == parent:
-      time.sleep(1.0)
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
-def _unpickle(path: str):
-  with open(path, 'rb') as file:
-    return pickle.load(file)
-
-
-class _PickledToFile:
-  """Batches that worker processes read from a file of this process.
-
-  A new process gets its arguments through a pipe, of which the parent holds both
-  ends: if the process is killed before it has read what the pipe cannot hold
-  (64 KiB), the parent waits for ever. Sources can be larger than that.
-  """
-
-  def __init__(self, batches):
-    self._batches = batches
-    with writing(
-      tempfile.gettempdir(), 'make room, or set TMPDIR to another folder'
-    ):
-      # It has no name that could outlive this process, whatever ends it.
-      self._file = tempfile.TemporaryFile()
-      weakref.finalize(self, self._file.close)
-      pickle.dump(batches, self._file, pickle.HIGHEST_PROTOCOL)
-      self._file.flush()
-
-  def __len__(self) -> int:
-    return len(self._batches)
-
-  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-    return self._batches[step]
-
-  def __reduce__(self):
-    path = f'/proc/{os.getpid()}/fd/{self._file.fileno()}'
-    return _unpickle, (path,)
-
-
-def _num_cores() -> int:
-  """That this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
-
-
 def training_load(
   options: InputOptions, batch_size: int, num_channels: int, num_batches: int
 ) -> shared_memory.Load:
-  """Of `training_batches`, with its arguments."""
+  """The shared memory that `training_batches` with these arguments takes."""
   shape, _ = _batch_shapes(options, batch_size, num_channels)['image']
   return shared_memory.Load(
     math.prod(shape) // jax.process_count(), num_batches
@@ -414,7 +347,7 @@ def training_load(
 def evaluation_load(
   options: InputOptions, batch_size: int, source: Source
 ) -> shared_memory.Load:
-  """Of `evaluation_batches`, with its arguments."""
+  """The shared memory that `evaluation_batches` with these arguments takes."""
   num_views = crops.num_views(options.eval_crop)
   return training_load(
     options,
@@ -422,41 +355,6 @@ def evaluation_load(
     source.num_channels,
     -(-len(source) // batch_size),
   )
-
-
-def _batches(
-  batches, options: InputOptions, load: shared_memory.Load, stack: int = 1
-) -> Iterator[dict]:
-  shared_memory.check(options.num_workers, options.prefetch, [load])
-  # As many threads as cores, in all processes together: more of them were
-  # slower, twice as many by a tenth.
-  num_threads = _num_cores() // max(1, options.num_workers)
-  num_threads = min(max(1, num_threads), 16)
-  # Systems without /proc keep the pipe, and its danger while a worker starts.
-  if options.num_workers and os.path.exists('/proc/self/fd'):
-    batches = _PickledToFile(batches)
-  dataset = grain.MapDataset.source(batches)
-  if stack > 1:
-    dataset = dataset.batch(stack)
-  dataset = dataset.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=num_threads,
-      prefetch_buffer_size=max(num_threads, options.prefetch),
-    )
-  )
-  if options.num_workers:
-    dataset = grain.experimental.WithOptionsIterDataset(
-      dataset,
-      grain.experimental.DatasetOptions(min_shm_size=shared_memory.MIN_BYTES),
-    )
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=options.num_workers, per_worker_buffer_size=options.prefetch
-      ),
-      worker_init_fn=_start_worker,
-    )
-  with interruption.shielding_children():
-    return iter(dataset)
 
 
 def training_batches(
@@ -473,75 +371,41 @@ def training_batches(
   Args:
     source: the training split.
     options: see `InputOptions`.
-    batch_size: global batch, a multiple of the number of processes.
-    seed: of order and augmentation.
-    first_step, last_step: in updates of the global batch.
-    accumulate_steps: if above 1, a batch comes as so many micro-batches,
-      stacked along a new first axis: consecutive parts of the same stream,
-      which therefore do not depend on the number of devices.
+    batch_size: examples in a batch, over all processes.
+    seed: seed of order and augmentation.
+    first_step, last_step: in updates.
+    accumulate_steps: if above 1, a batch is this many micro-batches, stacked along
+      a new first axis: consecutive parts of the stream, whatever the number of
+      devices.
   """
-  part = _HostPart(
-    batch_size // accumulate_steps,
-    jax.process_index(),
-    jax.process_count(),
-    first_step * accumulate_steps,
+  num_steps = last_step - first_step
+  batches = _TrainingBatches(
+    source=source,
+    options=options,
+    batch_size=batch_size // accumulate_steps,
+    first_step=first_step * accumulate_steps,
+    num_steps=num_steps * accumulate_steps,
+    seed=seed,
   )
-  num_micro_batches = (last_step - first_step) * accumulate_steps
-  batches = _TrainingBatches(source, options, part, num_micro_batches, seed)
-  load = training_load(
-    options, batch_size, source.num_channels, last_step - first_step
+  load = training_load(options, batch_size, source.num_channels, num_steps)
+  return grain_reader.read(
+    batches, options.num_workers, options.prefetch, load, accumulate_steps
   )
-  return _batches(batches, options, load, stack=accumulate_steps)
 
 
 def evaluation_batches(
   source: Source, options: InputOptions, batch_size: int
 ) -> Iterator[dict]:
-  """This process's part of one pass over the source, in the source's order.
+  """This process's part of one pass over the source, in its order.
 
-  Every example comes once; the last batch is padded with examples of mask
-  False. Of several views each, image is [B, views, H, W, C].
+  Every example comes once; padding in the last batch has mask False. With several
+  views, image is [B, views, H, W, C].
   """
-  part = _HostPart(batch_size, jax.process_index(), jax.process_count())
-  return _batches(
-    _EvaluationBatches(source, options, part),
-    options,
-    evaluation_load(options, batch_size, source),
+  batches = _EvaluationBatches(
+    source=source, options=options, batch_size=batch_size
   )
-
-
-# What Grain says of a worker process that has not come to its end.
-_LOST_WORKER = re.compile(r'Worker process was .* with exit code (-?\d+)')
-
-
-def _next_batch(batches: Iterator[dict]) -> dict | None:
-  """None at the end.
-
-  Raises:
-    UserError: if a worker process was killed or has crashed. Batches come in
-      their order or not at all, so that none is left out.
-  """
-  try:
-    return next(batches, None)
-  except RuntimeError as error:
-    lost = _LOST_WORKER.search(str(error))
-    if lost is None:
-      raise
-    status = int(lost[1])
-    cause = f'ended with exit status {status}'
-    if status < 0:
-      cause = f'was killed by {signal.Signals(-status).name}'
-    remedy = ''
-    if status == -signal.SIGKILL:
-      cause += ', as Linux does when memory is short'
-    if status == -signal.SIGBUS:
-      cause += f', as Linux does when {shared_memory.PLACE} is full'
-      remedy = ', or give a container more with `docker run --shm-size=...`'
-    raise UserError(
-      f'a worker process of the input pipeline {cause}: give the same command '
-      'again, with fewer --config.data.num_workers if it happens again'
-      f'{remedy}'
-    ) from error
+  load = evaluation_load(options, batch_size, source)
+  return grain_reader.read(batches, options.num_workers, options.prefetch, load)
 
 
 class DeviceBatches(Iterator[dict]):
@@ -594,7 +458,7 @@ class DeviceBatches(Iterator[dict]):
     with contextlib.ExitStack() as after_error:
       # Else Grain's workers print tracebacks when the interpreter exits.
       after_error.callback(self.close)
-      batch = _next_batch(self._batches)
+      batch = grain_reader.next_batch(self._batches)
       after_error.pop_all()
     self._wait_seconds += time.monotonic() - start
     if batch is None:

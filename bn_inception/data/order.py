@@ -1,4 +1,4 @@
-"""The order of training examples (Section 4.2.1, change 6), and how it mixes."""
+"""The order of training examples (Section 4.2.1, change 6), and how well it mixes."""
 
 import functools
 
@@ -13,29 +13,26 @@ SHUFFLES = ('shards', 'within_shards', 'global')
 def epoch_order(
   num_examples: int, num_shards: int, shuffle: str, seed: int, epoch: int
 ) -> np.ndarray:
-  """The order of the examples in one epoch.
+  """The order of the examples in one epoch: int64 [num_examples], read-only.
 
-  The source is permuted once and for all and cut into `num_shards` logical
-  shards. Every epoch visits them in a new order; what happens inside a shard,
-  and so who can meet whom in a mini-batch, is `shuffle`: 'shards': nothing;
-  'within_shards': a new permutation; 'global': there are no shards.
-
-  Returns:
-    A permutation of range(num_examples), int64, read-only.
+  A fixed permutation of the source is cut into `num_shards` logical shards, which
+  each epoch visits in a new order. `shuffle` sets which examples can share a
+  mini-batch: 'shards' keeps the order inside a shard; 'within_shards' permutes it
+  anew each epoch; 'global' permutes everything, without shards.
 
   Raises:
-    UserError: for more shards than examples, if the order has shards.
+    UserError: if there are more shards than examples.
   """
   if shuffle != 'global' and num_shards > num_examples:
     raise UserError(
-      f'data.num_shards {num_shards} is more than the {num_examples} examples: '
-      'use --config.data.shuffle=global, which has no shards'
+      f'data.num_shards is {num_shards}, but there are only {num_examples} '
+      'examples: use fewer, or --config.data.shuffle=global, which has no shards'
     )
   rng = np.random.default_rng([seed, epoch])
   if shuffle == 'global':
     order = rng.permutation(num_examples)
   else:
-    # Not a function of the seed: how the data lie on disk does not change.
+    # Not a function of the seed: it stands for the layout on disk.
     fixed = np.random.default_rng(0).permutation(num_examples)
     shards = np.array_split(fixed, num_shards)
     if shuffle == 'within_shards':
@@ -48,11 +45,11 @@ def epoch_order(
 def met_again_fraction(
   num_examples: int, num_shards: int, shuffle: str, seed: int, batch_size: int
 ) -> float:
-  """How badly the order mixes: 1 = the same mini-batches again and again.
+  """How badly the order mixes; 1 means the same mini-batches in every epoch.
 
-  Of all pairs of examples that are together in a mini-batch of the second
-  epoch, the fraction that was together in the first epoch too. Chance, which
-  'global' reaches, is (batch_size - 1) / (num_examples - 1).
+  The fraction of pairs that share a mini-batch in the second epoch and already did
+  in the first. Chance, which 'global' reaches, is
+  (batch_size - 1) / (num_examples - 1).
   """
   batch_of = []
   for epoch in range(2):
@@ -69,6 +66,6 @@ def met_again_fraction(
 
 
 def _count_pairs(group: np.ndarray) -> int:
-  """Pairs of examples in the same group."""
+  """Number of pairs of examples in the same group."""
   _, size = np.unique(group, return_counts=True)
   return int(np.sum(size * (size - 1)) // 2)

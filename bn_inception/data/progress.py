@@ -1,18 +1,18 @@
-"""A line now and then about a job that takes long."""
+"""Prints progress lines of long jobs, for terminals and log files alike."""
 
 import time
 from collections.abc import Callable
 
 
 class Progress:
-  """Prints how much is done and how long the rest may take.
+  """Prints how much is done and an estimate of the time left.
 
   Args:
-    name: of the job.
+    name: name of the job.
     total: amount of work, more than 0.
-    unit: of the amount.
-    interval: seconds between lines; a job that is done sooner prints none.
-    clock: seconds since some start.
+    unit: unit of the amount, such as 'images'.
+    interval: seconds between lines; a job that finishes sooner prints none.
+    clock: returns seconds.
   """
 
   def __init__(
@@ -29,7 +29,7 @@ class Progress:
     self._last = self._start
 
   def advance(self, amount: int = 1) -> None:
-    """Notes that an amount of work is done."""
+    """Adds to the work done, and prints a line if the last one is old enough."""
     self._done += amount
     now = self._clock()
     if now - self._last < self._interval:

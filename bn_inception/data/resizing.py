@@ -1,15 +1,15 @@
-"""Resizes images as OpenCV, Pillow and TensorFlow 1 do.
+"""Resizes images as OpenCV, Pillow or TensorFlow 1 does.
 
-All three call it bilinear. OpenCV interpolates between the centres of pixels;
-Pillow averages over all pixels where it reduces an image; TensorFlow 1 measures
-from the corners of pixels, which moves the image by up to half a pixel.
+Their "bilinear" methods differ: OpenCV interpolates between pixel centres; Pillow
+averages over all covered pixels when it shrinks an image; TensorFlow 1 measures
+from pixel corners, which shifts the image by up to half a pixel.
 """
 
 import cv2
 import numpy as np
 from PIL import Image
 
-# 'random' draws by position, so the order is part of a run.
+# `interpolation='random'` draws a position in this dict: keep the order.
 OPENCV = {
   'bilinear': cv2.INTER_LINEAR,
   'area': cv2.INTER_AREA,
@@ -24,23 +24,20 @@ def resize(
   method: str,
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Resizes uint8 [H, W, C], of 1 or 3 channels.
+  """Resizes uint8 [H, W, C] with C = 1 or 3 to [*size, C].
 
   Args:
     pixels: the image.
     size: (height, width) of the result.
     method: a key of `OPENCV`; 'pillow': Pillow's antialiased bilinear filter;
       'tensorflow_1': `resize_bilinear` of TensorFlow 1 (align_corners=False),
-      rounded to whole numbers.
-    out: where to write the result, uint8 [*size, C]; None: to a new array.
-
-  Returns:
-    uint8 [*size, C]; `out`, if given.
+      rounded to integers.
+    out: array to write to and return; None: a new one.
   """
   if out is None:
     out = np.empty((*size, pixels.shape[-1]), np.uint8)
   if method in OPENCV:
-    target = out[..., 0] if out.shape[-1] == 1 else out  # as OpenCV has it
+    target = out[..., 0] if out.shape[-1] == 1 else out  # OpenCV's layout
     cv2.resize(pixels, size[::-1], dst=target, interpolation=OPENCV[method])
   elif method == 'pillow':
     is_grey = pixels.shape[-1] == 1
@@ -64,7 +61,7 @@ def _tensorflow_1(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _samples(length: int, new: int) -> tuple[np.ndarray, ...]:
-  """Of every new pixel: the pixels to interpolate between, and how far."""
+  """For each new pixel: the two pixels to interpolate between, and the weight."""
   position = np.arange(new, dtype=np.float32) * np.float32(length / new)
   first = position.astype(int)
   return first, np.minimum(first + 1, length - 1), position - first

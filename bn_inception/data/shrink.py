@@ -1,7 +1,7 @@
-"""Writes a copy of a data set whose images are smaller, in TFDS's own layout.
+"""Writes a copy of a data set with smaller images, in TFDS's layout.
 
-Input pipelines wait for the decoding of photographs, of which the networks see
-no more than 224 x 224 pixels.
+Decoding photographs limits the input pipeline, and the networks see at most
+224 x 224 pixels of them.
 """
 
 import json
@@ -19,25 +19,35 @@ import numpy as np
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import LABEL_FILE, describe_error, parse_name
-from bn_inception.data.finding import IMAGE_FOLDER
+from bn_inception.data.directories import find_split, require_folder
 from bn_inception.data.images import BadImageError, decode_image
-from bn_inception.data.listing import find_split, require_folder
-from bn_inception.data.prepared import SHRUNK_FILE, TfdsSource, open_builder
 from bn_inception.data.progress import Progress
-from bn_inception.data.source import Example, Source
+from bn_inception.data.read_errors import UNREADABLE, check_machine
+from bn_inception.data.source import (
+  DIGITS,
+  IMAGE_FOLDER,
+  SYNTHETIC,
+  Example,
+  Source,
+)
 from bn_inception.data.sources import (
   FOLDERS,
   PREPARED,
-  UNREADABLE,
-  check_machine,
   imagenet_forms,
   make_source,
 )
-from bn_inception.errors import UserError
+from bn_inception.data.tfds_metadata import (
+  LABEL_FILE,
+  describe_error,
+  parse_name,
+)
+from bn_inception.data.tfds_source import SHRUNK_FILE, TfdsSource, open_builder
+from bn_inception.data.wording import count
+from bn_inception.errors import UserError, writing
 
-EXAMPLES_PER_SHARD = 1250  # about 1,024 shards of ImageNet, as TFDS has
+EXAMPLES_PER_SHARD = 1250  # gives ImageNet about as many shards as TFDS does
 RECORDS_PER_READ = 64
+_START_AGAIN = 'free up space or fix the folder, then start again'
 # OpenCV's 4:2:0 would save a fifth of the bytes and cost 3 dB.
 FULL_CHROMA = (
   cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
@@ -49,10 +59,10 @@ class _Split(NamedTuple):
   """A split to copy.
 
   Attributes:
-    source: its examples in order.
-    shard_lengths: examples in each shard of the copy.
-    paths: the shards of a copy prepared by TFDS, as many; None: other forms.
-    features: of TFDS, which make a record of an example.
+    source: the examples in order.
+    shard_lengths: number of examples in each shard of the copy.
+    paths: the same shards of the original, if it was prepared by TFDS, or None.
+    features: TFDS's features, which serialise an example.
   """
 
   source: Source
@@ -62,7 +72,7 @@ class _Split(NamedTuple):
 
 
 class _Shard(NamedTuple):
-  """A shard to write: its number, and its first example's in the split."""
+  """A shard to write; `first` is the index of its first example in the split."""
 
   index: int
   first: int
@@ -71,12 +81,10 @@ class _Shard(NamedTuple):
 
 
 def shrink_image(encoded: bytes, short_side: int, quality: int) -> bytes:
-  """A JPEG of the image whose short side has so many pixels.
-
-  An image that is not larger is returned as it is.
+  """A JPEG with the given short side in pixels; smaller images stay unchanged.
 
   Raises:
-    BadImageError: if the bytes are no image.
+    BadImageError: if the bytes are not an image.
   """
   pixels = decode_image(encoded, 3)
   height, width = pixels.shape[:2]
@@ -104,25 +112,25 @@ def shrink(
   quality: int = 95,
   splits: list[str] | None = None,
 ) -> str:
-  """Writes the copy; order, labels and other features stay as they are.
+  """Writes the copy, with the same order, labels and other features.
 
-  The copy has its final name only when it is complete.
+  The copy gets its final name when it is complete.
 
   Args:
-    dataset: in the TFDS catalogue, of images of 3 channels. 'imagenet2012' is
-      taken in any of the forms that `make_source` reads.
-    data_dir: where it is.
-    output_dir: data_dir of the copy.
-    short_side: of the copy's images, in pixels.
-    quality: of the copy's JPEGs, 1 to 100.
-    splits: None: all that `data_dir` holds.
+    dataset: name in the TFDS catalogue, with RGB images. 'imagenet2012' may be in
+      any form that `make_source` reads.
+    data_dir: parent of the original.
+    output_dir: parent of the copy: the data_dir to train from.
+    short_side: short side of the copy's images, in pixels.
+    quality: JPEG quality, 1 to 100.
+    splits: None: all splits.
 
   Returns:
     The folder of the copy.
 
   Raises:
-    UserError: for a bad argument, an existing copy, an image or a record that
-      cannot be read (it is named), or a file that cannot be written.
+    UserError: for a bad argument, an existing copy, an unreadable image or record,
+      or a file that cannot be written.
   """
   if short_side < 1 or not 1 <= quality <= 100:
     raise UserError(
@@ -133,14 +141,14 @@ def shrink(
     data_dir
   ):
     raise UserError(
-      f'output_dir {output_dir} must be a folder of this machine, and another '
-      'one than data_dir'
+      f'output_dir {output_dir} must be a local folder and different from '
+      'data_dir'
     )
   info, opened = _open_splits(dataset, data_dir, splits)
   target = pathlib.Path(output_dir).expanduser() / info.full_name
   if target.exists():
     raise UserError(
-      f'{target} exists already: remove it, or give another output_dir'
+      f'{target} already exists: remove it, or give another output_dir'
     )
   unfinished = target.with_name(f'{target.name}.incomplete')
   origins = {name: split.source.origin() for name, split in opened.items()}
@@ -151,33 +159,31 @@ def shrink(
     'interpolation': 'cv2.INTER_AREA',
     'source': origins,
   }
-  try:
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+  with writing(str(unfinished), _START_AGAIN):
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed run
     unfinished.mkdir(parents=True)
     _write_splits(
       info, opened, unfinished, lambda e: shrink_image(e, short_side, quality)
     )
     (unfinished / SHRUNK_FILE).write_text(json.dumps(how, indent=2) + '\n')
     unfinished.rename(target)
-  except OSError as error:
-    raise UserError(f'{unfinished} cannot be written ({error})') from error
   print(f'written: {target}', flush=True)
   return str(target)
 
 
 def _open_splits(dataset: str, data_dir: str, splits: list[str] | None):
-  """TFDS's info of the data set, and the splits by their names."""
+  """TFDS's info about the data set, and name -> split."""
   import tensorflow_datasets as tfds
 
   require_folder(data_dir)
   name = parse_name(dataset)[0]
-  if name in (IMAGE_FOLDER, 'digits', 'synthetic'):
+  if name in (IMAGE_FOLDER, DIGITS, SYNTHETIC):
     raise UserError(
-      f'{name} is not shrunk: --dataset takes {imagenet.NAME}, or a data set that '
-      'TFDS prepared'
+      f'{name} cannot be shrunk: --dataset takes {imagenet.NAME}, or a data set '
+      'prepared by TFDS'
     )
   forms = imagenet_forms(data_dir) if name == imagenet.NAME else [PREPARED]
-  # A folder that holds no form is complained about as TFDS's would be.
+  # Without any form, open_builder raises an error with the remedy.
   if PREPARED in forms or not forms:
     builder = open_builder(dataset, data_dir)
     return builder.info, {
@@ -193,7 +199,7 @@ def _open_splits(dataset: str, data_dir: str, splits: list[str] | None):
       for name, archive in imagenet.ARCHIVES.items()
       if (root / name).exists()
     ]
-  with tempfile.TemporaryDirectory() as empty:  # the info of no copy
+  with tempfile.TemporaryDirectory() as empty:  # not the info of a copy
     info = tfds.builder(imagenet.NAME, data_dir=empty).info
   info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD, override=True)
   opened = {}
@@ -214,12 +220,12 @@ def _open_prepared(dataset: str, split: str, data_dir: str, builder) -> _Split:
   image_type = np.dtype(builder.info.features['image'].np_dtype).name
   if image_type != 'uint8':
     raise UserError(
-      f'{dataset} has images of {image_type}: only those of uint8 are shrunk'
+      f'{dataset} has images of {image_type}: only uint8 can be shrunk'
     )
   if source.num_channels != 3:
     raise UserError(
-      f'{dataset} has images of {source.num_channels} channel: only those of 3 '
-      'are shrunk'
+      f'{dataset} has images with {count(source.num_channels, "channel")}: only '
+      'RGB images can be shrunk'
     )
   info = builder.info.splits[split]
   return _Split(
@@ -239,7 +245,7 @@ def _write_splits(
   folder: pathlib.Path,
   change: Callable[[bytes], bytes],
 ) -> None:
-  """Writes the shards, and what TFDS wants beside them."""
+  """Writes the shards, and TFDS's metadata next to them."""
   import tensorflow_datasets as tfds
 
   infos = []
@@ -251,7 +257,7 @@ def _write_splits(
       filetype_suffix='array_record',
     )
     paths = template.sharded_filepaths(len(split.shard_lengths))
-    print(f'{name}: {len(split.source):,} examples', flush=True)
+    print(f'{name}: {count(len(split.source), "example")}', flush=True)
     for remark in split.source.remarks():
       print(f'{name}: {remark}', flush=True)
     num_bytes = _write_shards(name, split, [str(p) for p in paths], change)
@@ -268,15 +274,11 @@ def _write_splits(
 def _write_shards(
   name: str, split: _Split, paths: list[str], change: Callable[[bytes], bytes]
 ) -> int:
-  """Writes a split, one shard to a thread at a time.
-
-  Returns:
-    The sum of the records' bytes.
-  """
+  """Writes the shards of a split in parallel; returns the number of bytes."""
   progress = Progress(name, len(split.source), 'images')
   stopped = threading.Event()
   first, futures = 0, []
-  # OpenCV and nvImageCodec leave the interpreter to the other threads.
+  # Threads suffice: OpenCV and nvImageCodec release the GIL.
   with ThreadPoolExecutor(os.cpu_count()) as pool:
     for index, length in enumerate(split.shard_lengths):
       shard = _Shard(index, first, length, paths[index])
@@ -287,7 +289,7 @@ def _write_shards(
       for future in as_completed(futures):
         future.result()
         progress.advance(length_of[future])
-    finally:  # after an error, or an interruption, the others stop soon
+    finally:  # after an error or interruption, stop the other threads
       stopped.set()
       pool.shutdown(wait=False, cancel_futures=True)
   return sum(future.result() for future in futures)
@@ -306,7 +308,7 @@ def _write_shard(
     writer = ArrayRecordWriter(shard.path, 'group_size:1,uncompressed')
     try:
       for position, record in enumerate(_read(split, shard)):
-        if stopped.is_set():  # the copy has failed elsewhere
+        if stopped.is_set():  # another thread failed
           break
         index = shard.first + position
         record = _change_image(record, change, split.source, index)
@@ -314,9 +316,9 @@ def _write_shard(
         num_bytes += len(record)
     finally:
       writer.close()
-  except RuntimeError as error:  # of array_record, such as for a full disk
+  except RuntimeError as error:  # from array_record, such as for a full disk
     raise UserError(
-      f'{shard.path} cannot be written ({describe_error(error)})'
+      f'{shard.path} cannot be written ({describe_error(error)}): {_START_AGAIN}'
     ) from error
   return num_bytes
 
@@ -324,7 +326,7 @@ def _write_shard(
 def _change_image(
   record: bytes, change: Callable[[bytes], bytes], source: Source, index: int
 ) -> bytes:
-  """A serialized tf.train.Example with its image changed."""
+  """Changes the image in a serialised tf.train.Example."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   example = tf_example_pb2.Example.FromString(record)
@@ -344,11 +346,13 @@ def _read_file(source: Source, index: int) -> Example:
   except OSError as error:
     what = source.describe(index)
     check_machine(error, what)
-    raise UserError(f'{what} cannot be read ({error.strerror})') from error
+    raise UserError(
+      f'{what} cannot be read ({error.strerror}): fix it, then start again'
+    ) from error
 
 
 def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
-  """The serialized examples of a shard."""
+  """The serialised examples of a shard."""
   if split.paths is None:
     for index in range(shard.first, shard.first + shard.length):
       image, label = _read_file(split.source, index)
@@ -361,10 +365,10 @@ def _read(split: _Split, shard: _Shard) -> Iterator[bytes]:
 
   path = str(split.paths[shard.index])
   try:
-    # One file at a time: a source of all keeps a thousand files open.
+    # One file at a time: a data source of all shards would keep all of them open.
     with ArrayRecordDataSource(path) as records:
       if len(records) != shard.length:
-        raise ValueError(f'{len(records)} records, not {shard.length}')
+        raise ValueError(f'{count(len(records), "record")}, not {shard.length}')
       for start in range(0, shard.length, RECORDS_PER_READ):
         stop = min(start + RECORDS_PER_READ, shard.length)
         yield from records.__getitems__(range(start, stop))

@@ -1,7 +1,7 @@
-"""Random-access sources of labelled images, by name.
+"""Opens a split of a data set by name, whatever form it is in.
 
 `python -m bn_inception.data check` verifies a copy of a data set, and
-`... shrink` makes one with smaller images.
+`... shrink` makes a copy with smaller images.
 """
 
 import re
@@ -11,25 +11,25 @@ from etils import epath
 
 from bn_inception.data import imagenet
 from bn_inception.data.built_in import DigitsSource, SyntheticSource
-from bn_inception.data.finding import IMAGE_FOLDER
-from bn_inception.data.folders import ImageFolderSource, ValidationArchiveSource
-from bn_inception.data.listing import find_split, is_folder, require_folder
-from bn_inception.data.prepared import TfdsSource, is_prepared
-from bn_inception.data.source import (
-  TRAIN_SPLIT,
-  UNREADABLE,
-  Example,
-  ListedImages,
-  Part,
-  Source,
-  check_machine,
+from bn_inception.data.directories import (
+  find_split,
+  is_folder,
+  require_folder,
 )
+from bn_inception.data.folders import ImageFolderSource, ValidationArchiveSource
+from bn_inception.data.source import (
+  DIGITS,
+  IMAGE_FOLDER,
+  SYNTHETIC,
+  TRAIN_SPLIT,
+  ListedImages,
+  Source,
+  Subset,
+)
+from bn_inception.data.tfds_source import TfdsSource, is_prepared
 from bn_inception.errors import UserError
 
-__all__ = [
-  'UNREADABLE', 'Example', 'ListedImages', 'Source', 'check_machine',
-  'make_source',
-]  # fmt: skip
+__all__ = ['ListedImages', 'Source', 'make_source']
 
 HOLDOUT_SPLIT = 'train_holdout'
 
@@ -45,25 +45,24 @@ def make_source(
   data_dir: str | None = None,
   num_holdout: int = 0,
 ) -> Source:
-  """The split of a data set, by name.
+  """Opens a split of a data set.
 
   Args:
-    dataset: 'digits', 'synthetic', 'image_folder', or a data set of the TFDS
-      catalogue; 'imagenet2012' is taken in any of the forms that `data_dir`
-      may hold: prepared by TFDS, in folders, or the validation archive; and
-      'imagenet_v2' prepared by TFDS or as its archive's folder.
-    split: its name; TFDS also takes parts, such as 'train[:90%]'.
-    data_dir: where the data are; None: TFDS's own default.
-    num_holdout: training examples to set apart, always the same ones: they are
-      the split 'train_holdout', and the split 'train' is the rest.
+    dataset: 'digits', 'synthetic', 'image_folder', or a name in the TFDS catalogue.
+      'imagenet2012' may be prepared by TFDS, in folders, or (validation) the
+      official tar; 'imagenet_v2' prepared by TFDS or as its archive unpacks.
+    split: name of the split; with TFDS also a part, such as 'train[:90%]'.
+    data_dir: None: TFDS's default.
+    num_holdout: number of training examples, the same ones in all runs, that are
+      the split 'train_holdout' instead of being part of 'train'.
 
   Raises:
-    UserError: in one line, with the remedy, for whatever is missing.
+    UserError: if anything is missing.
   """
   if num_holdout and split.startswith(f'{TRAIN_SPLIT}['):
     raise UserError(
-      f'the split {split} may hold examples of the {num_holdout} held out: use '
-      f'{TRAIN_SPLIT}, or set source.num_holdout to 0'
+      f'the split {split} may contain some of the {num_holdout} held-out '
+      f'examples: use {TRAIN_SPLIT}, or set source.num_holdout to 0'
     )
   is_held_out = split == HOLDOUT_SPLIT
   if not is_held_out and (split != TRAIN_SPLIT or num_holdout == 0):
@@ -77,16 +76,18 @@ def make_source(
   # Not a function of a run's seed: all runs hold out the same examples.
   order = np.random.default_rng(0).permutation(len(whole))
   chosen = order[:num_holdout] if is_held_out else order[num_holdout:]
-  return Part(whole, np.sort(chosen))
+  return Subset(whole, np.sort(chosen))
 
 
 def _open(dataset: str, split: str, data_dir: str | None) -> Source:
-  if dataset == 'digits':
+  if dataset == DIGITS:
     return DigitsSource(split)
-  if dataset == 'synthetic':
+  if dataset == SYNTHETIC:
     return SyntheticSource(split)
   if not re.fullmatch(r'\w+(/[\w.-]+)?(:[\w.]+)?', dataset):
-    raise UserError(f"'{dataset}' is not the name of a data set")
+    raise UserError(
+      f"'{dataset}' is not a data set name: give NAME, NAME/CONFIG or NAME:VERSION"
+    )
   if data_dir is not None:
     require_folder(data_dir)
   if dataset == IMAGE_FOLDER:
@@ -102,11 +103,7 @@ def _open(dataset: str, split: str, data_dir: str | None) -> Source:
 
 
 def imagenet_forms(data_dir: str) -> list[str]:
-  """The forms of ImageNet that a folder holds, the preferred one first.
-
-  Returns:
-    Of PREPARED, FOLDERS and ARCHIVES those that are there.
-  """
+  """The forms of ImageNet in a folder: PREPARED, FOLDERS, ARCHIVES, best first."""
   root = epath.Path(data_dir).expanduser()
   is_there = {
     PREPARED: is_prepared(imagenet.NAME, data_dir),
@@ -117,7 +114,6 @@ def imagenet_forms(data_dir: str) -> list[str]:
 
 
 def _open_imagenet(split: str, data_dir: str) -> Source:
-  """ImageNet in whatever form a folder holds it."""
   forms = imagenet_forms(data_dir)
   if PREPARED in forms:
     return TfdsSource(imagenet.NAME, split, data_dir)
@@ -136,10 +132,9 @@ def _open_imagenet(split: str, data_dir: str) -> Source:
 def _open_imagenet_v2(
   dataset: str, variant: str, split: str, data_dir: str
 ) -> Source:
-  """ImageNet-V2 as its archive is unpacked, or as TFDS prepares it."""
   folder = imagenet.V2_FOLDERS.get(variant or 'matched-frequency')
   if (
-    folder is None  # TFDS refuses it
+    folder is None  # TFDS reports the unknown variant
     or is_prepared(imagenet.V2_NAME, data_dir)
     or not is_folder(f'{data_dir}/{folder}')
   ):

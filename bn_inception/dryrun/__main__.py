@@ -227,7 +227,7 @@ def main() -> None:
       raise UserError('give either --batch_size or --images_per_chip')
     config['batch_size'] = values.batch_size
   if values.output is not None:
-    streams.go_on_without_stdout()
+    streams.continue_without_stdout()
   names = [name for part in values.topology for name in part.split(',')]
   dry_run(config, names, values.images_per_chip, values.output)
 

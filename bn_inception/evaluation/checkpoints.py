@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_inception import inception, ranges
-from bn_inception.data import facts as data_facts
-from bn_inception.data import imagenet
+from bn_inception.data import data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.sources import Source
 from bn_inception.errors import UserError

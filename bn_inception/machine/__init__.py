@@ -1,1 +1,1 @@
-"""The machine a program meets: paths, streams, signals, devices, other processes."""
+"""What a program gets from its host: paths, streams, signals, devices, processes."""

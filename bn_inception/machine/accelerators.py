@@ -1,4 +1,4 @@
-"""Why JAX does not compute on an accelerator: those not used, and those not here."""
+"""Explains why JAX does not use an accelerator, or has no device at all."""
 
 import dataclasses
 import glob
@@ -15,10 +15,10 @@ class _Kind:
   """A kind of accelerator.
 
   Attributes:
-    name: for messages.
-    platform: JAX's name for it.
-    plugins: distribution -> the extra of jax that asks for it; the usual one first.
-    files: patterns of what is there with the hardware.
+    name: name in messages.
+    platform: JAX's name.
+    plugins: distribution -> extra of jax that requires it; the usual one first.
+    files: glob patterns of device files that exist with the hardware.
   """
 
   name: str
@@ -41,13 +41,10 @@ _KINDS = (
 
 
 def remarks() -> list[str]:
-  """Says why JAX computes on the CPU although something faster seems to be there.
+  """Lines that say why JAX runs on the CPU although an accelerator seems to be there.
 
-  Makes JAX's devices.
-
-  Returns:
-    A line, with the remedy, for each plugin that is installed, and for each kind of
-    accelerator without one; none if an accelerator is used or the CPU was asked for.
+  One line for each installed plugin and each accelerator without one; none if an
+  accelerator is in use or JAX_PLATFORMS is set. Initialises JAX's devices.
   """
   if jax.default_backend() != 'cpu' or jax.config.jax_platforms:
     return []
@@ -59,18 +56,16 @@ def remarks() -> list[str]:
       lines += _explain_hardware(kind)
   if version := version_of('jax-metal'):
     lines.append(
-      f'jax-metal {version} is not used: it is not for jax {jax.__version__}: '
-      'pip uninstall jax-metal'
+      f'jax-metal {version} is not used, as it does not support jax '
+      f'{jax.__version__}: pip uninstall jax-metal'
     )
   return lines
 
 
 def explain_missing(error: Exception) -> str | None:
-  """One line if JAX has no devices here, as with JAX_PLATFORMS=cuda on a CPU.
+  """One line if JAX has no devices, as with JAX_PLATFORMS=cuda on a CPU.
 
-  Args:
-    error: that was raised. Where JAX has devices, it has another reason, and
-      this returns None.
+  Returns None if JAX has devices, so that the error has another cause.
   """
   if not isinstance(error, (RuntimeError, AssertionError)):
     return None
@@ -80,11 +75,11 @@ def explain_missing(error: Exception) -> str | None:
     reason = str(failure).partition('\n')[0]
   else:
     return None
-  # JAX's own advice is in parentheses; it says nothing where it sees no GPU.
+  # JAX's own advice is in parentheses; the text is empty if it sees no GPU.
   reason = re.sub(
     r"^Unable to initialize backend '.*?': | \((set|you) .*", '', reason
   )
-  reason = reason.rstrip('.') or 'no NVIDIA GPU is seen'
+  reason = reason.rstrip('.') or 'no NVIDIA GPU found'
   if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
     reason += f', with CUDA_VISIBLE_DEVICES={visible!r}'
   plugins = [
@@ -101,12 +96,12 @@ def explain_missing(error: Exception) -> str | None:
   )
   return (
     f'{begin} ({reason}; plugins installed: {", ".join(plugins) or "none"}): '
-    f'{remedy} to compute on what is here{_or_install(given or "")}'
+    f'{remedy} to use the devices of this host{_or_install(given or "")}'
   )
 
 
 def _or_install(platforms: str) -> str:
-  """What else may help; nothing does where no plugin has such a name."""
+  """', or install ...' for the plugins of these platforms; '' if there are none."""
   extras = {
     'cuda': 'cuda12',
     'gpu': 'cuda12',
@@ -120,7 +115,7 @@ def _or_install(platforms: str) -> str:
 
 
 def version_of(distribution: str) -> str | None:
-  """The installed version; None if it is absent, or another distribution has it."""
+  """The installed version of a distribution, or None."""
   try:
     return importlib.metadata.version(distribution)
   except importlib.metadata.PackageNotFoundError:
@@ -131,11 +126,13 @@ def _explain_plugin(kind: _Kind, plugin: str) -> str:
   found, extra = f'{plugin} {version_of(plugin)}', kind.plugins[plugin]
   if not _is_for_this_jax(plugin, extra):
     return (
-      f'{found} is not used: it is not for jax {jax.__version__}: '
+      f'{found} is not used, as it does not support jax {jax.__version__}: '
       f'{_install(extra)}'
     )
   if not (files := _files_of(kind)):
-    return f'{found} sees no {kind.name}: there is no {" or ".join(kind.files)}'
+    return (
+      f'{found} finds no {kind.name}: there is no {" or ".join(kind.files)}'
+    )
   return (
     f'{found} is not used, although there is {files[0]}: '
     f"JAX_PLATFORMS={kind.platform} python -c 'import jax; jax.devices()' says why"
@@ -143,7 +140,7 @@ def _explain_plugin(kind: _Kind, plugin: str) -> str:
 
 
 def _is_for_this_jax(plugin: str, extra: str) -> bool:
-  """Whether its version is one that the extra of jax asks for."""
+  """Whether the installed version is one that the extra of jax requires."""
   for text in importlib.metadata.requires('jax') or ():
     wanted = Requirement(text)
     if wanted.name == plugin and wanted.marker.evaluate({'extra': extra}):
@@ -154,7 +151,7 @@ def _is_for_this_jax(plugin: str, extra: str) -> bool:
 def _explain_hardware(kind: _Kind) -> list[str]:
   extra = next(iter(kind.plugins.values()))
   return [
-    f'there seems to be a {kind.name} ({path}), but no plugin of JAX for it: '
+    f'there seems to be a {kind.name} ({path}), but no JAX plugin for it: '
     f'{_install(extra)}'
     for path in _files_of(kind)[:1]
   ]

@@ -1,7 +1,7 @@
-"""Several processes that run one program: who they are, what they agree on.
+"""Runs with several processes: joining them, and sharing values between them.
 
-Every process runs the same code on its own devices and its own part of each
-batch. The first one alone writes files and prints.
+Every process runs the same code on its own devices and its own part of each batch.
+Only the first one writes files and prints.
 """
 
 import glob
@@ -17,20 +17,20 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-# JAX has no public way to learn, before it waits, whom it would wait for.
+# JAX has no public way to find the other processes without waiting for them.
 from jax._src import clusters
 from jax.experimental import multihost_utils
 
 from bn_inception.errors import UserError
 from bn_inception.machine import launchers, rendezvous
 
-# After this long without a sign of life a process counts as lost, and JAX ends
-# the others. (Collectives on CPUs notice at once.)
+# A process without a heartbeat for this long counts as lost, and JAX ends the
+# others. (CPU collectives notice at once.)
 HEARTBEAT_TIMEOUT_SECONDS = 60
 
 
 class AgreedError(UserError):
-  """A `UserError` that all processes raise."""
+  """A `UserError` that all processes raise together."""
 
 
 _Value = TypeVar('_Value')
@@ -48,21 +48,21 @@ def initialize(
   process_id: int | None,
   traits: Mapping[str, str],
 ) -> None:
-  """Joins the other processes, before anything is computed.
+  """Joins the other processes; call it before anything is computed.
 
-  Without arguments it does so where SLURM, Open MPI or Cloud TPU started
-  several processes, and nothing anywhere else.
+  Without arguments it joins if SLURM, Open MPI or Cloud TPU started several
+  processes, and otherwise does nothing.
 
   Args:
-    coordinator_address: HOST:PORT of the first process, for all the same. It
-      alone is enough where a scheduler says the rest.
-    num_processes: of the run. 1 is enough for a process that is to run alone.
-    process_id: 0 to num_processes - 1, for each another.
-    traits: name -> value of what has to be the same in all processes.
+    coordinator_address: HOST:PORT of the first process, the same for all. Enough if
+      a scheduler provides the rest.
+    num_processes: 1 runs a single process, without the other arguments.
+    process_id: 0 to num_processes - 1, different for each.
+    traits: name -> value of what must be the same in all processes.
 
   Raises:
-    UserError: if some are missing or wrong, if the others do not come, or if
-      they differ in what they are told or in their traits.
+    UserError: if arguments are missing or wrong, if other processes do not arrive,
+      or if they differ in number or traits.
   """
   if num_processes == 1 and not process_id:
     return
@@ -96,7 +96,7 @@ def initialize(
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise UserError(
       f'JAX cannot join the other processes ({_first_line(error)}): see what '
-      'they print, and start all of them again'
+      'they print, then restart all of them'
     ) from error
 
 
@@ -113,13 +113,13 @@ def _check_complete(
   missing = [name for name, value in values.items() if value is None]
   if missing:
     raise UserError(
-      f'{" and ".join(missing)} must be given too, as none of SLURM, Open MPI, '
-      'MPICH and torchrun says so'
+      f'{" and ".join(missing)} must be given too: neither SLURM, Open MPI, MPICH '
+      'nor torchrun provides them'
     )
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise UserError(
-      f'--process_id is {process_id} of --num_processes={num_processes}: it '
-      'must be at least 0 and less than their number'
+      f'--process_id is {process_id} with --num_processes={num_processes}: give '
+      'at least 0 and less than --num_processes'
     )
 
 
@@ -127,18 +127,18 @@ _Found = tuple[str | None, int | None, int | None]
 
 
 def _find_first(launch: launchers.Launch) -> _Found:
-  """Where JAX says that a scheduler started the first process."""
+  """Asks JAX where a scheduler started the first process."""
   if launch.jax_name is None:
     raise UserError(
-      f'{launch.name} started {launch.num_processes} processes, but does not '
-      'tell where the first one is: give all --coordinator_address=HOST:PORT, '
-      f'HOST being where the first one runs; or {launchers.ALONE}'
+      f'{launch.name} started {launch.num_processes} processes, but does not say '
+      'where the first one is: give all of them --coordinator_address=HOST:PORT '
+      f'with the host of the first one, or {launchers.ALONE}'
     )
   return _ask_jax(launch.name, launch.jax_name)
 
 
 def _find_tpu() -> _Found | None:
-  """The processes on the hosts of a TPU; None: there is none, or one host."""
+  """The processes on the hosts of a TPU; None without a TPU or other hosts."""
   has_tpu = glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')
   if not has_tpu or importlib.util.find_spec('libtpu') is None:
     return None
@@ -154,7 +154,7 @@ def _ask_jax(name: str, jax_name: str | None) -> _Found:
     )
   except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
     raise UserError(
-      f'what {name} says of the processes cannot be read '
+      f'what {name} says about the processes cannot be read '
       f'({type(error).__name__}: {_first_line(error)}): give '
       '--coordinator_address, --num_processes and --process_id, or '
       f'{launchers.ALONE}'
@@ -163,26 +163,23 @@ def _ask_jax(name: str, jax_name: str | None) -> _Found:
 
 
 def _reach_without_proxy(host: str) -> None:
-  """Has gRPC, with which JAX joins the others, call a host itself.
+  """Has gRPC, which JAX uses to join the others, connect to a host directly.
 
-  A proxy for the web, as clusters have one, does not know their nodes.
+  A cluster's web proxy does not know its nodes.
   """
-  # gRPC does not look at no_proxy where this variable is set.
+  # gRPC ignores no_proxy if this variable is set.
   given = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy')
   os.environ['no_grpc_proxy'] = f'{given},{host}' if given else host
-  jax.config.update('jax_check_proxy_envs', False)  # it warns of any
+  jax.config.update('jax_check_proxy_envs', False)  # it warns about any
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes and prints."""
+  """Whether this process writes files and prints."""
   return jax.process_index() == 0
 
 
 def from_first(make: Callable[[], _Value]) -> _Value:
-  """What the first process makes, for all of them; others do not call `make`.
-
-  Args:
-    make: returns what JSON can hold.
+  """Calls `make` in the first process, and returns its JSON value in all of them.
 
   Raises:
     AgreedError: in all processes, if `make` raises a `UserError`.
@@ -202,10 +199,10 @@ def from_first(make: Callable[[], _Value]) -> _Value:
 
 
 def _broadcast(value):
-  """JSON of the first process to all."""
+  """Sends a JSON value of the first process to all."""
   text = json.dumps(value).encode() if is_first() else b''
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-  # Powers of two, so that few sizes are compiled.
+  # Padded to powers of two, so that few sizes are compiled.
   padded = np.zeros(1 << size.bit_length(), np.uint8)
   padded[: len(text)] = np.frombuffer(text, np.uint8)
   received = multihost_utils.broadcast_one_to_all(padded)
@@ -213,7 +210,7 @@ def _broadcast(value):
 
 
 def gather(values: Sequence[int]) -> list[int]:
-  """The integers of all processes, in their order."""
+  """The integers of all processes, in the order of the processes."""
   if jax.process_count() == 1:
     return list(values)
   count = np.int32(len(values))
@@ -229,13 +226,13 @@ def gather(values: Sequence[int]) -> list[int]:
 
 
 def processes_on_this_host() -> int:
-  """How many of this run's processes share the memory of this one's machine."""
+  """The number of this run's processes on this host, which share its memory."""
   name = zlib.crc32(socket.gethostname().encode()) >> 1  # an int32
   return gather([name]).count(name)
 
 
 def is_loss_of_process(error: Exception) -> bool:
-  """Whether an error says that another process of this run is gone."""
+  """Whether an error means that another process of this run is gone."""
   return jax.process_count() > 1 and bool(_LOST.search(str(error)))
 
 

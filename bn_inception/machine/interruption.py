@@ -1,12 +1,11 @@
-"""Being asked to stop: the program says so at once, and a run saves first.
+"""Ctrl-C and other signals: the program answers at once, and a run saves first.
 
-Python runs handlers of signals in the main thread, when that comes back to Python:
-not while XLA compiles, nor while a process waits for others. So that Ctrl-C is
-answered all the same, `watch` starts a thread that learns of it without the main
-thread.
+Python runs signal handlers in the main thread once it is back in Python code: not
+while XLA compiles, nor while a process waits for others. `watch` therefore starts a
+thread that answers Ctrl-C without the main thread.
 
-Nor is a thread of XLA stopped that compiles or computes. It would meet an interpreter
-that takes itself down, and crash, so that the process ends before that.
+XLA's threads cannot be stopped either. They would crash in an interpreter that shuts
+down, so the process exits before that (`end_with`).
 """
 
 import atexit
@@ -21,26 +20,25 @@ from collections.abc import Iterator, Sequence
 
 from bn_inception.machine import streams
 
-# Those that ask for an end: of whoever is there, of the terminal, and of schedulers.
-# SLURM, SGE and LSF announce theirs by the user's signals, and a shell's limit of
-# processor time by the last one.
+# Requests to stop, from users, terminals and schedulers. SLURM, SGE and LSF announce
+# the end of a job by SIGUSR1 or SIGUSR2, a shell's CPU time limit by SIGXCPU.
 _REQUESTS = (
   signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
 SIGNALS = (signal.SIGINT, *_REQUESTS)
-# `timeout` sends its signal to a process and to its group: twice, to the process.
+# `timeout` signals a process and its group, so the process gets the signal twice.
 _SECONDS_OF_ONE_REQUEST = 0.1
-# How long the main thread may take to come back to Python after Ctrl-C.
+# How long the main thread may take to return to Python after Ctrl-C.
 _PATIENCE_SECONDS = 1.0
-_DROPPED, _SECONDS_BEFORE_REPEAT = 0, 0.02  # of an interrupt that got nowhere
-_SHOW_CURSOR = b'\x1b[?25h'  # which a progress bar hides
+_DROPPED, _SECONDS_BEFORE_REPEAT = 0, 0.02  # for a dropped KeyboardInterrupt
+_SHOW_CURSOR = b'\x1b[?25h'  # progress bars hide it
 
 
 class Interrupted(Exception):
-  """A run has stopped as it was asked to, and can be resumed.
+  """A run stopped on request and can be resumed.
 
   Attributes:
-    signal_number: of the signal that asked.
+    signal_number: the signal that requested it.
   """
 
   def __init__(self, message: str, signal_number: int):
@@ -49,26 +47,26 @@ class Interrupted(Exception):
 
 
 class _Watch:
-  """The thread that answers, and what it has to know.
+  """The thread that answers signals, and its state.
 
   Attributes:
     can_unwind: Ctrl-C raises KeyboardInterrupt; otherwise it ends the process.
-    is_delivered: the first signal has come through to the main thread.
+    is_delivered: the first signal reached the main thread.
     has_answered: set when the first signal was answered.
-    requests: the open `StopRequests`; None: there is none.
+    requests: the open `StopRequests`, or None.
   """
 
   def __init__(self):
     self.can_unwind = self.is_delivered = False
     self.has_answered = threading.Event()
     self.requests: StopRequests | None = None
-    # Only signals with a handler in Python are told to the thread; and asyncio
-    # puts its own in the place of signal.default_int_handler.
+    # The wakeup descriptor gets only signals with a Python handler, and asyncio
+    # replaces signal.default_int_handler.
     signal.signal(signal.SIGINT, self._raise)
     self._read_end, self._write_end = os.pipe()
     os.set_blocking(self._write_end, False)
     signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-    self._first: float | None = None  # when the first signal came
+    self._first: float | None = None  # time of the first signal
     self._num_repeats, self._hook = 0, sys.unraisablehook
     sys.unraisablehook = self._note_dropped
     threading.Thread(target=self._answer, daemon=True).start()
@@ -80,7 +78,7 @@ class _Watch:
       raise KeyboardInterrupt
 
   def _note_dropped(self, unraisable) -> None:
-    """JAX has code in Python's garbage collector, which can raise nothing."""
+    """Repeats an interrupt that was dropped in JAX's garbage collector callback."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
       self.is_delivered = False
       os.write(self._write_end, bytes([_DROPPED]))
@@ -106,7 +104,7 @@ class _Watch:
   def _wait(
     self, numbers: Sequence[int], seconds: float | None = None
   ) -> int | None:
-    """The next of these signals; None after so many seconds."""
+    """The next one of these signals, or None after `seconds`."""
     while select.select([self._read_end], [], [], seconds)[0]:
       number = os.read(self._read_end, 1)[0]
       if number == _DROPPED:
@@ -126,29 +124,29 @@ class _Watch:
     )
 
 
-_watch: _Watch | None = None  # signals belong to the process, and so does this
+_watch: _Watch | None = None  # global, as signals are
 
 
 def watch(can_unwind: bool = False) -> None:
-  """Has Ctrl-C answered with one line at once, as long as the process lives.
+  """Answers Ctrl-C with one line at once, until the process ends.
 
-  The first one raises KeyboardInterrupt in the main thread, and ends the process if
-  that does not come back to Python within a second; a second one always ends it.
-  `StopRequests` takes the first one, once it has begun. Nothing of this is so where
-  SIGINT is ignored, as in a shell's background processes.
+  The first Ctrl-C raises KeyboardInterrupt in the main thread, or ends the process
+  if that does not return to Python within a second; a second one always ends it.
+  After `StopRequests.begin` the first one is a request to stop instead. Does
+  nothing if SIGINT is ignored, as in a shell's background processes.
 
-  It is to be called first in a program, and has more of what has to come first:
-  `streams.protect`, and `end_with`.
+  Call it first in a program: it also calls `streams.protect` and prepares
+  `end_with`.
 
   Args:
-    can_unwind: from now on; until then Ctrl-C ends the process at once, as long as
-      there is nothing to be left in order, such as while modules are imported.
+    can_unwind: whether Ctrl-C may raise from now on. Until then it ends the process
+      at once, such as during imports, where nothing needs cleaning up.
   """
   global _watch
   if not _Ending.is_prepared:
     _Ending.is_prepared = True
     streams.protect()
-    atexit.register(_leave)  # the first of them, which is called last
+    atexit.register(_leave)  # registered first, so called last
   if _watch is None:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -159,10 +157,10 @@ def watch(can_unwind: bool = False) -> None:
 
 @contextlib.contextmanager
 def shielding_children() -> Iterator[None]:
-  """Processes and threads that start meanwhile do not get `SIGNALS`.
+  """Processes and threads started inside do not get `SIGNALS`.
 
-  Terminals and schedulers send them to a whole group of processes, of which this
-  one alone knows what to do.
+  Terminals and schedulers send them to the whole process group, but only this
+  process handles them.
   """
   former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
   try:
@@ -172,23 +170,22 @@ def shielding_children() -> Iterator[None]:
 
 
 class _Ending:
-  """Of this process: see `end_with`."""
+  """How this process ends: see `end_with`."""
 
   is_prepared, status = False, None
 
 
 def end_with(status: int) -> None:
-  """Sets the exit status of a program that has done all it had to do.
+  """Sets the exit status of a program that has finished.
 
-  When Python's functions for the exit have been called, such as JAX's, the process
-  ends at once, and not after the interpreter has taken itself down: threads of XLA,
-  which nothing stops, would crash it meanwhile.
+  The process exits right after the atexit functions, such as JAX's, and before the
+  interpreter shuts down, during which XLA's threads could crash it.
   """
   _Ending.status = status
   if _watch is None:
     return
-  _watch.can_unwind = False  # nothing is left to be put in order
-  if status > 128:  # a limit of processor time asks again every second
+  _watch.can_unwind = False  # nothing is left to clean up
+  if status > 128:  # a CPU time limit repeats its signal every second
     for number in _REQUESTS:
       signal.signal(number, signal.SIG_IGN)
 
@@ -200,22 +197,22 @@ def _leave() -> None:
 
 
 def await_answer() -> None:
-  """For who has caught KeyboardInterrupt: until its line is printed."""
+  """Waits until the line about Ctrl-C is printed; call on KeyboardInterrupt."""
   if _watch is not None:
     _watch.has_answered.wait(_PATIENCE_SECONDS)
 
 
 class StopRequests(contextlib.AbstractContextManager):
-  """Notes the first of `SIGNALS`; later ones but SIGINT are of no effect.
+  """Records the first of `SIGNALS`; later ones except SIGINT have no effect.
 
-  Before `begin` they have their usual effect: there is nothing to save. Where one
-  of them is ignored, as SIGHUP is after `nohup`, it stays so, but for SIGINT.
+  Before `begin` they have their usual effect, as there is nothing to save. Signals
+  that are ignored, such as SIGHUP after `nohup`, stay ignored, except SIGINT.
 
-  Of several processes all stop at the same step when one gets SIGTERM, by
-  JAX's preemption service, which has its own handler; SIGINT is passed on to it.
+  With several processes, all stop at the same step when one gets SIGTERM, through
+  JAX's preemption service; other signals are passed on to it as SIGTERM.
 
   Args:
-    promise: what is said at once when a signal comes after `begin`.
+    promise: the answer to a signal after `begin`.
   """
 
   def __init__(self, promise: str):
@@ -227,7 +224,7 @@ class StopRequests(contextlib.AbstractContextManager):
 
   @property
   def answer(self) -> str:
-    """One line to whoever sends a signal now."""
+    """The line that answers a signal."""
     return (
       self._promise if self.has_begun else 'interrupted: nothing to save yet'
     )
@@ -238,9 +235,9 @@ class StopRequests(contextlib.AbstractContextManager):
     return self
 
   def begin(self) -> None:
-    """From now on signals are noted, for `reached`."""
+    """Records signals from now on, for `reached`."""
     if threading.current_thread() is not threading.main_thread():
-      return  # others cannot have handlers
+      return  # other threads cannot set handlers
     self.has_begun = True
     if self._is_one_of_several:
       for number in set(SIGNALS) - {signal.SIGTERM}:
@@ -253,7 +250,7 @@ class StopRequests(contextlib.AbstractContextManager):
     while self._previous:
       signal.signal(*self._previous.popitem())
     if exception_type is KeyboardInterrupt or self._received is not None:
-      await_answer()  # which is this one's
+      await_answer()  # it is taken from self.requests
     if _watch is not None:
       _watch.requests = None
 
@@ -265,9 +262,9 @@ class StopRequests(contextlib.AbstractContextManager):
   def _note(self, number: int, frame) -> None:
     del frame
     if self._received is not None:
-      return  # a terminal that closes, or `timeout`, says so twice
+      return  # closing terminals and `timeout` send signals twice
     self._received = number
-    # That of the watch leaves the second one to it.
+    # Back to the watch's handler: a second Ctrl-C ends the process.
     signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
     if _watch is not None:
       _watch.is_delivered = True
@@ -279,10 +276,9 @@ class StopRequests(contextlib.AbstractContextManager):
       signal.raise_signal(signal.SIGTERM)
 
   def reached(self, step: int) -> int | None:
-    """The signal after which to stop now; None to go on.
+    """The signal because of which to stop now, or None.
 
-    Args:
-      step: to be called with each of them, in all processes.
+    Call it for each step, in all processes.
     """
     if not self._is_one_of_several:
       return self._received
@@ -294,16 +290,16 @@ class StopRequests(contextlib.AbstractContextManager):
 
 
 def _say(text: str) -> None:
-  """One line on stderr."""
+  """Prints a line to stderr."""
   print(text, file=sys.stderr, flush=True)
 
 
 def _end(number: int) -> None:
-  """Ends the process from whatever thread, without leaving anything in order.
+  """Ends the process from any thread, without cleaning up.
 
-  Stdout is not flushed: the main thread may hold it, in a write that waits.
+  Does not flush stdout: the main thread may hold its lock in a blocked write.
   """
-  with contextlib.suppress(OSError):  # of a terminal that is closed
+  with contextlib.suppress(OSError):  # the terminal is closed
     if os.isatty(1):
       os.write(1, _SHOW_CURSOR)
   os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""What a scheduler's variables say of the processes that it started."""
+"""Reads from environment variables which processes a scheduler started."""
 
 import os
 import re
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from bn_inception.errors import UserError
 
-ALONE = 'give --num_processes=1 to run in this process alone'
+ALONE = 'give --num_processes=1 to run a single process'
 
 
 class Launch(NamedTuple):
   """One of several processes that a scheduler started.
 
   Attributes:
-    name: of the scheduler.
-    num_processes: that it started.
+    name: name of the scheduler.
+    num_processes: number of processes that it started.
     process_id: which of them this is.
-    local_device_ids: of this host's devices those of this process; None: all.
-    jax_name: JAX's name of the scheduler; None: JAX does not know it.
+    local_device_ids: this process's devices on its host; None: all.
+    jax_name: JAX's name for the scheduler; None if JAX does not know it.
   """
 
   name: str
@@ -28,17 +28,17 @@ class Launch(NamedTuple):
 
 
 class _Launcher(NamedTuple):
-  """The names of a scheduler's variables.
+  """The names of a scheduler's environment variables.
 
   Attributes:
-    name: of the scheduler.
-    num_processes: how many there are.
+    name: name of the scheduler.
+    num_processes: number of processes.
     process_id: which of them this is.
-    num_local: how many are on this host.
+    num_local: number of processes on this host.
     local_id: which of those this is.
-    first_host: from which JAX learns where the first process is.
-    jax_name: JAX's name of the scheduler.
-    jax_needs: what JAX reads besides.
+    first_host: tells JAX where the first process is.
+    jax_name: JAX's name for the scheduler.
+    jax_needs: other variables that JAX reads.
   """
 
   name: str
@@ -56,9 +56,9 @@ _SLURM = _Launcher(
   'SLURM_LOCALID', 'SLURM_STEP_NODELIST', 'slurm',
   ('SLURM_JOB_ID', 'SLURM_LOCALID'),
 )  # fmt: skip
-# Open MPI's mpirun may run in a job of SLURM, and jobs of SLURM set torchrun's
-# variables for PyTorch's sake. Open MPI has its variable of the first host before
-# version 5.
+# In order of precedence: Open MPI's mpirun may run inside a SLURM job, and SLURM
+# scripts often set torchrun's variables for PyTorch. Open MPI sets the variable of
+# the first host only before version 5.
 _LAUNCHERS = (
   _Launcher(
     'Open MPI', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK',
@@ -72,13 +72,13 @@ _LAUNCHERS = (
 
 
 def find() -> Launch | None:
-  """Which of several processes this is; None: no scheduler started several.
+  """Which of several processes this is; None if no scheduler started several.
 
-  Where SLURM gave a job several tasks and did not start this process as one of
-  them, as in a shell of `salloc` or in a batch script, it says so.
+  Prints a note if a SLURM job has several tasks but this process is not one of them,
+  as in a shell from `salloc` or in a batch script.
 
   Raises:
-    UserError: if a variable is missing or no number.
+    UserError: if a variable is missing or not a number.
   """
   for launcher in _LAUNCHERS:
     num_processes = _count(launcher)
@@ -89,19 +89,19 @@ def find() -> Launch | None:
 
 
 def _count(launcher: _Launcher) -> int:
-  """How many processes it started together with this one."""
+  """The number of processes that were started together with this one."""
   if launcher is _SLURM:
     return _count_tasks()
   if launcher.jax_name is None and launcher.process_id not in os.environ:
-    return 1  # many things set a WORLD_SIZE
+    return 1  # many programs set WORLD_SIZE
   return _integer(launcher.num_processes, 1)
 
 
 def _count_tasks() -> int:
-  """Of SLURM's step, which srun starts; 1 outside of one."""
+  """The number of tasks in the SLURM step; 1 outside of one."""
   if _SLURM.first_host not in os.environ:
     return 1
-  # In the step that is salloc's shell, SLURM_NTASKS is still the job's.
+  # In salloc's shell, which is a step, SLURM_NTASKS is still the job's.
   return _integer('SLURM_STEP_NUM_TASKS', _integer('SLURM_NTASKS', 1))
 
 
@@ -113,8 +113,8 @@ def _note_unused_tasks() -> None:
   )
   if has_several or is_torn:
     print(
-      'this process runs alone: it is in a job of SLURM, but is not one of '
-      'several tasks that srun started',
+      'this process runs alone: it is in a SLURM job, but was not started by '
+      'srun as one of several tasks',
       flush=True,
     )
 
@@ -124,15 +124,14 @@ def _read(launcher: _Launcher, num_processes: int) -> Launch:
   missing = [name for name in needed if name not in os.environ]
   if missing:
     raise UserError(
-      f'{launcher.num_processes} tells of {num_processes} processes, but '
-      f'{" and ".join(missing)} {"is" if len(missing) == 1 else "are"} not set, '
-      f'as if {launcher.name} had not started this one: start the program with '
-      f'it, or {ALONE}'
+      f'{launcher.num_processes} is {num_processes}, but '
+      f'{" and ".join(missing)} {"is" if len(missing) == 1 else "are"} not set: '
+      f'start the program with {launcher.name}, or {ALONE}'
     )
   process_id = _integer(launcher.process_id, 0)
   if not 0 <= process_id < num_processes:
     raise UserError(
-      f'{launcher.process_id} is {process_id} and there are {num_processes} '
+      f'{launcher.process_id} is {process_id}, but there are {num_processes} '
       f'processes: {ALONE}'
     )
   is_alone_on_host = re.fullmatch(
@@ -155,5 +154,5 @@ def _integer(name: str, default: int) -> int:
   if text is None:
     return default
   if not text.isdecimal():
-    raise UserError(f"{name} is '{text}' and not a number: {ALONE}")
+    raise UserError(f"{name} is '{text}', which is not a number: {ALONE}")
   return int(text)

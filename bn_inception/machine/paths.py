@@ -1,6 +1,6 @@
-"""Paths as users give them: with ~, or as an address such as gs://bucket/run.
+"""Expands paths from users: ~, file:// and bucket addresses such as gs://bucket/run.
 
-A shell expands ~ at the beginning of a word, and so not in --workdir=~/run.
+Shells expand ~ only at the start of a word, so not in --workdir=~/run.
 """
 
 import os
@@ -10,20 +10,20 @@ from etils import epath
 
 from bn_inception.errors import UserError
 
-# pathlib makes gs:/bucket of gs://bucket.
+# One slash is enough: pathlib turns gs://bucket into gs:/bucket.
 _ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+:)/')
 
 
 def expand(path: str, name: str, may_be_bucket: bool = False) -> str:
-  """The path of a file or folder of this machine.
+  """Expands a leading ~, ~user or file://.
 
   Args:
-    path: as it was given; ~, ~user and file:// at its beginning are replaced.
-    name: of the path in messages, such as '--workdir'.
-    may_be_bucket: whether an address that `epath` reads stays as it is.
+    path: as the user gave it.
+    name: its name in messages, such as '--workdir'.
+    may_be_bucket: if True, addresses that `epath` reads are returned unchanged.
 
   Raises:
-    UserError: for a home folder that is not known, or another address.
+    UserError: for an unknown home folder or any other address.
   """
   address = _ADDRESS.match(path)
   if address:
@@ -45,14 +45,14 @@ def _expand_address(
   if may_be_bucket and _is_known(path):
     return path
   raise UserError(
-    f'{name}={path}: {scheme} is no folder of this machine: mount it (such as '
-    'with gcsfuse, s3fs or rclone), or copy what is there, and give that path'
+    f'{name}={path}: {scheme} is not a local folder: mount it (with gcsfuse, s3fs '
+    'or rclone), or copy the files, and give that path'
   )
 
 
 def _is_known(address: str) -> bool:
   try:
     epath.Path(address)
-  except KeyError:  # of addresses that it does not know
+  except KeyError:  # unknown scheme
     return False
   return '://' in address

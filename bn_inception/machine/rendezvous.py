@@ -1,9 +1,9 @@
-"""Several processes meet before JAX joins them.
+"""Waits for all processes of a run before JAX joins them, and says for whom.
 
-JAX's own wait is silent, and ends with SIGABRT and a stack of its C++ where one of
-them does not come. Here the first process listens at the address that its JAX
-coordinator will have, the others come and say who they are, and when all are there
-they leave the address to JAX. Whoever waits says for what.
+JAX waits silently, and aborts with a C++ stack trace if a process does not arrive.
+Here the first process listens at the future address of its JAX coordinator, the
+others connect and introduce themselves, and when all are there they leave the
+address to JAX.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 from bn_inception.errors import UserError
 
-TIMEOUT_SECONDS = 300  # after which who waits gives up
+TIMEOUT_SECONDS = 300  # for each wait
 SAY_EVERY_SECONDS = 10
 _NEWS_EVERY_SECONDS = 1.0
 _LOOK_EVERY_SECONDS = 0.5
-# For one attempt, and for what is sent on a new connection to arrive.
+# For one attempt to connect, and for the first message on a new connection.
 _NETWORK_SECONDS = 3.0
-_ANSWER_SECONDS = 10.0  # of the first process, which hears one after the other
-_HERE, _GO, _NO = 'here', 'go', 'no: '  # its answers, of a line each
+_ANSWER_SECONDS = 10.0  # the first process serves one connection at a time
+_HERE, _GO, _NO = 'here', 'go', 'no: '  # its answers, one line each
 _MAX_LINE = 2**20
 _BIND_VARIABLE = 'JAX_COORDINATOR_BIND_ADDRESS'
 
@@ -48,12 +48,12 @@ class Address(NamedTuple):
 
 
 class Member(NamedTuple):
-  """One process of the run, as it tells the first one.
+  """A process of the run, as it introduces itself to the first one.
 
   Attributes:
     process_id: 0 to num_processes - 1.
     num_processes: of the run.
-    traits: name -> value of what has to be the same in all.
+    traits: name -> value of what must be the same in all.
   """
 
   process_id: int
@@ -66,16 +66,16 @@ def parse_address(text: str, name: str = '--coordinator_address') -> Address:
 
   Args:
     text: HOST:PORT.
-    name: of the flag or variable, for the error.
+    name: flag or variable that it comes from, for the error.
 
   Raises:
-    UserError: for anything else than a host and a port from 1 to 65535.
+    UserError: if it is not a host and a port from 1 to 65535.
   """
   found = re.fullmatch(r'(?:\[([\w.:%-]+)\]|([\w.-]+)):([0-9]+)', text)
   try:
     host = (found[1] or found[2]).encode('idna').decode()
     port = int(found[3])
-  except (TypeError, UnicodeError):  # no match; an empty label, as in a..b
+  except (TypeError, UnicodeError):  # no match; empty label, as in a..b
     host, port = '', 0
   if not 0 < port < 2**16:
     raise UserError(
@@ -86,14 +86,14 @@ def parse_address(text: str, name: str = '--coordinator_address') -> Address:
 
 
 def meet(address: Address, me: Member) -> None:
-  """Returns when all processes of the run are there.
+  """Returns when all processes of the run have arrived.
 
   Args:
-    address: of the first process, for all the same.
+    address: address of the first process, the same in all processes.
     me: this process.
 
   Raises:
-    UserError: if one is not there in time or does not belong to the others.
+    UserError: if one does not arrive in time or does not belong to the run.
   """
   who = f'process {me.process_id}'
   patience = _Patience(who)
@@ -103,13 +103,13 @@ def meet(address: Address, me: Member) -> None:
   while not _report(address, me, patience):
     time.sleep(_LOOK_EVERY_SECONDS)
   patience = _Patience(who)
-  # JAX's coordinator is about to listen there; its client is slow to try again.
+  # Wait for JAX's coordinator to listen there: JAX's client is slow to retry.
   while not _is_open(address, patience):
     time.sleep(_LOOK_EVERY_SECONDS / 10)
 
 
 class _Patience:
-  """Says at once, and every few seconds, what is waited for; and has an end."""
+  """Prints what is waited for, at once and every few seconds, until a timeout."""
 
   def __init__(self, who: str):
     self._who, self._start = who, time.monotonic()
@@ -121,8 +121,7 @@ class _Patience:
     now = time.monotonic()
     if now >= self._end:
       raise UserError(
-        f'{self._who} waited {now - self._start:.0f} s for {what}, in vain: '
-        f'{remedy}'
+        f'{self._who} waited {now - self._start:.0f} s for {what}: {remedy}'
       )
     pause = SAY_EVERY_SECONDS if what in self._said else _NEWS_EVERY_SECONDS
     if now - self._said_at >= pause:
@@ -132,7 +131,7 @@ class _Patience:
 
 
 def _receive_all(address: Address, me: Member, patience: _Patience) -> None:
-  """What the first process does: waits for the others, and says when to go on."""
+  """The first process: waits for the others, then tells them to continue."""
   came: dict[int, socket.socket] = {}
   elsewhere = _explain_elsewhere(address.host)
   with contextlib.ExitStack() as stack:
@@ -156,7 +155,7 @@ def _receive_all(address: Address, me: Member, patience: _Patience) -> None:
       for connection in came.values():
         _send(connection, f'{_NO}{error}')
       raise
-    server.close()  # so that who is told to go on finds JAX's there
+    server.close()  # before the others look for JAX's coordinator there
     for connection in came.values():
       _send(connection, _GO)
 
@@ -171,7 +170,7 @@ def _join(process_ids: list[int]) -> str:
 def _explain_elsewhere(host: str) -> str:
   """' (...)' if the address does not seem to be this host's.
 
-  It may be all the same, behind a translation of addresses: no reason to end.
+  Only a hint: with network address translation it may be right all the same.
   """
   try:
     found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
@@ -180,13 +179,13 @@ def _explain_elsewhere(host: str) -> str:
   for family, kind, protocol, _, place in found:
     with contextlib.suppress(OSError):
       with socket.socket(family, kind, protocol) as probe:
-        probe.bind(place)  # the system allows its own addresses only
+        probe.bind(place)  # works only for the host's own addresses
         return ''
   return f' ({host} is not an address of this host, {socket.gethostname()})'
 
 
 def _listen(address: Address) -> socket.socket:
-  """Where JAX's coordinator will: on all interfaces, if not told otherwise."""
+  """Listens where JAX's coordinator will: by default on all interfaces."""
   given = os.environ.get(_BIND_VARIABLE)
   place = parse_address(given, _BIND_VARIABLE) if given else address
   host = place.host if given and place.host != '::' else ''
@@ -199,16 +198,16 @@ def _listen(address: Address) -> socket.socket:
   except OSError as error:
     raise UserError(
       f'process 0 cannot listen at port {place.port} of this host '
-      f'({_reason(error)}): if another run has it, give all processes another '
-      'one in --coordinator_address, or in JAX_COORDINATOR_PORT where a '
-      'scheduler started them'
+      f'({_reason(error)}): if another run uses it, give all processes a different '
+      'port in --coordinator_address, or in JAX_COORDINATOR_PORT if a scheduler '
+      'started them'
     ) from error
 
 
 def _admit(
   connection: socket.socket, me: Member, came: dict[int, socket.socket]
 ) -> None:
-  """Takes a process in, or sends it away and says why."""
+  """Accepts a process, or refuses it with a reason."""
   try:
     it = _parse_member(_receive(connection, _NETWORK_SECONDS))
   except OSError:
@@ -228,29 +227,31 @@ def _admit(
 
 
 def _parse_member(text: str) -> Member | None:
-  """What a process has sent; None: it is not one of this program's."""
+  """Parses the introduction of a process; None if it is not of this program."""
   try:
     it = Member(*json.loads(text))
   except (ValueError, TypeError, RecursionError):  # the last for '[[[[...'
     return None
-  has_types = type(it.process_id) is type(
-    it.num_processes
-  ) is int and isinstance(it.traits, dict)
+  has_types = (
+    type(it.process_id) is int  # not bool
+    and type(it.num_processes) is int
+    and isinstance(it.traits, dict)
+  )
   return it if has_types and 0 < it.process_id < it.num_processes else None
 
 
 def _refuse(it: Member, me: Member, came: Mapping[int, object]) -> str | None:
-  """Why a process does not belong to the run of this one; None: it does."""
+  """Why a process does not belong to this run, or None."""
   if it.num_processes != me.num_processes:
     return (
       f'process {it.process_id} has --num_processes={it.num_processes} and '
-      f'process 0 has {me.num_processes}: give all the same, and each run a '
-      'port of its own'
+      f'process 0 has {me.num_processes}: give all processes the same number, and '
+      'each run its own port'
     )
   if it.process_id in came:
     return (
-      f'there are two with --process_id={it.process_id}: give each process '
-      'another one, and each run a port of its own'
+      f'two processes have --process_id={it.process_id}: give each process its own '
+      'id, and each run its own port'
     )
   for name in sorted(set(it.traits) | set(me.traits)):
     theirs, mine = it.traits.get(name), me.traits.get(name)
@@ -263,7 +264,7 @@ def _refuse(it: Member, me: Member, came: Mapping[int, object]) -> str | None:
 
 
 def _report(address: Address, me: Member, patience: _Patience) -> bool:
-  """What the others do: whether the first process has said to go on."""
+  """The others: whether the first process said to continue."""
   try:
     connection = socket.create_connection(address, _NETWORK_SECONDS)
   except OSError as error:
@@ -273,7 +274,7 @@ def _report(address: Address, me: Member, patience: _Patience) -> bool:
     _send(connection, json.dumps(me))
     try:
       answer = _receive(connection, _ANSWER_SECONDS)
-      # Process 0 has waited for longer, and says so if it gives up.
+      # Process 0 started to wait earlier, and tells us if it gives up.
       until_told = _Patience(f'process {me.process_id}')
       while answer == _HERE:
         until_told.wait_for(
@@ -289,10 +290,10 @@ def _report(address: Address, me: Member, patience: _Patience) -> bool:
     raise UserError(answer.removeprefix(_NO))
   if answer == _GO:
     return True
-  # An older run that is ending may have the port, or process 0 was stopped.
+  # An earlier run may still have the port, or process 0 was stopped.
   _wait_for_first(
     address,
-    'another program has that port' if answer else 'no answer',
+    'another program uses that port' if answer else 'no answer',
     patience,
   )
   return False
@@ -302,7 +303,7 @@ def _wait_for_first(address: Address, reason: str, patience: _Patience) -> None:
   patience.wait_for(
     f'process 0 at {address} ({reason})',
     'check --coordinator_address, that process 0 was started on that host, and '
-    'that no firewall is between',
+    'that no firewall is in between',
   )
 
 
@@ -318,21 +319,17 @@ def _is_open(address: Address, patience: _Patience) -> bool:
 def _reason(error: OSError) -> str:
   if isinstance(error, socket.gaierror) or not error.errno:
     return (error.strerror or str(error)).lower()
-  return os.strerror(error.errno).lower()  # without what Python adds
+  return os.strerror(error.errno).lower()  # without Python's additions
 
 
 def _send(connection: socket.socket, line: str) -> None:
-  with contextlib.suppress(OSError):  # who has gone needs no answer
+  with contextlib.suppress(OSError):  # the other end is gone
     connection.settimeout(_NETWORK_SECONDS)
     connection.sendall(f'{line}\n'.encode())
 
 
 def _receive(connection: socket.socket, seconds: float) -> str:
-  """A line; what is there of it if the other end is closed.
-
-  Raises:
-    TimeoutError: if it is not there after so long.
-  """
+  """Receives a line, or part of one if the other end closes; may time out."""
   end, received = time.monotonic() + seconds, b''
   while not received.endswith(b'\n') and len(received) < _MAX_LINE:
     if (rest := end - time.monotonic()) <= 0:
@@ -346,7 +343,7 @@ def _receive(connection: socket.socket, seconds: float) -> str:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-  """Whether the other end is; it has nothing more to say."""
+  """Whether the other end is closed; after its introduction it sends nothing."""
   poll = select.poll()
   poll.register(connection, select.POLLIN)
   return bool(poll.poll(0))

@@ -1,8 +1,7 @@
-"""The shared memory that the batches of worker processes go through.
+"""Checks that the batches of worker processes fit into shared memory.
 
-Linux lets files in it grow and kills whoever writes where no page is left, with
-SIGBUS. Containers often have 64 MB, of which thirteen batches of 32 photographs
-are as much as will fit.
+Linux lets files in it grow, and kills a process by SIGBUS when it writes and no page
+is left. Containers often have 64 MB, room for thirteen batches of 32 photographs.
 """
 
 import mmap
@@ -15,18 +14,17 @@ from bn_inception.errors import UserError
 PLACE = '/dev/shm'
 # Smaller arrays go through a pipe, in half the time and without an open file.
 MIN_BYTES = 2**16
-# Batches that were handed over: the one ahead, and those that the devices have
-# not finished with.
+# Batches handed over: the one ahead, and those that the devices still use.
 _NUM_IN_USE = 5
-_SEMAPHORE_BYTES = 2**17  # of a worker's queues, of a page each
+_SEMAPHORE_BYTES = 2**17  # for a worker's queues, a page each
 
 
 class Load(NamedTuple):
-  """What a pipeline makes.
+  """What a pipeline produces.
 
   Attributes:
-    batch_bytes: of the images in this process's part of a batch.
-    num_batches: until its end.
+    batch_bytes: bytes of the images in this process's part of a batch.
+    num_batches: number of batches in all.
   """
 
   batch_bytes: int
@@ -39,13 +37,13 @@ def fitting_workers(
   loads: Sequence[Load],
   num_processes: int = 1,
 ) -> int:
-  """How many worker processes have enough memory now; 0: use threads.
+  """The largest number of worker processes that fit now; 0: use threads.
 
   Args:
-    num_workers: as many as are wanted.
-    prefetch: batches that each prepares ahead.
-    loads: of the pipelines that exist at the same time.
-    num_processes: that share the memory and have as many workers each.
+    num_workers: wanted number of workers.
+    prefetch: batches that each worker prepares ahead.
+    loads: the pipelines that exist at the same time.
+    num_processes: processes that share the memory, with as many workers each.
   """
   free = _free_bytes()
   while num_workers and (
@@ -61,21 +59,13 @@ def check(
   loads: Sequence[Load],
   num_processes: int = 1,
 ) -> None:
-  """Refuses more worker processes than have enough memory.
-
-  Args: those of `fitting_workers`.
-
-  Raises:
-    UserError: with the size that is needed, and the workers that would do.
-  """
+  """Raises UserError if fewer workers fit; arguments as for `fitting_workers`."""
   fitting = fitting_workers(num_workers, prefetch, loads, num_processes)
   if fitting == num_workers:
     return
   needed = num_processes * needed_bytes(num_workers, prefetch, loads)
   megabytes = -(-needed // 2**20)
-  fewer = (
-    '--config.data.num_workers=0, which uses threads (not one worker fits)'
-  )
+  fewer = '--config.data.num_workers=0, which uses threads (no worker fits)'
   if fitting:
     fewer = f'--config.data.num_workers={fitting} or fewer (0 uses threads)'
   raise UserError(
@@ -86,10 +76,10 @@ def check(
 
 
 def needed_bytes(num_workers: int, prefetch: int, loads: Sequence[Load]) -> int:
-  """The most that the batches can take.
+  """The most memory that the batches can take.
 
-  In Grain 0.2.18 a worker has `prefetch` batches in its queue and one that
-  waits for room; a thread of the parent has as many, for each worker.
+  In Grain 0.2.18 a worker has `prefetch` batches in its queue and one more that
+  waits for room; a thread of the parent holds as many for each worker.
   """
   most = num_workers * 2 * (prefetch + 1) + _NUM_IN_USE
   needed = num_workers * len(loads) * _SEMAPHORE_BYTES
@@ -103,8 +93,8 @@ def needed_bytes(num_workers: int, prefetch: int, loads: Sequence[Load]) -> int:
 def _free_bytes() -> int:
   try:
     found = os.statvfs(PLACE)
-  except OSError:  # a system that keeps it elsewhere
+  except OSError:  # the system has it elsewhere
     return 2**63
-  if found.f_blocks == 0:  # no limit was set, or none is told
+  if found.f_blocks == 0:  # unlimited, or unknown
     return 2**63
   return found.f_bavail * found.f_frsize

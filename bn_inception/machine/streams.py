@@ -1,8 +1,8 @@
-"""Stdin, stdout and stderr, each of which may be closed, full or gone.
+"""Makes programs survive a closed, full or broken stdin, stdout or stderr.
 
-What a program prints may go to `head`, which ends sooner, to a full disk or to a
-terminal that was closed. Programs whose results are files go on without it; one
-that only prints ends, as `ls` does.
+Output may go to `head`, which ends sooner, to a full disk, or to a closed terminal.
+Programs whose results are files continue without it; a program that only prints
+ends, as `ls` does.
 """
 
 import io
@@ -12,19 +12,18 @@ import sys
 
 
 class StdoutLostError(Exception):
-  """Stdout takes no more, and nobody would have the program go on without it.
+  """Stdout failed in a program that only prints; `__cause__` is the OSError.
 
-  Not an OSError, which would be taken for one of the file that is being written.
-  The OSError is its cause.
+  Not an OSError itself: callers attribute those to the file being written.
   """
 
 
 class _Stream(io.FileIO):
-  """Of a file descriptor that Python has opened; it stays open.
+  """Writes to a file descriptor that Python opened, and never closes it.
 
   Attributes:
-    is_needed: writing raises `StdoutLostError`; otherwise it is given up.
-    has_failed: something could not be written, which is said once.
+    is_needed: whether a failure raises `StdoutLostError`; otherwise it is dropped.
+    has_failed: whether a write failed, which is reported once.
   """
 
   def __init__(self, descriptor: int, name: str, is_needed: bool):
@@ -33,7 +32,7 @@ class _Stream(io.FileIO):
 
   def write(self, data) -> int:
     try:
-      # None: it does not block, as another program may have set it, and is full.
+      # None: it is full, and another program made it non-blocking.
       while (size := super().write(data)) is None:
         select.select([], [self], [])
       return size
@@ -51,25 +50,25 @@ _stdout: _Stream | None = None
 
 def _say(error: OSError) -> None:
   print(
-    f'stdout cannot be written ({error.strerror}): going on without it',
+    f'stdout cannot be written ({error.strerror}): continuing without it',
     file=sys.stderr,
     flush=True,
   )
 
 
 def protect() -> None:
-  """Has stdout and stderr fail as the functions below say; the first thing to do.
+  """Replaces stdout and stderr by streams that fail as described above.
 
-  Else the first files that a program opens would take the places of streams that
-  are closed from the start, and get what is printed. Streams that a notebook or a
-  test has put in place of Python's stay.
+  Call it before a program opens files: these would take the descriptors of streams
+  that were closed from the start, and get what is printed. Streams that a notebook
+  or test has replaced are left alone.
   """
   global _stdout
   for descriptor in range(3):
     try:
       os.fstat(descriptor)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+      os.open(os.devnull, os.O_RDWR)  # takes the lowest free one: this
       os.set_inheritable(descriptor, True)
   if sys.stdout is sys.__stdout__:
     _stdout = _Stream(1, '<stdout>', is_needed=True)
@@ -79,7 +78,7 @@ def protect() -> None:
 
 
 def _as_text(stream: _Stream, former: io.TextIOWrapper | None):
-  """As Python opens it; `former` is None if it was closed."""
+  """Wraps a stream like `former`, which is None if it was closed."""
   if former is None:
     return io.TextIOWrapper(io.BufferedWriter(stream), 'utf-8')
   former.flush()
@@ -92,21 +91,21 @@ def _as_text(stream: _Stream, former: io.TextIOWrapper | None):
   )
 
 
-def go_on_without_stdout() -> None:
-  """From now on the program's work is worth doing if nobody sees what it prints."""
+def continue_without_stdout() -> None:
+  """From now on the program continues if stdout fails."""
   if _stdout is not None:
     _stdout.is_needed = False
 
 
 def flush() -> None:
-  """Writes what was printed; a stdout that takes no more loses it, if it raises.
+  """Flushes stdout and stderr; output that cannot be written is lost.
 
   Raises:
-    StdoutLostError: where the program did not call `go_on_without_stdout`.
+    StdoutLostError: if the program did not call `continue_without_stdout`.
   """
   for stream in (sys.stdout, sys.stderr):
     if stream is not None:
       try:
         stream.flush()
       finally:
-        go_on_without_stdout()  # nothing is asked twice
+        continue_without_stdout()  # fail only once

@@ -5,7 +5,7 @@ checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
 there were any. The same command again resumes the run. Another config, or other
 data, is an error that lists the differences.
 
-data.json has the facts of the data (see `data.facts`). Checkpoints have them too,
+data.json has the facts of the data (see `data.data_facts`). Checkpoints have them too,
 but a run may diverge before it has any.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import jax
 from flax.traverse_util import flatten_dict
 
-from bn_inception.data import facts as data_facts
+from bn_inception.data import data_facts
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.kernels import native
 from bn_inception.machine import accelerators
@@ -106,7 +106,7 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
   Args:
     workdir: made if absent.
     config: as read from JSON: with lists, not tuples.
-    data: facts of both splits: see `data.facts.describe`.
+    data: facts of both splits: see `data.data_facts.describe`.
 
   Raises:
     UserError: if another process trains here, if the folder holds a run with

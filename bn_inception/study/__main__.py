@@ -297,7 +297,7 @@ def main() -> None:
       print(run.shell_line(values.data_dir))
     return
   if not values.status:
-    streams.go_on_without_stdout()
+    streams.continue_without_stdout()
   for name, found in runs_of.items():
     print_status(name, found)
   left_alone = study_runs.others(runs, values.runs)

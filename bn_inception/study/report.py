@@ -338,7 +338,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  streams.go_on_without_stdout()
+  streams.continue_without_stdout()
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
   make_report(

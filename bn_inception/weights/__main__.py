@@ -294,7 +294,7 @@ def main() -> None:
     raise UserError(
       'give --from and --workdir to import, or --checkpoint and --to to export'
     )
-  streams.go_on_without_stdout()
+  streams.continue_without_stdout()
   if is_import:
     import_file(
       source,

@@ -98,7 +98,7 @@ def test_scaling_is_that_of_public_networks(scaling, expected):
     (((1, 1), (0.0,), (1.0,), 'rgb'), r'input_scaling.value_range .*\(1, 1\)'),
   ],
 )
-def test_scaling_that_makes_no_sense_is_refused(scaling, message):
+def test_invalid_scaling_is_refused(scaling, message):
   with pytest.raises(UserError, match=message):
     augment.scale_image(jnp.zeros((2, 2, 3)), *scaling, 0.0)
 

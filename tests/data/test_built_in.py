@@ -1,4 +1,4 @@
-"""The digits and the synthetic images."""
+"""The digits and synthetic images."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Checks of copies: each thing that can be wrong is named, and all of them."""
+"""Checks of copies: every problem is named."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def problems(capsys, data_dir, expected=None, dataset='imagenet2012'):
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-  """A copy in TFDS's layout, of 6 and 1 shards; its folder."""
+  """The folder of a copy in TFDS's layout, with 6 and 1 shards."""
   monkeypatch.setattr(shrink, 'EXAMPLES_PER_SHARD', 2)
   write_folders(tmp_path / 'source')
   out = tmp_path / 'prepared'
@@ -69,7 +69,7 @@ def prepared(tmp_path, monkeypatch):
   return pathlib.Path(out / 'imagenet2012' / '5.1.0')
 
 
-def test_complete_copies_of_all_forms_are_ok(tmp_path, prepared, capsys):
+def test_complete_copies_in_all_forms_pass(tmp_path, prepared, capsys):
   root = prepared.parent.parent
   capsys.readouterr()
   check.check('imagenet2012', str(root), PREPARED)
@@ -97,7 +97,7 @@ def test_complete_copies_of_all_forms_are_ok(tmp_path, prepared, capsys):
 
 
 def rewrite(builder_dir, shard, change):
-  """A shard of training records with the last one changed."""
+  """Changes the last record of a training shard."""
   from array_record.python.array_record_data_source import ArrayRecordDataSource
   from tensorflow_datasets.proto import tf_example_pb2
 
@@ -139,22 +139,22 @@ def test_every_problem_of_a_prepared_copy_is_named(prepared, capsys):
   for problem, pattern in zip(
     found,
     [
-      f'{labels} does not have the 1,000 names of imagenet2012 in',
-      'train has 12 examples, not 13: prepare it again',
-      f'{shards[0]} has the label 1000 in its last record: copy or prepare',
-      f'{shards[1]} has a bad image in its last record ',
-      f'{shards[2]} has 1 records, not 2',
-      f'{shards[3]} cannot be read .DecodeError',
-      f'{shards[4]} cannot be read .RuntimeError',
-      f'{shards[5]} is missing: copy it again',
-      f'{prepared} has no split x: prepare it again with both tars',
+      f'{labels} .* 1,000 names',
+      'train .* 12 examples, not 13',
+      f'{shards[0]} .* label 1000 .* last record',
+      f'{shards[1]} .* bad image .* last record ',
+      f'{shards[2]} .* 1 record, not 2',
+      f'{shards[3]} .*DecodeError',
+      f'{shards[4]} .*RuntimeError',
+      f'{shards[5]} is missing',
+      f'{prepared} .* split x: .*--manual_dir',
     ],
     strict=True,
   ):
     assert re.match(pattern, problem), problem
 
 
-def test_a_tfrecord_copy_has_the_one_remedy(tmp_path, capsys):
+def test_a_tfrecord_copy_is_one_problem_with_its_remedy(tmp_path, capsys):
   folder = tmp_path / 'fashion_mnist' / '3.0.1'
   shutil.copytree(f'{TFDS_DIR}/fashion_mnist/3.0.1', folder)
   info = folder / 'dataset_info.json'
@@ -176,23 +176,23 @@ def test_every_problem_of_folders_is_named(tmp_path, capsys):
   for problem, pattern in zip(
     found,
     [
-      rf'{train} lacks 1 class \({NAMES[0]}\): extract',
-      rf'{train} has 1 class \(n00000000\) too many: move',
-      f'{train} has 7 images, not 12: extract',
-      rf'{train} has no images of 1 class \({NAMES[1]}\)',
-      f'{train}/{NAMES[2]}/{NAMES[2]}_2.JPEG: .* extract it again',
-      f'{tmp_path} has no folder validation/ or val/: extract the tar',
+      rf'{train} lacks .*\({NAMES[0]}\)',
+      rf'{train} .* unknown .*\(n00000000\)',
+      f'{train} .*7 images, not 12',
+      rf'{train} .*no images .*\({NAMES[1]}\)',
+      f'{train}/{NAMES[2]}/{NAMES[2]}_2.JPEG: ',
+      f'{tmp_path} .*no folder validation/ or val/',
     ],
     strict=True,
   ):
     assert re.match(pattern, problem), problem
-  # Real ImageNet is expected unless another is.
+  # By default the real ImageNet is expected.
   found = problems(capsys, tmp_path)
   assert 'lacks 997 classes (n01440764, ' in found[0]
   assert 'has 7 images, not 1,281,167' in found[2]
 
 
-def test_validation_images_in_a_wrong_folder_are_noticed(tmp_path, capsys):
+def test_validation_images_in_the_wrong_folder_are_found(tmp_path, capsys):
   write_folders(tmp_path)
   first, second = (imagenet.class_names()[label] for label in LABELS[:2])
   path = tmp_path / 'val' / first / VALIDATION[0]
@@ -200,44 +200,40 @@ def test_validation_images_in_a_wrong_folder_are_noticed(tmp_path, capsys):
   write_images(tmp_path / 'val' / first, ['other.JPEG'])
   expected = IN_FOLDERS._replace(num_examples={'train': 12, 'validation': 5})
   (problem,) = problems(capsys, tmp_path, expected)
-  assert problem.startswith(
-    f'{tmp_path}/val has 1 image ({tmp_path}/val/{second}'
-  )
-  assert f'the first one of {first}: sort' in problem
+  wrong = rf'{tmp_path}/val .*1 image .*{tmp_path}/val/{second}/{VALIDATION[0]}'
+  assert re.match(f'{wrong}.*{first}', problem)
 
 
-def test_archives_are_told_apart_by_size_before_the_md5(
+def test_archives_are_compared_by_size_before_md5(
   tmp_path, capsys, monkeypatch
 ):
   train, val = (tmp_path / name for name in ARCHIVES)
   train.write_bytes(CONTENT['train.tar'][:-1])
   val.write_bytes(CONTENT['val.tar'][:-1] + b'x')
   short, other = problems(capsys, tmp_path, IN_FOLDERS)
-  assert short == f'{train} has 1,499 bytes, not 1,500: download it again'
-  assert f'{val} has the MD5' in other and 'download it again' in other
+  assert short.startswith(str(train)) and '1,499 bytes, not 1,500' in short
+  assert other.startswith(str(val)) and 'MD5' in other
   monkeypatch.setattr(check, '_md5', None)
   val.unlink()
   problems(capsys, tmp_path, IN_FOLDERS)
 
 
-def test_a_folder_without_any_copy_is_told_what_it_needs(tmp_path):
+def test_an_empty_folder_gets_what_it_needs(tmp_path):
   with pytest.raises(
-    UserError, match='holds no copy .* train/ or val/, or ILS'
+    UserError, match='imagenet2012/.* train/ or val/.* ILSVRC2012_img_train.tar'
   ):
     check.check('imagenet2012', str(tmp_path))
-  with pytest.raises(UserError, match='needs cifar10/ as TFDS prepares it; '):
+  with pytest.raises(UserError, match='cifar10/.*tfds build cifar10 '):
     check.check('cifar10', str(tmp_path))
   with pytest.raises(UserError, match='/none does not exist'):
     check.check('cifar10', f'{tmp_path}/none')
 
 
-def test_what_is_not_checked_is_named(tmp_path):
+def test_data_sets_that_cannot_be_checked_are_named(tmp_path):
   folder = tmp_path / imagenet.V2_FOLDERS['matched-frequency'] / '0'
   write_images(folder, ['1.jpeg'])
   for dataset in 'digits', 'imagenet_v2':
-    with pytest.raises(
-      UserError, match=f'{dataset} is not checked in this form'
-    ):
+    with pytest.raises(UserError, match=f'{dataset} .*--dataset'):
       check.check(dataset, str(tmp_path))
 
 
@@ -261,10 +257,8 @@ def test_the_program_shrinks_then_checks(tmp_path):
   checked = run('check', out)
   assert checked.returncode == 2
   assert 'PROBLEM: train has 12 examples, not 1,281,167' in checked.stdout
-  assert checked.stderr == (
-    f'error: 2 problems with imagenet2012 in {tmp_path}/out: mend what the '
-    'lines with PROBLEM name\n'
-  )
+  assert checked.stderr.startswith('error: 2 problems with imagenet2012')
+  assert f'{tmp_path}/out' in checked.stderr and checked.stderr.count('\n') == 1
   good = run('check', f'--data_dir={TFDS_DIR}', '--dataset=fashion_mnist')
   assert (good.returncode, good.stderr) == (0, '')
   assert good.stdout.endswith('\nok\n')
@@ -293,7 +287,7 @@ def test_help_names_the_commands_and_explains_their_flags():
     assert f' --{name}: ' in text and f'Example: --{name}=' in text
 
 
-def test_folders_of_ones_own_are_checked(tmp_path, capsys):
+def test_own_folders_are_checked(tmp_path, capsys):
   for name in 'ant', 'bee':
     write_images(tmp_path / 'train' / name, ['1.jpg', '2.jpg'])
   write_images(tmp_path / 'val' / 'bee', ['1.jpg'])
@@ -302,7 +296,7 @@ def test_folders_of_ones_own_are_checked(tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert '  train                      4 images of 2 classes' in lines
   assert '  train                      not read: 1 file (.txt 1)' in lines
-  assert '  validation                 1 images of 1 class' in lines
+  assert '  validation                 1 image of 1 class' in lines
   assert '  validation                 no images of 1 class (ant)' in lines
   (tmp_path / 'train' / 'cat').mkdir()
   write_images(tmp_path / 'train' / 'ant' / 'deep', ['1.jpg'])
@@ -312,10 +306,10 @@ def test_folders_of_ones_own_are_checked(tmp_path, capsys):
   for problem, pattern in zip(
     found,
     [
-      rf'{tmp_path}/train has no images of 1 class \(cat\): add',
-      f'{tmp_path}/train/ant/deep has images',
-      f'{tmp_path}/train/bee/2.jpg: .* extract it again',
-      f'{tmp_path}/val/2.jpg is in no folder',
+      rf'{tmp_path}/train .*\(cat\)',
+      f'{tmp_path}/train/ant/deep ',
+      f'{tmp_path}/train/bee/2.jpg: ',
+      f'{tmp_path}/val/2.jpg ',
     ],
     strict=True,
   ):

@@ -1,4 +1,4 @@
-"""Boxes: inside the image, with the paper's areas and aspects."""
+"""Crop boxes: inside the image, with the stated areas and aspects."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_centre_square():
 
 
 def googlenet_boxes(sizes, offsets):
-  """Boxes as GoogLeNet words them, from (height, width) and squares' corners."""
+  """Boxes by GoogLeNet's description, from (height, width) and squares' corners."""
   expected = []
   for (height, width), squares in zip(sizes, offsets, strict=True):
     side = min(height, width)

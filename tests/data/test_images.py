@@ -1,4 +1,4 @@
-"""Decoding: parts equal the whole, and what is odd or damaged is noticed."""
+"""Decoding: parts equal the whole; unusual and damaged images."""
 
 import io
 import subprocess
@@ -30,7 +30,7 @@ def encode(image, file_format='JPEG', mode='RGB', **options):
 
 
 def with_opencv(encoded):
-  """What OpenCV makes of the whole."""
+  """The whole image as OpenCV decodes it."""
   return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
@@ -73,7 +73,7 @@ def test_a_part_is_decoded_without_the_whole(monkeypatch):
   assert open_image(encoded, 3).cut((5, 6, 7, 8)).shape == (7, 8, 3)
 
 
-def test_threads_have_decoders_of_their_own():
+def test_each_thread_has_its_own_decoder():
   encoded, found = encode(photograph()), []
 
   def decode():
@@ -100,7 +100,7 @@ def test_images_come_in_rgb_order_or_grey():
   np.testing.assert_array_equal(decode_image(image, 3), image)
 
 
-def test_the_rotation_noted_in_exif_is_ignored():
+def test_exif_rotation_is_ignored():
   image = photograph()
   exif = PIL.Image.Exif()
   exif[0x0112] = 6  # turn by 90 degrees
@@ -140,7 +140,7 @@ def test_a_jpeg_that_ends_early_has_its_first_rows():
   ids=['nothing', 'text', 'header', 'png', 'most'],
 )
 @pytest.mark.parametrize('num_channels', [1, 3])
-def test_damaged_images_are_noticed(damaged, num_channels, capfd):
+def test_damaged_images_are_bad_images(damaged, num_channels, capfd):
   with pytest.raises(BadImageError, match='bytes'):
     decode_image(damaged, num_channels)
   assert capfd.readouterr().out == ''
@@ -181,7 +181,7 @@ def test_sixteen_bits_are_scaled_to_eight(suffix):
     np.testing.assert_array_equal(decoded[0, :, -1], expected)
 
 
-def test_real_numbers_are_no_pixels():
+def test_float_images_are_refused():
   image = np.random.default_rng(0).random((4, 5, 3)).astype(np.float32)
   for suffix in '.hdr', '.pfm':
     encoded = cv2.imencode(suffix, image)[1].tobytes()
@@ -202,7 +202,7 @@ def test_modes_are_those_of_pillow(mode):
   np.testing.assert_array_equal(decode_image(file.getvalue(), 3), expected)
 
 
-def test_the_first_image_of_an_animation_counts():
+def test_the_first_image_of_an_animation_is_read():
   frames = [PIL.Image.new('RGB', (8, 6), c) for c in ('red', 'blue')]
   for file_format in 'GIF', 'WEBP', 'PNG', 'TIFF':
     file = io.BytesIO()

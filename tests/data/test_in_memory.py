@@ -1,4 +1,4 @@
-"""Examples that are decoded once are the same, and read once."""
+"""Examples in memory are unchanged, and read only once."""
 
 import os
 
@@ -45,7 +45,7 @@ def test_each_example_is_read_once_and_the_same(pixels):
   assert kept.origin() == whole.origin()
 
 
-def test_what_is_no_image_is_said_so():
+def test_bytes_that_are_not_an_image_raise():
   with pytest.raises(BadImageError):
     InMemory(Counting([b'no image']))[0]
 
@@ -69,7 +69,7 @@ def test_batches_are_those_of_the_source(pixels, mirror):
       np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_more_than_the_memory_is_refused(monkeypatch):
+def test_images_that_do_not_fit_in_memory_are_refused(monkeypatch):
   # 1,000 images of 81 bytes, every second one of 324.
   images = [
     np.zeros((9 * (1 + i % 2),) * 2 + (1,), np.uint8) for i in range(1000)
@@ -84,6 +84,6 @@ def test_more_than_the_memory_is_refused(monkeypatch):
   assert len(InMemory(bad)) == 1000
 
 
-def test_the_memory_is_that_of_the_machine_or_less():
+def test_memory_is_at_most_the_machines():
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   assert 2**28 < host.memory_bytes() <= total

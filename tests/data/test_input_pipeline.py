@@ -1,19 +1,11 @@
-"""Order, batches, padding: what they promise, on real digits."""
+"""Order, batches, padding and bad images, mostly on the digits."""
 
 import dataclasses
 import errno
 import io
-import multiprocessing
-import os
 import pathlib
-import pickle
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import cv2
 import jax
@@ -83,7 +75,7 @@ def test_stream_shows_every_example_once_per_epoch(digits, shuffle):
     )
 
 
-def test_half_of_the_images_are_mirrored_anew_in_each_epoch(digits):
+def test_half_of_the_images_are_mirrored_afresh_in_each_epoch(digits):
   steps = 2 * 1442 // 32 + 1
   is_mirrored = {}
   position = 0
@@ -107,7 +99,7 @@ def assert_same_batches(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_resuming_gives_the_batches_that_were_to_come(digits):
+def test_resuming_gives_the_remaining_batches(digits):
   whole = list(training_batches(digits, OPTIONS, 32, 5, 0, 60))
   assert_same_batches(
     whole[47:], training_batches(digits, OPTIONS, 32, 5, 47, 60)
@@ -129,7 +121,7 @@ def test_micro_batches_are_consecutive_parts_of_the_stream(digits):
 
 
 def host_parts(monkeypatch, process_count, make_batches):
-  """What each of so many processes would read."""
+  """What each process would read."""
   monkeypatch.setattr(jax, 'process_count', lambda: process_count)
   for process in range(process_count):
     monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
@@ -160,116 +152,9 @@ def test_any_hosts_and_workers_read_every_example_once_an_epoch(
       index[epoch * 1442 : (epoch + 1) * 1442],
       epoch_order(1442, 16, shuffle, 3, epoch),
     )
-  # The last host again, with workers: the same part, whatever their number and
-  # the order, which they do not make.
+  # The last host again, with workers: the same part, whatever their number.
   for num_workers in (1, 4) if shuffle == 'within_shards' else ():
     assert_same_batches(parts[-1], batches(num_workers))
-
-
-@pytest.mark.parametrize('num_workers', [1, 2])
-def test_worker_processes_give_the_same_batches(digits, num_workers):
-  options = dataclasses.replace(OPTIONS, num_workers=num_workers)
-  assert_same_batches(
-    training_batches(digits, OPTIONS, 32, 5, 7, 12),
-    training_batches(digits, options, 32, 5, 7, 12),
-  )
-
-
-PROGRAM_WITH_WORKERS = """
-import sys
-import absl.flags
-from tests.data.test_input_pipeline import OPTIONS, dataclasses, make_source
-from tests.data.test_input_pipeline import training_batches
-if __name__ == '__main__':
-  absl.flags.FLAGS(['program'])
-  options = dataclasses.replace(OPTIONS, num_workers=2)
-  batches = training_batches(make_source('digits', 'train'), options, 8, 0, 0, 999)
-  next(batches)
-  print('ready', flush=True)
-  sys.stdin.read()
-"""
-
-
-def children_of(pid):
-  """Process ids of the children, from /proc."""
-  children = []
-  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
-    try:
-      fields = path.read_text().rpartition(')')[2].split()
-    except OSError:  # it has ended meanwhile
-      continue
-    if int(fields[1]) == pid:
-      children.append(int(path.parent.name))
-  return children
-
-
-def test_a_lost_worker_is_an_error_and_its_batches_are_not_left_out(digits):
-  options = dataclasses.replace(OPTIONS, num_workers=2)
-  expected = training_batches(digits, OPTIONS, 32, 5, 0, 100)
-  devices = mesh.make_evaluation_mesh(jax.devices()[:1])
-  batches = input_pipeline.DeviceBatches(
-    training_batches(digits, options, 32, 5, 0, 100), devices
-  )
-  received = [next(batches)]
-  workers = multiprocessing.active_children()
-  assert len(workers) == 2
-  workers[0].kill()
-  with pytest.raises(
-    UserError, match='a worker .* was killed by SIGKILL, as L'
-  ):
-    received.extend(batches)
-  # What had been prepared before comes, in its order.
-  assert len(received) < 100
-  for batch in received:
-    np.testing.assert_array_equal(batch['index'], next(expected)['index'])
-  assert not multiprocessing.active_children()
-
-
-@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
-def test_a_worker_killed_as_it_starts_is_an_error(digits):
-  # Of 96 KiB, where the pipe to a new process holds 64.
-  assert len(pickle.dumps(digits)) > 2**16
-  options = dataclasses.replace(OPTIONS, num_workers=1)
-
-  def kill_new_worker():
-    while True:
-      for pid in children_of(os.getpid()):
-        command = pathlib.Path(f'/proc/{pid}/cmdline').read_text()
-        if 'spawn_main' in command:
-          os.kill(pid, signal.SIGKILL)
-          return
-      time.sleep(0.001)
-
-  thread = threading.Thread(target=kill_new_worker, daemon=True)
-  thread.start()
-  with pytest.raises(UserError, match='a worker .* was killed by SIGKILL'):
-    input_pipeline.DeviceBatches(
-      training_batches(digits, options, 32, 5, 0, 100),
-      mesh.make_evaluation_mesh(jax.devices()[:1]),
-    )
-  thread.join()
-  assert not multiprocessing.active_children()
-
-
-@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
-def test_workers_end_with_a_parent_that_was_killed(tmp_path):
-  program = tmp_path / 'program.py'
-  program.write_text(PROGRAM_WITH_WORKERS)
-  tests = pathlib.Path(__file__).parents[1]
-  with subprocess.Popen(
-    [sys.executable, str(program)],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    env={**os.environ, 'PYTHONPATH': str(tests.parent)},
-  ) as process:
-    assert process.stdout.readline() == b'ready\n'
-    workers = children_of(process.pid)
-    assert len(workers) >= 2
-    process.kill()
-  deadline = time.monotonic() + 30
-  while alive := [pid for pid in workers if os.path.exists(f'/proc/{pid}/exe')]:
-    assert time.monotonic() < deadline, alive
-    time.sleep(0.1)
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
@@ -360,7 +245,9 @@ def test_views_are_cut_from_the_resized_image(rule):
 @pytest.mark.parametrize(
   'height, width', [(375, 500), (403, 300), (299, 299), (50, 67), (1, 30)]
 )
-def test_pixels_of_torchvision_are_pillows(height, width, mode, interpolation):
+def test_torchvision_crops_have_pillows_pixels(
+  height, width, mode, interpolation
+):
   options = dataclasses.replace(
     OPTIONS, image_size=224, eval_crop='torchvision',
     interpolation=interpolation,
@@ -383,7 +270,7 @@ def test_pixels_of_torchvision_are_pillows(height, width, mode, interpolation):
 @pytest.mark.parametrize('interpolation', ['bilinear', 'area', 'random'])
 @pytest.mark.parametrize('rule', ['slim', 'caffe'])
 @pytest.mark.parametrize('height, width', [(30, 50), (50, 30), (1, 30), (3, 3)])
-def test_rules_of_others_have_their_own_way_to_resize(
+def test_rules_from_other_projects_resize_their_own_way(
   height, width, rule, interpolation
 ):
   options = dataclasses.replace(
@@ -412,7 +299,7 @@ def test_batches_of_several_views_have_an_axis_for_them(digits):
 @pytest.mark.parametrize(
   'interpolation', ['bilinear', 'area', 'nearest', 'bicubic', 'random']
 )
-def test_crops_are_those_of_the_documented_draws(interpolation):
+def test_crops_follow_the_documented_draws(interpolation):
   options = dataclasses.replace(
     OPTIONS, image_size=12, train_crop='area', interpolation=interpolation
   )
@@ -522,7 +409,7 @@ def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
   [
     ({'cut_short': [3]}, 'files, example 3: 200 bytes do not decode'),
     ({'empty': [3]}, 'files, example 3: an image of 0 bytes'),
-    ({'unreadable': [3]}, r'files, example 3: it cannot be read \(the disk'),
+    ({'unreadable': [3]}, r'files, example 3: .*\(the disk is gone\)'),
   ],
   ids=str,
 )
@@ -532,12 +419,12 @@ def test_bad_images_end_training_and_evaluation(bad, message, num_workers):
   skipping = dataclasses.replace(options, on_bad_image='skip')
   for batches, remedy in (
     (training_batches(source, options, 4, 0, 0, 2), 'on_bad_image=skip'),
-    (evaluation_batches(source, skipping, 4), 'mend it'),
+    (evaluation_batches(source, skipping, 4), 'evaluation skips no image'),
   ):
     with pytest.raises(UserError) as caught:
       list(batches)
-    # Not with `match`: Grain adds notes, which are no part of the line.
-    assert re.fullmatch(f'{message}.*{remedy}', str(caught.value))
+    # Not with `match`, which also sees the notes that Grain adds.
+    assert re.fullmatch(f'{message}.*{remedy}.*', str(caught.value))
 
 
 def test_a_label_outside_the_classes_is_never_skipped():
@@ -559,12 +446,12 @@ def test_a_label_outside_the_classes_is_never_skipped():
       assert 'skip' not in message
 
 
-def test_nothing_but_bad_images_is_an_error():
+def test_only_bad_images_is_an_error():
   options = dataclasses.replace(OPTIONS, num_shards=2, on_bad_image='skip')
   last = epoch_order(9, 2, options.shuffle, 0, 0)[99 % 9]
   with pytest.raises(
     UserError,
-    match=f'100 bad images in a row, the last one files, example {last}:',
+    match=f'100 bad images in a row.* files, example {last}:',
   ):
     list(training_batches(Files(9, empty=range(9)), options, 1, 0, 0, 1))
 
@@ -574,13 +461,13 @@ def test_nothing_but_bad_images_is_an_error():
   [
     (OSError(errno.EMFILE, 'Too many open files'), 'ulimit -n', 0),
     (OSError(errno.EIO, 'Input/output error'), 'check the disk', 0),
-    (TimeoutError('of a bucket'), 'the network', 0),
+    (TimeoutError('from a bucket'), 'network', 0),
     (RuntimeError('read() failed: Cannot allocate memory'), 'num_workers', 0),
     (RuntimeError('open() failed: Too many open files; a'), 'ulimit', 1),
   ],
   ids=str,
 )
-def test_an_error_of_the_machine_replaces_no_image(error, remedy, num_workers):
+def test_a_machine_error_replaces_no_image(error, remedy, num_workers):
   options = dataclasses.replace(
     OPTIONS, num_shards=2, num_workers=num_workers, on_bad_image='skip'
   )
@@ -591,8 +478,8 @@ def test_an_error_of_the_machine_replaces_no_image(error, remedy, num_workers):
   ):
     with pytest.raises(UserError) as caught:
       list(batches)
-    assert str(caught.value).startswith('files, example 3 cannot be read')
-    assert 'the data are not at fault' in str(caught.value)
+    assert str(caught.value).startswith('files, example 3 ')
+    assert 'not at fault' in str(caught.value)
     assert remedy in str(caught.value) and 'skip' not in str(caught.value)
 
 
@@ -618,15 +505,11 @@ def damaged_tfds_copy(folder):
 def test_bad_records_are_named_and_replaced(tmp_path, num_workers):
   options = dataclasses.replace(OPTIONS, image_size=28, num_workers=num_workers)
   source = damaged_tfds_copy(tmp_path)
-  with pytest.raises(
-    UserError, match=r'fashion_mnist, example [357]: it cannot'
-  ):
+  with pytest.raises(UserError, match='fashion_mnist, example [357]: .*skip'):
     list(training_batches(source, options, 20, 0, 0, 10))
-  with pytest.raises(UserError, match='example 3: it cannot be read .*mend it'):
+  with pytest.raises(UserError, match='fashion_mnist, example 3: '):
     list(evaluation_batches(source, options, 20))
-  with pytest.raises(
-    images.BadImageError, match='a record of 1 images and 0 labels'
-  ):
+  with pytest.raises(images.BadImageError, match='1 image and 0 labels'):
     input_pipeline._open(source, 7)
   skipping = dataclasses.replace(options, on_bad_image='skip')
   batches = list(training_batches(source, skipping, 20, 0, 0, 10))
@@ -658,7 +541,7 @@ def test_devices_receive_their_parts(digits):
 
 
 def test_unknown_options_are_refused(digits):
-  with pytest.raises(UserError, match="data.shuffle 'all' is unknown: use one"):
+  with pytest.raises(UserError, match="data.shuffle 'all'"):
     dataclasses.replace(OPTIONS, shuffle='all')
 
 

@@ -1,4 +1,4 @@
-"""Evaluation crops against the preprocessing of others: `make test-peers`.
+"""Evaluation crops against other projects' preprocessing: `make test-peers`.
 
 torchvision's transforms and those of `pretrainedmodels` on Pillow's images, and
 TF-Slim's steps in TensorFlow's operations, from the bytes of JPEGs and PNGs.

@@ -1,4 +1,4 @@
-"""A miniature ILSVRC 2012 from the official archives on: `make test-slow`.
+"""A miniature ILSVRC 2012, starting from official archives: `make test-slow`.
 
 TensorFlow, in an environment of its own, prepares it by the commands that our
 messages print; here, where there is none, it is read, trained on and evaluated.
@@ -41,7 +41,7 @@ VALIDATION = [imagenet.VALIDATION_FILE.format(i) for i in range(1, 17)]
 
 
 def photograph(name):
-  """An encoded image of coloured or grey patches; its name decides on all."""
+  """An encoded image of coloured or grey patches, a function of its name."""
   rng = np.random.default_rng(list(name.encode()))
   height, width = rng.integers((220, 270), (280, 330))
   is_grey = name.endswith('5.JPEG')
@@ -67,7 +67,7 @@ def archive(contents):
 
 
 def printed_command(data_dir, message):
-  """The command by which a message says that a copy becomes readable."""
+  """The command in an error message that makes a copy readable."""
   with pytest.raises(UserError, match=message) as caught:
     make_source('imagenet2012', 'train', str(data_dir))
   assert '\n' not in str(caught.value)
@@ -92,7 +92,7 @@ def run(command, environment):
 
 
 def paste(command):
-  """Runs a shell command where `tfds` is that of TensorFlow's environment."""
+  """Runs a shell command with `tfds` from TensorFlow's environment."""
   run(command, {'PATH': f'{TFDS.parent}:{os.environ["PATH"]}'})
 
 
@@ -182,7 +182,7 @@ def test_validation_images_are_the_same_in_all_forms(prepared, folders, tars):
   }
 
 
-def test_a_tfrecord_copy_is_mended_by_the_printed_command(
+def test_the_printed_command_converts_a_tfrecord_copy(
   build, prepared, tmp_path
 ):
   command, data_dir = build

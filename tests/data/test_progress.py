@@ -1,9 +1,9 @@
-"""Lines about long jobs: how often, and what they estimate."""
+"""Progress lines: how often, and the estimate of the time left."""
 
 from bn_inception.data.progress import Progress
 
 
-def test_a_line_comes_after_each_interval_with_the_time_left(capsys):
+def test_a_line_is_printed_after_each_interval(capsys):
   seconds = iter([0, 4, 11, 12, 25])
   progress = Progress('train', 8000, 'images', 10, lambda: next(seconds))
   for _ in range(4):

@@ -1,4 +1,4 @@
-"""Resizing: each method as the library that it is named after."""
+"""Each resizing method equals the library that it is named after."""
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ def noise(*shape):
 
 
 def slim_weights(length, new):
-  """What each pixel counts in each of the new ones, float64 [new, length]."""
+  """The weight of each pixel in each new one, float64 [new, length]."""
   weights = np.zeros((new, length))
   for i in range(new):
     position = i * length / new
@@ -29,7 +29,7 @@ def slim_weights(length, new):
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_tensorflow_1_is_its_formula_rounded(shape, channels):
+def test_tensorflow_1_follows_its_formula(shape, channels):
   image = noise(*shape, channels)
   for size in (8, 224):
     exact = np.einsum(

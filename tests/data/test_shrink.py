@@ -1,4 +1,4 @@
-"""Shrunk copies: their layout, order and pixels, and what is left of failures."""
+"""Shrunk copies: layout, order, pixels, and what failures leave behind."""
 
 import json
 import pathlib
@@ -72,9 +72,7 @@ def centre(image):
   return image[top : top + height, left : left + width]
 
 
-def test_folders_become_a_copy_that_is_read_like_any_other(
-  tmp_path, monkeypatch, capsys
-):
+def test_folders_become_a_prepared_copy(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(shrink, 'EXAMPLES_PER_SHARD', 2)
   write_training_folders(tmp_path / 'in')
   for name, label in zip(VALIDATION, imagenet_labels(VALIDATION), strict=True):
@@ -126,7 +124,7 @@ def test_a_prepared_copy_keeps_its_shards_order_and_features(
     make_source('imagenet2012', 'train', folder) for folder in copies
   )
   everything = range(len(original))
-  # No smaller than they are: byte for byte.
+  # Images that are small enough stay the same, byte for byte.
   for index in everything:
     assert same[index] == original[index]
     assert small[index][1] == same[index][1]
@@ -160,9 +158,9 @@ def test_integer_labels_keep_the_names_of_their_classes(tmp_path):
   assert shape(source[0][0]) == (10, 14, 3)
 
 
-def test_what_is_not_shrunk_is_named(tmp_path):
+def test_data_sets_that_cannot_be_shrunk_are_named(tmp_path):
   for dataset in 'image_folder', 'digits':
-    with pytest.raises(UserError, match=f'{dataset} is not shrunk: --dataset'):
+    with pytest.raises(UserError, match=f'{dataset} .*--dataset'):
       shrink.shrink(dataset, str(tmp_path), str(tmp_path / 'out'))
 
 
@@ -207,7 +205,7 @@ def test_pixels_of_the_centre_crop_are_close_to_those_of_the_original():
     assert np.abs(error).mean() < 2.3
 
 
-def test_failures_are_named_and_leave_nothing_that_could_be_used(tmp_path):
+def test_failures_are_named_and_leave_no_usable_copy(tmp_path):
   source, out = tmp_path / 'in', tmp_path / 'out'
   write_training_folders(source)
   bad = source / 'train' / imagenet.class_names()[281] / 'bad.JPEG'
@@ -230,19 +228,17 @@ def test_failures_are_named_and_leave_nothing_that_could_be_used(tmp_path):
   assert not unfinished.exists()
   assert not (out / 'imagenet2012/5.1.0/stale').exists()
   assert len(make_source('imagenet2012', 'train', str(out))) == 9
-  assert 'exists already' in complaint(source, out)
-  assert 'another one than data_dir' in complaint(source, source)
-  assert 'must be a folder of this machine' in complaint(source, 'gs://a/b')
+  assert f'{out}/imagenet2012/5.1.0 already exists' in complaint(source, out)
+  assert f'output_dir {source} ' in complaint(source, source)
+  assert 'output_dir gs://a/b ' in complaint(source, 'gs://a/b')
   assert "has no split 'tset': --splits takes train" in complaint(
     out, tmp_path / 'c', splits=['tset']
   )
-  assert 'has no folder for the split test' in complaint(
-    source, tmp_path / 'c', splits=['test']
-  )
+  assert 'split test' in complaint(source, tmp_path / 'c', splits=['test'])
   assert 'between 1 and 100: got 256 and 101' in complaint(
     source, tmp_path / 'c', quality=101
   )
-  assert 'images of 1 channel' in complaint(
+  assert '1 channel:' in complaint(
     TFDS_DIR, tmp_path / 'c', dataset='fashion_mnist'
   )
   (tmp_path / 'file').write_text('')

@@ -1,4 +1,4 @@
-"""Sources by name: what they share, and what is said when one is missing."""
+"""Opening sources by name, and errors if one is missing."""
 
 import pathlib
 import pickle
@@ -63,7 +63,7 @@ def test_missing_things_are_named_with_the_remedy(tmp_path):
       ('imagenet2012', 'train', str(tmp_path)),
       '--manual_dir=FOLDER_OF_THE_TWO',
     ),
-    (('../x', 'train', None), "'../x' is not the name of a data set"),
+    (('../x', 'train', None), "'../x' is not a"),
   ]
   for arguments, message in cases:
     with pytest.raises(UserError, match=re.escape(message)) as caught:

@@ -1,4 +1,4 @@
-"""One process of test_distributed.py: steps and evaluation in some layout.
+"""One process of test_distributed.py: steps and evaluation in a given layout.
 
   layout_steps.py FOLDER NUM_PROCESSES PROCESS_ID DEVICES_EACH PORT
 
@@ -95,7 +95,7 @@ def saved_leaves(folder: str, step: int) -> list[np.ndarray]:
 
 
 def load(folder: str, step: int, like):
-  """A state of the reference, placed as another one is."""
+  """A state of the reference, placed like another one."""
   leaves, structure = jax.tree.flatten(like)
   placed = [
     jax.make_array_from_callback(x.shape, leaf.sharding, x.__getitem__)

@@ -1,4 +1,4 @@
-"""Accelerators that are not used or not here: what is installed is made up."""
+"""Unused and missing accelerators, on simulated machines."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ JAX = jax.__version__
 
 @pytest.fixture
 def on_machine(tmp_path, monkeypatch):
-  """A function: the remarks on a machine that has these."""
+  """A function that returns the remarks on a simulated machine."""
   monkeypatch.syspath_prepend(tmp_path)
 
   def remarks(installed, files=(), backend='cpu', platforms=None):
@@ -61,7 +61,7 @@ def test_a_plugin_for_another_jax_is_named_with_the_remedy(
 
 def test_a_plugin_without_its_hardware(on_machine):
   (line,) = on_machine({'jax-cuda13-plugin': JAX}, ['/dev/vfio/vfio'])
-  assert line.startswith(f'jax-cuda13-plugin {JAX} sees no NVIDIA GPU')
+  assert line.startswith(f'jax-cuda13-plugin {JAX} finds no NVIDIA GPU')
 
 
 def test_a_plugin_that_does_not_start(on_machine):
@@ -83,7 +83,7 @@ def test_hardware_without_a_plugin(on_machine, path, extra):
   assert path in line and line.endswith(f"pip install 'jax[{extra}]=={JAX}'")
 
 
-def test_nothing_is_said_where_the_cpu_is_all_there_is_or_is_asked_for(
+def test_nothing_is_said_if_there_is_only_a_cpu_or_it_was_requested(
   on_machine,
 ):
   assert on_machine({}) == []
@@ -109,7 +109,7 @@ def test_missing_devices_are_explained(monkeypatch):
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
   fail_to_find_devices(monkeypatch, 'cuda', AssertionError())
   line = accelerators.explain_missing(AssertionError())
-  assert "JAX_PLATFORMS='cuda'" in line and 'no NVIDIA GPU is seen;' in line
+  assert "JAX_PLATFORMS='cuda'" in line and 'no NVIDIA GPU found;' in line
   assert 'jax-cuda13-plugin 0.9, libtpu 0.1)' in line
   assert 'unset JAX_PLATFORMS' in line
   assert line.endswith(f"install the plugin: pip install 'jax[cuda12]=={JAX}'")
@@ -134,7 +134,7 @@ def test_devices_in_use_are_explained(platforms, remedy, monkeypatch):
   assert remedy in line and '\n' not in line
 
 
-def test_a_platform_that_no_plugin_has_is_not_installed(monkeypatch):
+def test_an_unknown_platform_gets_no_install_command(monkeypatch):
   error = RuntimeError('Unknown backend cuba')
   fail_to_find_devices(monkeypatch, 'cuba', error)
   line = accelerators.explain_missing(error)
@@ -150,7 +150,7 @@ def test_other_errors_are_not_explained():
 
 
 @pytest.mark.slow
-def test_a_platform_that_is_not_here_gets_one_line():
+def test_a_missing_platform_gets_one_line():
   program = """
 import jax
 from bn_inception import command_line

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop: saved first, and no step is lost."""
+"""Signals: answered at once; runs are saved first and lose no step."""
 
 import os
 import pathlib
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_ends_the_program_at_once(script, first, stderr):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_a_request_is_noted_after_the_beginning_and_kills_before_it(number):
+def test_a_request_is_recorded_after_begin_and_kills_before(number):
   script = TRAINING.format(begin='requests.begin()', saving='time.sleep(0.3)')
   # As from `timeout` and from terminals, which send it twice.
   found = end_with(script, number, number, 'saving\n', number)
@@ -178,7 +178,7 @@ def test_sigint_twice_at_once_is_one_request():  # of `timeout --signal=INT`
 
 @pytest.fixture
 def handlers():
-  """Those of `SIGNALS`, as from the start."""
+  """A function that returns the handlers of `SIGNALS`, reset to the defaults."""
   before = {number: signal.getsignal(number) for number in SIGNALS}
   for number in SIGNALS:
     signal.signal(number, signal.SIG_DFL)
@@ -267,7 +267,7 @@ def read_raw(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('step', [4, 6])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
   tmp_path, monkeypatch, digits_config, few_rows, step
 ):
   whole, stopped = str(tmp_path / 'whole'), str(tmp_path / 'stopped')

@@ -1,4 +1,4 @@
-"""Paths with ~, addresses of buckets, and where there is no home folder."""
+"""Paths with ~, bucket addresses, and unknown home folders."""
 
 import pwd
 
@@ -25,7 +25,7 @@ from bn_inception.machine import paths
     ('', ''),
   ],
 )
-def test_paths_are_of_this_machine(monkeypatch, given, expected):
+def test_local_paths_are_expanded(monkeypatch, given, expected):
   monkeypatch.setenv('HOME', '/home/u')
   assert paths.expand(given, '--workdir') == expected
 
@@ -55,7 +55,7 @@ def test_data_may_be_in_buckets_that_epath_reads():
       paths.expand(address, '--data_dir', may_be_bucket=True)
 
 
-def test_no_folder_is_named_after_a_missing_home(monkeypatch):
+def test_an_unknown_home_folder_is_refused(monkeypatch):
   with pytest.raises(UserError, match='no user nobody-here'):
     paths.expand('~nobody-here/a', '--workdir')
 

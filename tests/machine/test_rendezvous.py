@@ -1,4 +1,4 @@
-"""Processes that meet, here as threads: who comes, who is sent away, how long."""
+"""Processes, simulated by threads, that arrive, are refused, or time out."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ class Meeting(threading.Thread):
 
 
 def listen_as_jax(host, port):
-  """What follows the meeting: JAX's coordinator takes the port."""
+  """Stands for JAX's coordinator, which takes the port after the meeting."""
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   server = socket.create_server((host, port), family=family)
   threading.Thread(target=serve, args=(server, b''), daemon=True).start()
@@ -77,10 +77,10 @@ def test_all_meet_whoever_comes_first(host, monkeypatch):
   assert finish(early, late) == [None, None]
 
 
-def test_who_is_missing_is_said_again_and_again(capsys, monkeypatch):
+def test_missing_processes_are_reported_repeatedly(capsys, monkeypatch):
   monkeypatch.setattr(rendezvous, 'TIMEOUT_SECONDS', 1.5)
   port = free_port()
-  # The first tells the others why it gave up, whenever they came.
+  # The first process tells the others why it gave up.
   errors = finish(Meeting(port, 2, 4), Meeting(port, 0, 4))
   assert all('(2 of 4 are here; missing: 1, 3)' in error for error in errors)
   said = capsys.readouterr().out.splitlines()
@@ -90,7 +90,7 @@ def test_who_is_missing_is_said_again_and_again(capsys, monkeypatch):
   )
 
 
-def test_a_first_process_that_does_not_come_is_named_with_the_reason():
+def test_a_missing_first_process_is_named_with_the_reason():
   port = free_port()
   refused, unknown = finish(
     Meeting(port, 1), Meeting(port, 1, host='nowhere.invalid')
@@ -99,7 +99,7 @@ def test_a_first_process_that_does_not_come_is_named_with_the_reason():
   assert f'process 0 at nowhere.invalid:{port} (' in unknown
 
 
-def test_the_first_process_says_if_the_address_is_of_another_host(capsys):
+def test_the_first_process_says_if_the_address_is_another_hosts(capsys):
   finish(Meeting(free_port(), 0, host='192.0.2.1'))  # of documents, nowhere
   assert '192.0.2.1 is not an address of this host' in capsys.readouterr().out
   finish(Meeting(free_port(), 0))
@@ -107,10 +107,10 @@ def test_the_first_process_says_if_the_address_is_of_another_host(capsys):
 
 
 @pytest.mark.parametrize('answer, reason', [
-  (b'SSH-2.0-OpenSSH\r\n', 'another program has that port'),
+  (b'SSH-2.0-OpenSSH\r\n', 'another program'),
   (b'', 'no answer'),
 ])  # fmt: skip
-def test_another_program_at_the_address_is_noticed(answer, reason):
+def test_another_program_at_the_address_is_detected(answer, reason):
   with socket.create_server(('127.0.0.1', 0)) as server:
     threading.Thread(target=serve, args=(server, answer), daemon=True).start()
     port = server.getsockname()[1]
@@ -121,12 +121,12 @@ def test_another_program_at_the_address_is_noticed(answer, reason):
 
 
 @pytest.mark.parametrize('wrong, message', [
-  ({'process_id': 1}, 'two with --process_id=1'),
+  ({'process_id': 1}, '--process_id=1'),
   ({'process_id': 2, 'num_processes': 4}, 'process 2 has --num_processes=4'),
   ({'process_id': 2, 'jax': '2'}, 'process 2 has jax=2 and process 0 has 1'),
   ({'process_id': 2}, 'process 2 has jax=None and process 0 has 1'),
 ])  # fmt: skip
-def test_who_does_not_belong_is_sent_away_and_the_others_go_on(
+def test_a_stranger_is_refused_and_the_others_continue(
   wrong, message, capsys, monkeypatch
 ):
   monkeypatch.setattr(rendezvous, 'TIMEOUT_SECONDS', 10)
@@ -143,7 +143,7 @@ def test_who_does_not_belong_is_sent_away_and_the_others_go_on(
   assert finish(second, third) == [None, None]
 
 
-def test_a_process_that_was_started_again_is_no_second_one(monkeypatch):
+def test_a_restarted_process_replaces_the_old_one(monkeypatch):
   monkeypatch.setattr(rendezvous, 'TIMEOUT_SECONDS', 10)
   port = free_port()
   first = Meeting(port, 0)
@@ -170,13 +170,13 @@ def test_a_process_that_was_started_again_is_no_second_one(monkeypatch):
   '', '[1]', '[' * 10_000, '["1", 2, {}]', '[1, 2, null]', '[2, 2, {}]',
   '[true, 2, {}]', '[NaN, 2, {}]',
 ])  # fmt: skip
-def test_what_scanners_of_ports_send_is_no_process(text):
+def test_input_from_port_scanners_is_ignored(text):
   assert rendezvous._parse_member(text) is None
   sent = json.dumps(Member(1, 2, {'jax': '1'}))
   assert rendezvous._parse_member(sent) == Member(1, 2, {'jax': '1'})
 
 
-def test_who_sends_byte_by_byte_does_not_keep_the_others_waiting():
+def test_a_slow_sender_does_not_delay_the_others():
   ours, theirs = socket.socketpair()
   with ours, theirs:
     is_done = threading.Event()
@@ -216,12 +216,12 @@ def test_addresses_are_read(text, host, port):
   '', 'host', 'host:', ':1', 'host:0', 'host:65536', 'host:-1', 'host:1a',
   'http://host:1', '::1:1234', '[::1]', 'a..b:1', 'host:1/', 'ho st:1', 'host:1\n',
 ])  # fmt: skip
-def test_other_texts_are_no_addresses(text):
+def test_invalid_addresses_are_refused(text):
   with pytest.raises(UserError, match='HOST:PORT'):
     rendezvous.parse_address(text)
 
 
-def test_where_jax_is_told_to_listen_so_do_we(monkeypatch):
+def test_we_listen_where_jax_is_told_to(monkeypatch):
   port = free_port()
   monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', f'127.0.0.1:{port}')
   with rendezvous._listen(Address('127.0.0.2', port + 1)) as server:

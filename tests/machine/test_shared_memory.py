@@ -1,4 +1,4 @@
-"""Shared memory: what batches need of it, and what is said where it is short."""
+"""Shared memory: how much batches need, and errors if there is too little."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ MB = 2**20
 
 @pytest.fixture
 def free(monkeypatch):
-  """Sets what is free, in bytes."""
+  """A function that sets the free bytes."""
 
   def set_free(num_bytes):
     monkeypatch.setattr(shared_memory, '_free_bytes', lambda: num_bytes)
@@ -56,7 +56,7 @@ def test_memory_without_a_limit_is_enough(monkeypatch):
   shared_memory.check(8, 4, [IMAGENET])
 
 
-def test_workers_are_as_many_as_fit(free):
+def test_as_many_workers_as_fit(free):
   free(200 * MB)
   assert shared_memory.fitting_workers(8, 4, [IMAGENET]) == 3
   assert shared_memory.fitting_workers(2, 4, [IMAGENET]) == 2
@@ -135,7 +135,7 @@ def run_with_shared_memory(tmp_path, kilobytes, how):
 
 
 @pytest.mark.slow
-def test_no_worker_is_killed_where_the_check_passes(tmp_path):
+def test_no_worker_is_killed_if_the_check_passes(tmp_path):
   enough = 13 * BATCH_KB + 2 * 128
   assert run_with_shared_memory(tmp_path, enough, 'checked') == ['done']
   (line,) = run_with_shared_memory(tmp_path, enough - 4, 'checked')
@@ -143,7 +143,7 @@ def test_no_worker_is_killed_where_the_check_passes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_killed_for_want_of_it_is_explained(tmp_path):
+def test_a_worker_killed_for_lack_of_memory_is_explained(tmp_path):
   (line,) = run_with_shared_memory(tmp_path, 5 * BATCH_KB, 'unchecked')
   assert 'SIGBUS' in line and '/dev/shm is full' in line
   assert '--shm-size' in line and 'checkpoint' not in line

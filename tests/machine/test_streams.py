@@ -1,4 +1,4 @@
-"""Programs whose stdout or stderr is closed, full or gone."""
+"""Programs whose stdout or stderr is closed, full or broken."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ TRAIN = [
   'train.py', '--config=configs/mnist.py:batch_norm,digits',
   '--config.training.num_epochs=0.5',
 ]  # fmt: skip
-BROKEN_PIPE = 'stdout cannot be written (Broken pipe): going on without it\n'
+BROKEN_PIPE = 'stdout cannot be written (Broken pipe): continuing without it\n'
 # `python - closed.py`, as a shell does it with >&- and its like.
 CLOSED = """
 import os, sys
@@ -29,7 +29,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 @pytest.fixture
 def closed_pipe():
-  """What a program has as stdout when `head` has ended."""
+  """The stdout of a program whose reader, such as `head`, has ended."""
   read_end, write_end = os.pipe()
   os.close(read_end)
   yield write_end
@@ -45,7 +45,7 @@ def run(arguments, **keywords):
   return done.returncode, done.stderr
 
 
-def test_a_needed_stream_raises_and_another_gives_up(closed_pipe):
+def test_a_needed_stream_raises_and_others_drop_output(closed_pipe):
   stream = streams._Stream(closed_pipe, '<stdout>', is_needed=True)
   with pytest.raises(streams.StdoutLostError) as caught:
     stream.write(b'x')
@@ -54,7 +54,7 @@ def test_a_needed_stream_raises_and_another_gives_up(closed_pipe):
   assert stream.write(b'four') == 4
 
 
-def test_a_stream_that_does_not_block_is_waited_for():
+def test_writing_waits_for_a_full_nonblocking_stream():
   read_end, write_end = os.pipe()
   os.set_blocking(write_end, False)
   stream = streams._Stream(write_end, '<stdout>', is_needed=True)
@@ -81,7 +81,9 @@ print('printed', flush=True)
 
 
 @pytest.mark.parametrize('descriptors', ['0', '1', '2', '0,1,2'])
-def test_files_do_not_take_the_places_of_closed_streams(tmp_path, descriptors):
+def test_files_do_not_take_the_descriptors_of_closed_streams(
+  tmp_path, descriptors
+):
   opening = f'assert open({str(tmp_path / "a")!r}, "w").fileno() > 2'
   script = PROTECTED.format(opening) + 'print(1, file=sys.stderr)'
   stdout = None if '1' in descriptors else subprocess.DEVNULL
@@ -89,8 +91,8 @@ def test_files_do_not_take_the_places_of_closed_streams(tmp_path, descriptors):
   assert found == (0, '' if '2' in descriptors else '1\n')
 
 
-def test_a_program_that_goes_on_says_so_once(closed_pipe):
-  script = PROTECTED.format('streams.go_on_without_stdout()') * 2
+def test_a_program_that_continues_says_so_once(closed_pipe):
+  script = PROTECTED.format('streams.continue_without_stdout()') * 2
   assert run(['-c', script], stdout=closed_pipe) == (0, BROKEN_PIPE)
 
 
@@ -117,7 +119,7 @@ def test_a_full_disk_as_stdout_gets_one_line():
 
 
 def read_to(terminal, text):
-  """Until a program has printed it."""
+  """Reads until a program has printed the text."""
   printed = b''
   while text not in printed:
     printed += os.read(terminal, 4096)
@@ -135,7 +137,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_stops_training_with_a_checkpoint(tmp_path):
+def test_closing_the_terminal_stops_training_with_a_checkpoint(tmp_path):
   terminal, of_program = pty.openpty()
   command = [
     *TRAIN[:-1], '--config.training.num_epochs=10000',
@@ -158,7 +160,7 @@ def test_a_terminal_that_is_closed_stops_training_with_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_and_evaluation_go_on_without_stdout(tmp_path, closed_pipe):
+def test_training_and_evaluation_continue_without_stdout(tmp_path, closed_pipe):
   workdir = f'--workdir={tmp_path}/run'
   for command in ([*TRAIN, workdir], ['eval.py', workdir]):
     assert run(command, stdout=closed_pipe) == (0, BROKEN_PIPE)

@@ -1,4 +1,4 @@
-"""Copies prepared by TFDS: which a folder holds, and what their files say."""
+"""Finds copies of data sets prepared by TFDS, and checks their metadata."""
 
 import collections
 import contextlib
@@ -11,18 +11,19 @@ import numpy as np
 from etils import epath
 from google.protobuf import json_format
 
-from bn_inception.data.listing import names_in
+from bn_inception.data.directories import names_in
+from bn_inception.data.wording import count
 from bn_inception.errors import UserError
 
 IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
 INFO_FILE, FEATURES_FILE = 'dataset_info.json', 'features.json'
-LABEL_FILE = 'label.labels.txt'  # the names of the classes, as it was prepared
-# What each file must have; older versions of TFDS wrote 'type'.
+LABEL_FILE = 'label.labels.txt'  # class names at the time of preparation
+# Keys that each file must have; older versions of TFDS wrote 'type'.
 _NEEDED = {
   INFO_FILE: [('name',), ('version',), ('splits',)],
   FEATURES_FILE: [('pythonClassName', 'type')],
 }
-# What TFDS raises for files that say nonsense, or for want of TensorFlow.
+# What TFDS raises for corrupt metadata, or if it needs TensorFlow.
 TFDS_ERRORS = (
   json_format.Error, AssertionError, AttributeError, ImportError, KeyError,
   OSError, TypeError, ValueError,
@@ -31,7 +32,7 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
 class Copy(NamedTuple):
-  """A version of a data set that a folder holds; config: '' where it has none."""
+  """A version of a data set in a folder; config is '' if it has none."""
 
   name: str
   config: str
@@ -40,43 +41,43 @@ class Copy(NamedTuple):
 
   @property
   def dataset(self) -> str:
-    """Its name for `make_source`."""
+    """NAME[/CONFIG]:VERSION, for `make_source`."""
     config = f'/{self.config}' if self.config else ''
     return f'{self.name}{config}:{self.version}'
 
   def is_of_its_name(self) -> bool:
-    """Whether its own files give the folder's name to the data set."""
+    """Whether its metadata has the same name as its folder."""
     try:
       info = json.loads((self.folder / INFO_FILE).read_text())
       return info['name'] == self.name
-    except (OSError, ValueError, KeyError, TypeError):  # no whole copy
+    except (OSError, ValueError, KeyError, TypeError):  # incomplete
       return False
 
 
 def quiet():
-  """Keeps TFDS's advice on TensorFlow, a paragraph, from being printed."""
+  """Suppresses the paragraph of advice on TensorFlow that TFDS prints."""
   return contextlib.redirect_stdout(io.StringIO())
 
 
 def describe_error(error: Exception) -> str:
-  """The kind and the first line of an error of array_record or TFDS."""
+  """Type and first line of an error from array_record or TFDS."""
   first_line = str(error).partition('\n')[0]
-  # TFDS's own prefix is the arguments.
+  # TFDS prefixes the arguments.
   first_line = re.sub('^Failed to construct dataset .*}": ', '', first_line)
   return f'{type(error).__name__}{": " if first_line else ""}{first_line}'
 
 
 def parse_name(dataset: str) -> tuple[str, str, str]:
-  """'imagenet_v2/topimages:3.0.0' -> its name, config and version, or ''."""
+  """NAME[/CONFIG][:VERSION] -> (name, config, version), '' for what is absent."""
   name, _, version = dataset.partition(':')
   name, _, config = name.partition('/')
   return name, config, version
 
 
 def list_copies(root: epath.Path, name: str) -> list[Copy]:
-  """The copies of a data set under a folder, whole or not, the newest first.
+  """The copies of a data set under a folder, newest first, even incomplete ones.
 
-  Folders without any file, and unfinished ones of `tfds build`, are none.
+  Empty folders and unfinished ones of `tfds build` do not count.
   """
   copies = []
   for folder in names_in(root / name):
@@ -95,7 +96,7 @@ def list_copies(root: epath.Path, name: str) -> list[Copy]:
 
 
 def wanted_copies(root: epath.Path, dataset: str) -> list[Copy]:
-  """Those of `list_copies` that have the config and version of a name."""
+  """The copies that have the config and version given in a name."""
   name, config, version = parse_name(dataset)
   pattern = re.escape(version).replace(r'\*', r'\d+')
   return [
@@ -107,16 +108,12 @@ def wanted_copies(root: epath.Path, dataset: str) -> list[Copy]:
 
 
 def check_metadata(folder: epath.Path, files: tuple[str, ...]) -> None:
-  """Refuses a copy whose files about itself are gone or damaged.
-
-  Raises:
-    UserError: which names the file.
-  """
+  """Raises UserError if one of a copy's metadata files is missing or corrupt."""
   for name in files:
     if problem := _problem_of_json(folder / name, _NEEDED[name]):
       raise UserError(
-        f'{folder / name} {problem}: copy it again from where the copy in '
-        f'{folder} was made, or prepare the data set again'
+        f'{folder / name} {problem}: copy it again from where {folder} came '
+        'from, or prepare the data set again'
       )
 
 
@@ -141,11 +138,7 @@ def _problem_of_json(
 
 
 def check_rebuilt(folder: epath.Path) -> None:
-  """Refuses a copy with features that TFDS cannot rebuild from its file.
-
-  Raises:
-    UserError: which names all features and their kinds.
-  """
+  """Raises UserError if TFDS cannot rebuild a copy's features from its metadata."""
   import tensorflow_datasets as tfds
 
   content = json.loads((folder / FEATURES_FILE).read_text())
@@ -159,21 +152,18 @@ def check_rebuilt(folder: epath.Path) -> None:
       for name, feature in sorted(features.items())
     )
     raise UserError(
-      f'TFDS cannot read {folder} ({describe_error(error)}), whose features are '
-      f'{kinds}: prepare it again with an Image and a ClassLabel only'
+      f'TFDS cannot read {folder} ({describe_error(error)}), which has the '
+      f'features {kinds}: prepare it again with only an Image and a ClassLabel'
     ) from error
 
 
 def check_features(name: str, folder: epath.Path, features) -> None:
-  """Refuses what is not one encoded image and one label to an example.
+  """Raises UserError unless an example is one encoded image and one label.
 
   Args:
-    name: of the data set.
-    folder: of the copy.
-    features: TFDS's, of the examples.
-
-  Raises:
-    UserError: which names the feature and its kind.
+    name: name of the data set.
+    folder: folder of the copy.
+    features: the examples' `tfds.features.FeaturesDict`.
   """
   import tensorflow_datasets as tfds
 
@@ -183,25 +173,25 @@ def check_features(name: str, folder: epath.Path, features) -> None:
       f"'{key}' ({_kind(features[key])})" for key in sorted(features)
     )
     raise UserError(
-      f'{name} is not a classification data set: its examples have {found}, '
-      f'without {sorted(missing)}; prepare it again with features of these names'
+      f'{name} is not a classification data set: its examples have {found}, but '
+      f'not {sorted(missing)}: prepare it again with features of these names'
     )
   image = features['image']
   if not isinstance(image, tfds.features.Image):
     raise UserError(
-      f"{name} has the feature 'image' as {_kind(image)}, and an encoded image "
-      'is needed: prepare it again with tfds.features.Image'
+      f"{name} has the feature 'image' as {_kind(image)}, not as an encoded "
+      'image: prepare it again with tfds.features.Image'
     )
   image_type = np.dtype(image.np_dtype).name
   if image_type not in IMAGE_TYPES:
     raise UserError(
-      f'{name} has images of {image_type}: prepare it again with '
-      f'those of {" or ".join(IMAGE_TYPES)}'
+      f'{name} has images of {image_type}: prepare it again with images of '
+      f'{" or ".join(IMAGE_TYPES)}'
     )
   num_channels = image.shape[-1]
   if num_channels not in (1, 3):
     raise UserError(
-      f'{name} has images of {num_channels} channels: use a data set of 1 or 3'
+      f'{name} has images with {num_channels} channels: use a data set with 1 or 3'
     )
   _check_label(name, folder, features['label'])
 
@@ -212,31 +202,30 @@ def _check_label(name: str, folder: epath.Path, label) -> None:
   if isinstance(label, tfds.features.ClassLabel) and label.num_classes:
     return
   needed = (
-    'and the number of one class is needed: prepare it again with '
-    'tfds.features.ClassLabel'
+    'not as one class number: prepare it again with tfds.features.ClassLabel'
   )
   if _is_number(label):
     if (folder / LABEL_FILE).exists():
       return
     needed = (
-      'which does not say what classes there are: write their names, one a '
-      f'line in the order of the numbers from 0, to {folder / LABEL_FILE}'
+      'without class names: write them, one a line in the order of the labels '
+      f'from 0, to {folder / LABEL_FILE}'
     )
   raise UserError(f"{name} has the feature 'label' as {_kind(label)}, {needed}")
 
 
 def _is_number(label) -> bool:
-  """Whether a label is one integer in the records."""
+  """Whether a label is stored as one integer."""
   import tensorflow_datasets as tfds
 
   if not isinstance(label, tfds.features.Tensor):
     return False
-  stored = np.dtype(label.get_serialized_info().np_dtype)  # bytes, if encoded
+  stored = np.dtype(label.get_serialized_info().np_dtype)  # bytes if encoded
   return label.shape in ((), (1,)) and stored.kind in 'biu'
 
 
 def _kind(feature) -> str:
-  """Such as 'a list of ClassLabel' or 'Tensor of float32 [24, 24, 3]'."""
+  """'a list of ClassLabel', 'Tensor of float32 [24, 24, 3]', ..."""
   import tensorflow_datasets as tfds
 
   if isinstance(feature, tfds.features.FeaturesDict):
@@ -251,13 +240,13 @@ def _kind(feature) -> str:
 
 
 def read_label_names(file: epath.Path) -> tuple[str, ...]:
-  """Of a `LABEL_FILE`."""
+  """The class names in a `LABEL_FILE`."""
   lines = (line.strip() for line in file.read_text().splitlines())
   return tuple(line for line in lines if line)
 
 
 def class_names(builder) -> tuple[str, ...]:
-  """Of the classes of a copy that `check_features` lets pass."""
+  """The class names of a copy that passed `check_features`."""
   label = builder.info.features['label']
   if getattr(label, 'num_classes', None):
     return tuple(label.names)
@@ -265,29 +254,25 @@ def class_names(builder) -> tuple[str, ...]:
 
 
 def check_label_names(builder) -> None:
-  """Refuses a copy that does not name each class once.
+  """Raises UserError if a copy does not name each class exactly once.
 
-  TFDS notices, too, but in a thread whose errors it drops, and then uses the
-  wrong names.
-
-  Raises:
-    UserError: which names the file.
+  TFDS checks this in a thread whose errors it drops, and then uses wrong names.
   """
   file = epath.Path(builder.data_dir) / LABEL_FILE
-  if not file.exists():  # the classes are named by their numbers
+  if not file.exists():  # class names are the labels
     return
   names = read_label_names(file)
   label = builder.info.features['label']
   num_classes = getattr(label, 'num_classes', None) or len(names)
   if len(names) != num_classes or not names:
     raise UserError(
-      f'{file} has {len(names):,} name{"" if len(names) == 1 else "s"} for '
-      f'{num_classes:,} classes: '
-      'copy or prepare the data set again'
+      f'{file} has {count(len(names), "name")} for '
+      f'{count(num_classes, "class", "classes")}: copy or prepare the data set '
+      'again'
     )
-  name, count = collections.Counter(names).most_common(1)[0]
-  if count > 1:
+  name, number = collections.Counter(names).most_common(1)[0]
+  if number > 1:
     raise UserError(
-      f"{file} has the name '{name}' {count} times: give each class a name of "
-      'its own, and prepare the data set again'
+      f"{file} has the name '{name}' {number} times: give each class a different "
+      'name, and prepare the data set again'
     )

@@ -1,8 +1,7 @@
-"""What a run depends on in its data: classes, examples and their order.
+"""Facts about the data that a run depends on: classes, examples and their order.
 
-These facts are stored with every run (data.json) and checkpoint, and compared
-wherever one is used again. The folder of the data is not among them: a copy in
-another folder is the same data.
+They are stored with every run (data.json) and checkpoint, and compared when one is
+used again. The folder is not one of them: a copy elsewhere is the same data.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ _NAMES = {
   'eval_split': 'evaluation split',
   'num_eval_examples': 'evaluation examples',
 }
-# Facts that are hashes -> what they are of; the hashes would tell a reader nothing.
+# Facts that are hashes -> what is hashed, which says more to a reader.
 _FINGERPRINTS = {
   'fingerprint': 'files of the training split',
   'eval_fingerprint': 'files of the evaluation split',
@@ -27,12 +26,12 @@ _FINGERPRINTS = {
 def describe(
   source: Source, split: str, eval_source: Source, eval_split: str
 ) -> dict:
-  """The facts of a run's data, as JSON has them.
+  """The facts about a run's data, as JSON values.
 
   Args:
     source, split: the training split and its name.
-    eval_source, eval_split: the evaluation split and its name. Its classes and
-      channels are those of the training split.
+    eval_source, eval_split: the evaluation split, which has the same classes and
+      channels, and its name.
   """
   facts = {
     'dataset': source.name,
@@ -48,7 +47,7 @@ def describe(
 
 
 def describe_network(source: Source) -> dict:
-  """What a network's arrays and the names of its outputs depend on."""
+  """The facts that set a network's shapes and the names of its outputs."""
   return {
     'class_names': list(source.class_names),
     'num_channels': source.num_channels,
@@ -58,21 +57,21 @@ def describe_network(source: Source) -> dict:
 def first_difference(
   stored: Mapping[str, object], given: Mapping[str, object]
 ) -> str | None:
-  """The first fact that differs, as 'what: stored -> given'; None if none does.
+  """The first fact that differs, as 'what: stored -> given', or None.
 
-  Facts that only one of the two has are skipped: checkpoints of earlier versions
-  have fewer, and not every use depends on all of them.
+  Facts that only one side has are skipped: older checkpoints have fewer, and not
+  every use depends on all of them.
 
   Args:
-    stored: with a run or a checkpoint; other keys are ignored.
-    given: as of `describe`.
+    stored: facts of a run or checkpoint; other keys are ignored.
+    given: from `describe`.
   """
   for key, new in given.items():
     old = stored.get(key)
     if old is None or old == new:
       continue
     if key in _FINGERPRINTS:
-      return f'{_FINGERPRINTS[key]}: other ones, or in another order'
+      return f'{_FINGERPRINTS[key]}: different, or in another order'
     if key != 'class_names':
       return f'{_NAMES[key]}: {old} -> {new}'
     if len(old) != len(new):

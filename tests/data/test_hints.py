@@ -1,4 +1,4 @@
-"""What is said to people who have the data, but give another folder or name."""
+"""Hints for users who have the data but give the wrong folder or name."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from bn_inception.data import check, finding, imagenet, listing, shrink
+from bn_inception.data import check, directories, hints, imagenet, shrink
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from tests.data.test_folders import VALIDATION, write_images
@@ -23,7 +23,7 @@ def write_imagenet(root, train='train', val='val'):
 
 
 def said(dataset, data_dir, split='train'):
-  """The line of every program; they agree."""
+  """The error of every program, which is the same."""
   programs = [
     lambda: make_source(dataset, split, str(data_dir)),
     lambda: check.check(dataset, str(data_dir)),
@@ -41,7 +41,7 @@ def said(dataset, data_dir, split='train'):
   return line
 
 
-def test_a_level_too_deep_or_too_high_is_told_the_right_one(tmp_path):
+def test_one_level_too_deep_or_too_high_gets_the_right_folder(tmp_path):
   shutil.copytree(TFDS_DIR, tmp_path / 'a' / 'tfds')
   write_imagenet(tmp_path / 'b' / 'ilsvrc')
   v2 = imagenet.V2_FOLDERS['matched-frequency']
@@ -71,7 +71,7 @@ def test_other_images_are_not_taken_for_imagenet(tmp_path):
   assert '(it has image_folder)' in said('imagenet_v2', tmp_path / 'pets')
 
 
-def test_kaggle_s_and_unpacked_folders_are_read(tmp_path):
+def test_kaggle_and_unpacked_folders_are_read(tmp_path):
   root = tmp_path / 'kaggle'
   place = 'ILSVRC/Data/CLS-LOC'
   write_imagenet(root, f'{place}/train', f'{place}/val')
@@ -85,7 +85,7 @@ def test_kaggle_s_and_unpacked_folders_are_read(tmp_path):
     validation = make_source('imagenet2012', 'validation', str(folder))
     assert validation.file_name(3) == VALIDATION[3]
     assert validation[3][1] == imagenet.validation_labels()[VALIDATION[3]]
-  with pytest.raises(UserError, match='test_00000001.JPEG .* of the test set'):
+  with pytest.raises(UserError, match='test_00000001.JPEG .*secret'):
     make_source('imagenet2012', 'test', f'{root}/{place}')
   assert f'--data_dir={root}/{place}' in said('imagenet2012', root / 'ILSVRC')
 
@@ -95,19 +95,19 @@ def test_kaggle_s_and_unpacked_folders_are_read(tmp_path):
   [
     (VALIDATION, '{root} FOLDER/val`'),
     ([f'{WNIDS[0]}/a.JPEG'], '{root} FOLDER/train`'),
-    ([f'Train/{WNIDS[0]}/a.JPEG'], 'it has Train/: rename to train/'),
-    ([f'valid/{WNIDS[0]}/a.JPEG'], 'it has valid/: rename to val/'),
-    (['data/train-00000-of-00294.parquet'], 'is Parquet'),
-    (['train.lmdb'], 'is LMDB'),
-    (['train.rec', 'train.idx'], 'is RecordIO of MXNet'),
-    (['train.beton'], 'is FFCV'),
-    (['train-00000-of-01024'], 'is TFRecord without'),
-    (['imagenet1k-train-0000.tar'], 'is a shard of WebDataset'),
-    (['imagenet-object-localization.zip'], 'is a compressed archive'),
-    (['ILSVRC2012_img_val.tar.gz'], 'is a compressed archive'),
-    (['ILSVRC2012_img_test_v10102019.tar'], 'whose labels are secret'),
-    (['ILSVRC2012_devkit_t12.tar.gz'], 'is the development kit'),
-    (['n01440764.tar'], 'extract each to a folder of its name'),
+    ([f'Train/{WNIDS[0]}/a.JPEG'], 'Train/: rename to train/'),
+    ([f'valid/{WNIDS[0]}/a.JPEG'], 'valid/: rename to val/'),
+    (['data/train-00000-of-00294.parquet'], 'Parquet'),
+    (['train.lmdb'], 'LMDB'),
+    (['train.rec', 'train.idx'], 'MXNet'),
+    (['train.beton'], 'FFCV'),
+    (['train-00000-of-01024'], 'TFRecord'),
+    (['imagenet1k-train-0000.tar'], 'WebDataset'),
+    (['imagenet-object-localization.zip'], 'compressed'),
+    (['ILSVRC2012_img_val.tar.gz'], 'compressed'),
+    (['ILSVRC2012_img_test_v10102019.tar'], 'secret'),
+    (['ILSVRC2012_devkit_t12.tar.gz'], 'development kit'),
+    (['n01440764.tar'], 'for t in n*.tar; do mkdir'),
     (
       ['downloads/manual/ILSVRC2012_img_val.tar'],
       'give --data_dir={root}/downloads/manual',
@@ -122,18 +122,21 @@ def test_other_forms_of_imagenet_are_named(tmp_path, files, message):
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'')
-  assert message.format(root=root) in said('imagenet2012', root)
+  line = said('imagenet2012', root)
+  assert message.format(root=root) in line
 
 
-def test_an_empty_version_alone_was_never_finished(tmp_path):
+def test_an_empty_version_was_never_finished(tmp_path):
   (tmp_path / 'imagenet2012' / '9.9.9').mkdir(parents=True)
   assert '9.9.9 was never finished' in said('imagenet2012', tmp_path)
 
 
-def test_the_folder_of_a_split_without_images_is_told_its_form(tmp_path):
+def test_a_split_folder_in_another_format_is_named(tmp_path):
   (tmp_path / 'train').mkdir()
   (tmp_path / 'train' / 'n01440764.tar').write_bytes(b'')
-  with pytest.raises(UserError, match='1 file .* extract each to a folder'):
+  with pytest.raises(
+    UserError, match=r'1 file .*\.tar 1.*n01440764.tar .*for t in'
+  ):
     make_source('imagenet2012', 'train', str(tmp_path))
 
 
@@ -144,24 +147,24 @@ def test_a_broken_link_is_named(tmp_path):
     ('fashion_mnist', 'fashion_mnist'),
   ):
     (tmp_path / name).symlink_to('/no/where')
-    assert f'/{name} is a link to /no/where, w' in said(dataset, tmp_path)
+    assert f'/{name} is a link to /no/where' in said(dataset, tmp_path)
     (tmp_path / name).unlink()
 
 
-def test_tars_are_to_be_prepared(tmp_path):
+def test_training_tars_need_preparing(tmp_path):
   (tmp_path / 'ILSVRC2012_img_train.tar').write_bytes(b'')
   with pytest.raises(UserError, match=f'--manual_dir={tmp_path}`'):
     make_source('imagenet2012', 'train', str(tmp_path))
 
 
-def test_the_archive_is_read_beside_the_training_folders(tmp_path):
+def test_the_archive_is_read_next_to_the_training_folders(tmp_path):
   write_images(tmp_path / 'train' / WNIDS[0], ['1.JPEG'])
   (tmp_path / imagenet.VALIDATION_ARCHIVE).write_bytes(b'\x1f\x8bgzip')
-  with pytest.raises(UserError, match='it is compressed, decompress it first'):
+  with pytest.raises(UserError, match='ILSVRC2012_img_val.tar .*compressed'):
     make_source('imagenet2012', 'validation', str(tmp_path))
 
 
-def test_folders_of_others_are_passed_over(tmp_path, monkeypatch):
+def test_folders_that_may_not_be_read_are_skipped(tmp_path, monkeypatch):
   write_imagenet(tmp_path / 'b' / 'mine')
   (tmp_path / 'a').mkdir()
   scandir = os.scandir
@@ -171,12 +174,12 @@ def test_folders_of_others_are_passed_over(tmp_path, monkeypatch):
       raise PermissionError(13, 'Permission denied', str(path))
     return scandir(path)
 
-  monkeypatch.setattr(listing.os, 'scandir', refuse)
+  monkeypatch.setattr(directories.os, 'scandir', refuse)
   assert said('imagenet2012', tmp_path).endswith(f'={tmp_path}/b/mine')
 
 
-def test_a_large_tree_is_not_searched_to_its_end(tmp_path, monkeypatch):
-  monkeypatch.setattr(finding, '_MAX_FOLDERS', 5)
+def test_the_search_of_a_large_tree_is_limited(tmp_path, monkeypatch):
+  monkeypatch.setattr(hints, '_MAX_FOLDERS', 5)
   for i in range(9):
     (tmp_path / f'{i}').mkdir()
   write_imagenet(tmp_path / '8')

@@ -1,4 +1,4 @@
-"""What the files of a copy by TFDS say, and what is said if they are damaged."""
+"""Metadata of copies prepared by TFDS, and errors if they are damaged."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
 
-from bn_inception.data import check, copies, shrink
+from bn_inception.data import check, shrink, tfds_metadata
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 
@@ -21,7 +21,7 @@ INFO, FEATURES = 'dataset_info.json', 'features.json'
 
 
 def own_copy(root, version='3.0.1', config=''):
-  """The committed data set as one of one's own, with its records."""
+  """The committed data set and its records, as a data set that TFDS does not know."""
   folder = root / 'my_pets' / config / version
   shutil.copytree(TFDS_DIR / 'fashion_mnist' / '3.0.1', folder)
   for path in list(folder.iterdir()):
@@ -47,7 +47,7 @@ def set_feature(folder, name, feature):
 
 
 def complaint(root, dataset='my_pets'):
-  """The line of every program; they agree."""
+  """The error of every program, which is the same."""
   lines, printed = [], io.StringIO()
   for program in (
     lambda: make_source(dataset, 'train', str(root)),
@@ -158,7 +158,7 @@ def test_features_of_other_names_are_named(tmp_path):
 
   edit(folder / FEATURES, rename)
   line = complaint(tmp_path)
-  assert "'img' (Image)" in line and "without ['image']" in line
+  assert "'img' (Image)" in line and "not ['image']" in line
 
 
 VIDEO = {
@@ -190,25 +190,25 @@ def test_features_that_need_tensorflow_are_named(
   assert capsys.readouterr().out == ''  # no paragraph on TensorFlow
 
 
-def test_integer_labels_are_read_once_the_classes_are_named(tmp_path):
+def test_integer_labels_need_class_names(tmp_path):
   folder = own_copy(tmp_path)
   for feature in (
     tfds.features.Scalar(np.int64),
     tfds.features.Tensor(shape=(1,), dtype=np.uint8),
   ):
     set_feature(folder, 'label', feature)
-    names = (folder / copies.LABEL_FILE).read_text()
+    names = (folder / tfds_metadata.LABEL_FILE).read_text()
     source = make_source('my_pets', 'train', str(tmp_path))
     expected = make_source('fashion_mnist', 'train', str(TFDS_DIR))
     assert source.class_names == expected.class_names
     assert [source[i] for i in range(200)] == [expected[i] for i in range(200)]
     check.check('my_pets', str(tmp_path))
-    (folder / copies.LABEL_FILE).unlink()
+    (folder / tfds_metadata.LABEL_FILE).unlink()
     line = complaint(tmp_path)
     assert line.endswith(f' from 0, to {folder}/label.labels.txt')
-    (folder / copies.LABEL_FILE).write_text('')
+    (folder / tfds_metadata.LABEL_FILE).write_text('')
     assert 'has 0 names' in complaint(tmp_path)
-    (folder / copies.LABEL_FILE).write_text(names)
+    (folder / tfds_metadata.LABEL_FILE).write_text(names)
 
 
 @pytest.mark.parametrize('file_format', ['tfrecord', 'riegeli', 'parquet'])
@@ -222,13 +222,13 @@ def test_copies_of_other_file_formats_are_converted(tmp_path, file_format):
   assert "'zarr' is not a valid FileFormat" in complaint(tmp_path)
 
 
-def test_an_empty_newer_version_is_passed_over(tmp_path):
+def test_an_empty_newer_version_is_skipped(tmp_path):
   own_copy(tmp_path, '3.0.9')
   folder = own_copy(tmp_path, '3.0.10')
   (tmp_path / 'my_pets' / '3.1.0').mkdir()
   source = make_source('my_pets', 'train', str(tmp_path))
   assert source.folder == str(folder)
-  found = copies.list_copies(epath.Path(tmp_path), 'my_pets')
+  found = tfds_metadata.list_copies(epath.Path(tmp_path), 'my_pets')
   assert [copy.version for copy in found] == ['3.0.10', '3.0.9']
   for dataset, versions in (
     ('my_pets:3.0.9', ['3.0.9']),
@@ -236,7 +236,7 @@ def test_an_empty_newer_version_is_passed_over(tmp_path):
     ('my_pets:4.*.*', []),
     ('my_pets/big', []),
   ):
-    wanted = copies.wanted_copies(epath.Path(tmp_path), dataset)
+    wanted = tfds_metadata.wanted_copies(epath.Path(tmp_path), dataset)
     assert [copy.version for copy in wanted] == versions
 
 

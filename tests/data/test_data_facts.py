@@ -2,11 +2,11 @@
 
 import json
 
-from bn_inception.data import facts as data_facts
+from bn_inception.data import data_facts
 from bn_inception.data.sources import make_source
 
 
-def test_facts_are_those_of_the_split():
+def test_facts_describe_the_splits():
   source = make_source('digits', 'train')
   evaluated = make_source('digits', 'test')
   facts = data_facts.describe(source, 'train', evaluated, 'test')

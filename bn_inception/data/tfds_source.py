@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets as array_record."""
+"""Reads data sets prepared by TensorFlow Datasets as array_record."""
 
 import bisect
 import collections
@@ -12,7 +12,22 @@ import threading
 from etils import epath
 
 from bn_inception.data import imagenet
-from bn_inception.data.copies import (
+from bn_inception.data.directories import is_folder, names_in
+from bn_inception.data.hints import find_hint, not_found
+from bn_inception.data.read_errors import (
+  UNREADABLE,
+  check_machine,
+  machine_errno,
+)
+from bn_inception.data.source import (
+  DIGITS,
+  IMAGE_FOLDER,
+  SYNTHETIC,
+  Example,
+  Source,
+  short_hash,
+)
+from bn_inception.data.tfds_metadata import (
   FEATURES_FILE,
   INFO_FILE,
   LABEL_FILE,
@@ -30,32 +45,23 @@ from bn_inception.data.copies import (
   read_label_names,
   wanted_copies,
 )
-from bn_inception.data.finding import find_remedy, nothing_found
-from bn_inception.data.listing import is_folder, names_in
-from bn_inception.data.source import (
-  UNREADABLE,
-  Example,
-  Source,
-  check_machine,
-  hash_of,
-  number_of_machine,
-)
+from bn_inception.data.wording import count
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
 from bn_inception.machine import paths
 
-FILE_FORMAT = 'array_record'  # the one that can be read in any order
-# The program of TFDS, which needs TensorFlow, in an environment of its own.
+FILE_FORMAT = 'array_record'  # TFDS's format with random access
+# TFDS's program needs TensorFlow, so it gets an environment of its own.
 _TFDS = (
   'python3 -m venv .venv-prepare && .venv-prepare/bin/pip install -r '
   'requirements-prepare.txt && .venv-prepare/bin/tfds'
 )
-_BUFFER_BYTES = 2**15  # array_record's own for random access
-SHRUNK_FILE = 'shrunk.json'  # beside dataset_info.json: how a copy was shrunk
+_BUFFER_BYTES = 2**15  # array_record's default for random access
+SHRUNK_FILE = 'shrunk.json'  # next to dataset_info.json: how a copy was shrunk
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
-  """Whether a folder holds a copy of a data set in TFDS's layout."""
+  """Whether a folder has a copy of a data set in TFDS's layout."""
   return bool(list_copies(epath.Path(data_dir).expanduser(), name))
 
 
@@ -63,13 +69,12 @@ def open_builder(name: str, data_dir: str | None):
   """TFDS's builder of a data set that is prepared as array_record.
 
   Args:
-    name: in the TFDS catalogue.
-    data_dir: where the data sets are; None: TFDS's own default.
+    name: name in the TFDS catalogue.
+    data_dir: parent of the data sets; None: TFDS's default.
 
   Raises:
-    UserError: if the data set is unknown, not prepared under `data_dir`, in
-      another file format, or not one of labelled images, or if the copy does
-      not name each class once.
+    UserError: if the data set is unknown, not prepared in `data_dir`, in another
+      file format, not of labelled images, or does not name each class once.
   """
   if data_dir is None:
     data_dir = _default_folder()
@@ -77,7 +82,7 @@ def open_builder(name: str, data_dir: str | None):
   root = data_dir or str(builder.data_dir_root)
   folder = epath.Path(builder.data_dir)
   if not names_in(folder):
-    raise nothing_found(name, root, how_to_prepare(name, root))
+    raise not_found(name, root, _how_to_prepare(name, root))
   _check_bucket(name, root)
   check_metadata(folder, (INFO_FILE,))
   _choose_format(builder)
@@ -87,7 +92,7 @@ def open_builder(name: str, data_dir: str | None):
 
 
 def _default_folder() -> str:
-  """TFDS's own, which TFDS takes as it is: with ~, or as file:///data."""
+  """TFDS's default folder, with ~ and file:// expanded, as TFDS does not."""
   import tensorflow_datasets as tfds
 
   folder = paths.expand(
@@ -95,22 +100,22 @@ def _default_folder() -> str:
     '$TFDS_DATA_DIR' if 'TFDS_DATA_DIR' in os.environ else '--data_dir',
     may_be_bucket=True,
   )
-  is_folder(folder)  # complains about a bucket that cannot be asked
+  is_folder(folder)  # raises if it is a bucket that cannot be reached
   return folder
 
 
 def _check_bucket(name: str, root: str) -> None:
-  """Refuses those that array_record would take for a local path."""
+  """Raises UserError for a bucket that array_record would take for a local path."""
   scheme, is_bucket, _ = root.partition('://')
   if is_bucket and scheme != 'gs':
     raise UserError(
-      f'{name} is prepared in {root}, but records are read from gs:// buckets '
-      'alone: mount this one, or copy the data set, and give that --data_dir'
+      f'{name} is prepared in {root}, but records can be read only from gs:// '
+      'buckets: mount this one, or copy the data set, and give that --data_dir'
     )
 
 
-def how_to_prepare(name: str, data_dir: str) -> str:
-  """The remedy for a data set of TFDS's catalogue that is nowhere."""
+def _how_to_prepare(name: str, data_dir: str) -> str:
+  """The remedy if there is no copy of a data set."""
   base = parse_name(name)[0]
   root = epath.Path(data_dir).expanduser()
   command = (
@@ -135,7 +140,7 @@ def how_to_prepare(name: str, data_dir: str) -> str:
 
 
 def _build(name: str, data_dir: str):
-  """TFDS's builder of a data set, whether it is prepared or not."""
+  """TFDS's builder of a data set that need not be prepared."""
   import tensorflow_datasets as tfds
 
   root = epath.Path(data_dir).expanduser()
@@ -146,17 +151,17 @@ def _build(name: str, data_dir: str):
     is_known = True
   except tfds.core.DatasetNotFoundError:
     is_known = False
-  # TFDS would take the newest version even if its folder is empty.
+  # TFDS would choose the newest version even if its folder is empty.
   is_any = not is_known and not version
   is_newest = is_any and copies and copies[0].config == config
   version = f':{copies[0].version}' if is_newest else ''
   try:
     with quiet():
       return tfds.builder(f'{name}{version}', data_dir=data_dir)
-  # TFDS asserts that versions and builder configs exist, and trusts the files.
+  # TFDS asserts that versions and builder configs exist, and trusts the metadata.
   except TFDS_ERRORS as error:
     check_machine(error, str(root))
-    # TFDS takes the features from its code, or the newest copy.
+    # TFDS takes the features from its own code, or from the newest copy.
     is_by_code = is_known and not parse_name(name)[2]
     raise _explain(name, root, copies, is_by_code, error) from error
 
@@ -168,7 +173,7 @@ def _explain(
   is_by_code: bool,
   error: Exception,
 ) -> UserError:
-  """Why TFDS has no builder of a data set."""
+  """Explains why TFDS has no builder of a data set."""
   import tensorflow_datasets as tfds
 
   for copy in copies if is_by_code else copies[:1]:
@@ -179,31 +184,31 @@ def _explain(
   if copies and not isinstance(error, tfds.core.DatasetNotFoundError):
     return UserError(
       f'TFDS cannot read {copies[0].folder} ({describe_error(error)}): copy it '
-      'again from where it was made, or prepare it again'
+      'again from where it came from, or prepare it again'
     )
-  if remedy := find_remedy(name, str(root)):
-    return UserError(f'{root} holds no copy of {name}: {remedy}')
+  if hint := find_hint(name, str(root)):
+    return UserError(f'{root} holds no copy of {name}: {hint}')
   if isinstance(error, ImportError):
     return UserError(
       f'TFDS cannot read {name} without TensorFlow ({describe_error(error)}): '
       'use a data set of images'
     )
   return UserError(
-    f"unknown data set '{name}': use digits, synthetic, image_folder, or a name "
-    'of the TFDS catalogue, such as fashion_mnist or imagenet2012'
+    f"unknown data set '{name}': use {DIGITS}, {SYNTHETIC}, {IMAGE_FOLDER}, or a "
+    'name in the TFDS catalogue, such as fashion_mnist or imagenet2012'
   )
 
 
 def _choose_format(builder) -> None:
   info = builder.info
-  # `tfds convert_format` adds a format to a copy. TFDS reads of it into the
-  # proto only, and would still choose the first.
+  # `tfds convert_format` adds a format to a copy. TFDS reads it only into the
+  # proto, and would still choose the first format.
   formats = [info.file_format.value, *info.as_proto.alternative_file_formats]
   if FILE_FORMAT not in formats:
-    # With several workers the command ends with success even if all fail.
+    # With several workers the command exits with 0 even if all of them fail.
     raise UserError(
       f'{builder.data_dir} is prepared as {formats[0]}, which has no random '
-      f'access: run `{_TFDS} '
+      f'access: convert it with `{_TFDS} '
       f'convert_format --dataset_version_dir={builder.data_dir} '
       f'--out_file_format={FILE_FORMAT} --num_workers=1`'
     )
@@ -214,28 +219,28 @@ def _choose_format(builder) -> None:
 
 
 class _Readers:
-  """The open files of all sources of this process; threads may share it.
+  """Least recently used cache of this process's open files; thread-safe.
 
-  array_record's own data source keeps each file open that it has read from: a
-  thousand for ImageNet, in every worker process, where many systems allow 1,024.
+  array_record's own data source keeps open every file that it has read from: a
+  thousand for ImageNet in each worker process, while many systems allow 1,024.
   """
 
   def __init__(self):
     self._lock = threading.Lock()
-    self._readers = collections.OrderedDict()  # the one used last is the last
+    self._readers = collections.OrderedDict()  # most recently used last
 
   def read(self, path: str, position: int) -> bytes:
-    """A record of a file.
+    """Reads a record.
 
     Raises:
-      RuntimeError, IndexError, ValueError: of array_record.
+      RuntimeError, IndexError, ValueError: from array_record.
     """
     try:
       return self._read(path, position)
     except RuntimeError as error:
-      if number_of_machine(error) != errno.EMFILE:
+      if machine_errno(error) != errno.EMFILE:
         raise
-    with self._lock:  # others than us have files open, too
+    with self._lock:  # other code in this process has files open too
       self._readers.clear()
     return self._read(path, position)
 
@@ -243,7 +248,7 @@ class _Readers:
     try:
       return self._open(path).read([position])[0]
     except RuntimeError:
-      # array_record notices only when it reads that a file could not be opened.
+      # array_record reports only on reading that it could not open the file.
       with self._lock:
         self._readers.pop(path, None)
       raise
@@ -255,7 +260,7 @@ class _Readers:
       if path in self._readers:
         self._readers.move_to_end(path)
         return self._readers[path]
-    # Single reads in the calling thread: handing them to others costs more.
+    # Read in the calling thread: handing over single records costs more.
     reader = ArrayRecordReader(
       path,
       options='readahead_buffer_size:0,max_parallelism:0',
@@ -263,8 +268,8 @@ class _Readers:
     )
     with self._lock:
       self._readers[path] = reader
-      # The rest is for batches in shared memory, checkpoints, and libraries. A
-      # reader is closed when the last thread that reads with it lets go of it.
+      # The other half is for shared memory, checkpoints and libraries. A reader is
+      # closed when the last thread that uses it drops it.
       while len(self._readers) > max(1, host.max_open_files() // 2):
         self._readers.popitem(last=False)
     return reader
@@ -277,7 +282,7 @@ class _Records:
   """Random access to the records of a split.
 
   Args:
-    shards: TFDS's instructions: of each file, which records.
+    shards: TFDS's FileInstructions: which records of which files.
   """
 
   def __init__(self, shards):
@@ -289,13 +294,13 @@ class _Records:
     return self._ends[-1]
 
   def fingerprint(self, version: str) -> str:
-    """Of a version's files: their names, and which records of each."""
+    """A hash of the version, the file names, and which records of each file."""
     names = [os.path.basename(path) for path in self._paths]
     parts = [version, names, self._skipped, self._ends]
-    return hash_of(json.dumps(parts).encode())
+    return short_hash(json.dumps(parts).encode())
 
   def path(self, index: int) -> str:
-    """Of the file that has a record."""
+    """The file that contains a record."""
     return self._paths[bisect.bisect_right(self._ends, index)]
 
   def __getitem__(self, index: int) -> bytes:
@@ -309,33 +314,30 @@ class _Records:
 
 
 def _check_order(names: tuple[str, ...], file: epath.Path) -> None:
-  """Refuses a copy whose labels number the classes in another order.
+  """Raises UserError if a copy has the class names in another order.
+
+  Names that are spelt differently are accepted.
 
   Args:
-    names: as TFDS gives them: of data sets in its catalogue, those of its code,
-      whatever the copy says.
-    file: of the copy's own names.
-
-  Raises:
-    UserError: if the copy's are in another order than these, or ImageNet's in
-      another than its own; names that others spell otherwise are let pass.
+    names: from TFDS: for data sets in its catalogue, those in its code, whatever
+      the copy says.
+    file: the copy's own names.
   """
   own = read_label_names(file) if file.exists() else names
   for expected in (names, imagenet.class_names()):
     if own != expected and sorted(own) == sorted(expected):
       i = next(i for i, name in enumerate(expected) if own[i] != name)
       raise UserError(
-        f"{file} has the classes in another order: number {i} is '{own[i]}', "
+        f"{file} has the classes in another order: label {i} is '{own[i]}', "
         f"not '{expected[i]}': copy or prepare the data set again"
       )
 
 
 def _find_shards(name: str, info, split: str) -> list:
-  """TFDS's instructions for a split or parts of splits.
+  """TFDS's FileInstructions for a split or parts of splits.
 
   Raises:
-    UserError: if there is no such split, or no such part of it, or if the part
-      has no examples.
+    UserError: if the split or part does not exist or is empty.
   """
   from tensorflow_datasets.core.data_sources.base import file_instructions
 
@@ -352,15 +354,15 @@ def _find_shards(name: str, info, split: str) -> list:
     shards, fault = [], 'does not exist'
   if shards and all(shard.take > 0 for shard in shards):
     return shards
-  has = ', '.join(f'{number:,} in {s}' for s, number in counts.items())
+  has = ', '.join(f'{count(n, "example")} in {s}' for s, n in counts.items())
   raise UserError(
-    f"'{split}' of {name} {fault}, and its examples are {has}: give a part such "
-    f'as {_nearest_part(split, counts)}'
+    f"'{split}' of {name} {fault}; it has {has}: give a part such as "
+    f'{_nearest_part(split, counts)}'
   )
 
 
 def _nearest_part(split: str, counts: dict[str, int]) -> str:
-  """'test[36:100]' of 40 examples -> 'test[36:40]'; else some part of it."""
+  """'test[36:100]' of 40 examples -> 'test[36:40]'; otherwise the first half."""
   name, _, rest = split.partition('[')
   name = name if counts.get(name) else max(counts, key=counts.get)
   if found := re.fullmatch(r'(\d+):(\d+)\]', rest):
@@ -371,14 +373,13 @@ def _nearest_part(split: str, counts: dict[str, int]) -> str:
 
 
 class TfdsSource(Source):
-  """A split of a data set prepared by TensorFlow Datasets as array_record.
+  """A split of a data set prepared by TFDS as array_record.
 
-  Reads the encoded bytes of the records itself, without TensorFlow, in half the
-  time that TFDS's `as_data_source` takes.
+  Parses the records without TensorFlow, in half the time of TFDS's
+  `as_data_source`.
 
   Raises:
-    UserError: as `open_builder`, or if there is no such split or its records
-      cannot be read.
+    UserError: as `open_builder`, or if the split is missing or unreadable.
   """
 
   def __init__(self, name: str, split: str, data_dir: str | None):
@@ -415,12 +416,13 @@ class TfdsSource(Source):
     labels = features['label'].int64_list.value
     if len(images) != 1 or len(labels) != 1:
       raise ValueError(
-        f'a record of {len(images)} images and {len(labels)} labels'
+        f'a record with {count(len(images), "image")} and '
+        f'{count(len(labels), "label")}'
       )
     return images[0], labels[0]
 
   def _features(self, index: int):
-    """Of the tf.train.Example that TFDS writes for an example."""
+    """The features of the tf.train.Example that TFDS wrote."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     record = self._records[int(index)]
@@ -429,7 +431,7 @@ class TfdsSource(Source):
   def describe(self, index: int) -> str:
     try:
       file_name = self.file_name(index)
-    except UNREADABLE:  # it is described because it is damaged
+    except UNREADABLE:  # damaged, which may be why it is described
       file_name = str(index)
     is_named = file_name != str(index)
     return super().describe(index) + (f' ({file_name})' if is_named else '')
@@ -439,7 +441,6 @@ class TfdsSource(Source):
     return names[0].decode() if names else super().file_name(index)
 
   def fingerprint(self) -> str:
-    """Of the version, and of the files and the number of records in each."""
     return self._records.fingerprint(self._version)
 
   def origin(self) -> dict:
