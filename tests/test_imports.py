@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors', 'metrics'},
+  {'arrays', 'errors', 'markdown', 'metrics'},
   {'batch_norm', 'kernels', 'machine', 'mesh'},
   {'layers', 'ranges'},
   {'data', 'inception', 'optimizer', 'perceptron'},

@@ -1,4 +1,4 @@
-"""The plots of the report as PNG and SVG files.
+"""The plots of the report as SVG files.
 
 Colours are told apart by the colour-blind, and series by dashes and markers too;
 the page has the same ones, lighter on a dark ground.
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from bn_inception.errors import writing
-from bn_inception.study.sections import Bar, Curve, Plot
+from bn_inception.study.plots import FILE_SUFFIXES, Bar, Curve, Plot
 
 COLOURS = (
   '#0072b2', '#c44e00', '#007a5c', '#a63d91', '#7a6200', '#000000', '#0b8fb3',
@@ -32,16 +32,17 @@ def file_names(plot: Plot) -> dict[str, str]:
   """Kind of statistics -> name of its files; '' -> that of bars."""
   first, *others = plot.variants or ['']
   return {first: plot.name} | {
-    kind: f'{plot.name}_{kind.split()[0]}' for kind in others
+    kind: f'{plot.name}_{FILE_SUFFIXES[kind]}' for kind in others
   }
 
 
-def draw(plot: Plot, folder: str) -> list[str]:
-  """Draws a plot, each kind of statistics as PNG and as SVG.
+def draw(plot: Plot, folder: str, extension: str = 'svg') -> list[str]:
+  """Draws a plot, each kind of statistics into a file of its own.
 
   Args:
     plot: what to draw.
-    folder: where to; it is there.
+    folder: where to; it exists.
+    extension: 'svg' or 'png'.
 
   Returns:
     The paths of the files.
@@ -63,16 +64,16 @@ def draw(plot: Plot, folder: str) -> list[str]:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
-    for extension, metadata in (('png', {}), ('svg', {'Date': None})):
-      path = os.path.join(folder, f'{name}.{extension}')
-      # The same numbers give the same file.
-      settings = {'svg.hashsalt': name, 'svg.fonttype': 'none'}
-      with (
-        matplotlib.rc_context(settings),
-        writing(path, remedy='give another --out'),
-      ):
-        figure.savefig(path, dpi=_DOTS_PER_INCH, metadata=metadata)
-      paths.append(path)
+    path = os.path.join(folder, f'{name}.{extension}')
+    # The same numbers give the same file.
+    settings = {'svg.hashsalt': name, 'svg.fonttype': 'none'}
+    metadata = {'Date': None} if extension == 'svg' else {}
+    with (
+      matplotlib.rc_context(settings),
+      writing(path, remedy='give another --out'),
+    ):
+      figure.savefig(path, dpi=_DOTS_PER_INCH, metadata=metadata)
+    paths.append(path)
   return paths
 
 

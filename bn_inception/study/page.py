@@ -1,7 +1,7 @@
 """The report as one HTML page, and as Markdown.
 
 The page works from a file, without network: style, script and the numbers of the
-plots are in it. Only the files of the runs and of the figures are beside it.
+plots are in it. Only the lines of the runs and the figures are next to it.
 """
 
 import dataclasses
@@ -12,13 +12,22 @@ import string
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
+from bn_inception import markdown
+from bn_inception.study.plots import Plot, Section, Table
 from bn_inception.study.results import Group
-from bn_inception.study.sections import Plot, Section, Table
 
 TITLE = 'Batch normalization: the studies'
-RUNS_FOLDER, FIGURES_FOLDER, TABLES_FOLDER = 'runs', 'figures', 'tables'
+FIGURES_FOLDER, TABLES_FOLDER = 'figures', 'tables'
 _RUNS_TABLE = f'{TABLES_FOLDER}/runs.csv'
-_EACH_RUN = 'Every run, with its folder, accuracies and seconds:'
+_CURVES_TABLE = f'{TABLES_FOLDER}/curves.csv'
+_ABOUT = (
+  '`python -m bn_inception.study.report` makes this, and an interactive page of it, '
+  '`report.html`, from the files `*.jsonl`, which have a line a run. Links go to '
+  'the file, and name the run.'
+)
+_EACH_RUN = (
+  'Every run, with its accuracies, its seconds and the file of its line:'
+)
 RULES = (
   'Numbers are means over seeds, ± the 95 % interval of the mean (Student) where '
   'there are two seeds or more. Bands reach from the lowest to the highest seed. '
@@ -38,7 +47,7 @@ class Report:
     cost_rule: how costs were counted.
     sections: the studies.
     figures: name of a plot -> names of its files, without extension.
-    files: folder of a run -> names of its files in `RUNS_FOLDER`.
+    files: name of a run -> name of the file that has its line.
   """
 
   facts: Mapping[str, str]
@@ -46,16 +55,15 @@ class Report:
   cost_rule: str
   sections: Sequence[Section]
   figures: Mapping[str, Sequence[str]]
-  files: Mapping[str, Sequence[str]]
+  files: Mapping[str, str]
 
   def links(self, group: Group) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each finished run 'seed 0' and its files: (name, address)."""
+    """For each finished run 'seed 0' and its line: (name, address)."""
     return [
       (
         f'seed {outcome.run.seed}',
         [
-          (name, _address(RUNS_FOLDER, outcome.folder_name, name))
-          for name in self.files[outcome.folder_name]
+          (outcome.name, f'{_address(self.files[outcome.name])}#{outcome.name}')
         ],
       )
       for outcome in group.outcomes
@@ -131,11 +139,10 @@ def _section(section: Section, report: Report) -> str:
 
 def _figure(plot: Plot, report: Report) -> str:
   images = [
-    _address(FIGURES_FOLDER, f'{name}.{extension}')
+    _address(FIGURES_FOLDER, f'{name}.svg')
     for name in report.figures[plot.name]
-    for extension in ('png', 'svg')
   ]
-  images.append(_address(TABLES_FOLDER, f'curves_{plot.name}.csv'))
+  images.append(_CURVES_TABLE)
   files = ', '.join(
     f'<a href="{image}">{_escape(image.rpartition("/")[2])}</a>'
     for image in images
@@ -190,7 +197,7 @@ def _rows(title: str, columns: Sequence[str], rows) -> str:
 
 def make_markdown(report: Report) -> str:
   """The same numbers, for readers of the repository."""
-  lines = [f'# {TITLE}', '', 'The same as a page: report.html.', '']
+  lines = [f'# {TITLE}', '', _ABOUT, '']
   lines += [f'- {label}: {text}' for label, text in report.facts.items()]
   lines += ['', RULES]
   for section in report.sections:
@@ -201,7 +208,7 @@ def make_markdown(report: Report) -> str:
         lines += ['', note]
       for plot in part.plots:
         for name in report.figures[plot.name]:
-          address = _address(FIGURES_FOLDER, f'{name}.png')
+          address = _address(FIGURES_FOLDER, f'{name}.svg')
           lines += ['', f'![{plot.title}]({address})']
       for table in part.tables:
         rows = [
@@ -209,15 +216,15 @@ def make_markdown(report: Report) -> str:
           for group, cells in table.rows
         ]
         lines += ['', f'{table.title}:', '']
-        lines += _markdown_rows([[*table.columns, 'runs'], *rows])
+        lines.append(markdown.table([*table.columns, 'runs'], rows))
   lines += ['', '## Cost', '', report.cost_rule, '']
   lines += [f'{_EACH_RUN} [{_RUNS_TABLE}]({_RUNS_TABLE})', '']
-  lines += _markdown_rows(report.costs)
+  lines.append(markdown.table(report.costs[0], report.costs[1:]))
   return '\n'.join(lines) + '\n'
 
 
 def _markdown_links(group: Group, report: Report) -> str:
-  """The state of a group; unfolded, where HTML is shown, its runs' files."""
+  """The state of a group, with links to its runs in a fold."""
   runs = [
     f'<br>{seed}: '
     + ' '.join(f'[{name}]({address})' for name, address in links)
@@ -226,11 +233,3 @@ def _markdown_links(group: Group, report: Report) -> str:
   if not runs:
     return group.state()
   return f'<details><summary>{group.state()}</summary>{"".join(runs)}</details>'
-
-
-def _markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-  head, *body = (
-    f'| {" | ".join(text.replace("|", chr(92) + "|") for text in row)} |'
-    for row in rows
-  )
-  return [head, f'|{"---|" * len(rows[0])}', *body]

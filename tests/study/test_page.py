@@ -27,9 +27,7 @@ def report(tmp_path):
     cost_rule='Counted so.',
     sections=[section],
     figures={'figure2_digits': ['figure2_digits', 'figure2_digits_moving']},
-    files={
-      o.folder_name: ['config.json', 'train.log'] for o in section.outcomes
-    },
+    files={o.name: 'figure2.jsonl' for o in section.outcomes},
   )
 
 
@@ -63,13 +61,12 @@ class Parser(html.parser.HTMLParser):
 def test_page_is_whole_and_its_links_are_relative(report):
   parsed = Parser(report_page.make_html(report))
   assert parsed.open == []
-  folders = [o.folder_name for o in report.sections[0].outcomes]
-  assert len(folders) == 2
-  for folder in folders:
-    for name in ('config.json', 'train.log'):
-      assert parsed.addresses.count(f'runs/{folder}/{name}') == 1
+  names = [o.name for o in report.sections[0].outcomes]
+  assert len(names) == 2
+  for name in names:
+    assert parsed.addresses.count(f'figure2.jsonl#{name}') == 1
   assert 'figures/figure2_digits_moving.svg' in parsed.addresses
-  assert 'tables/curves_figure2_digits.csv' in parsed.addresses
+  assert 'tables/curves.csv' in parsed.addresses
   outside = [a for a in parsed.addresses if re.match('[a-z]+:|/', a)]
   assert outside == ['data:,']
   inside = [a[1:] for a in parsed.addresses if a.startswith('#')]
@@ -101,11 +98,11 @@ def test_page_and_markdown_say_what_is_missing_and_what_it_cost(report):
   )
   # t = 12.706 of one degree of freedom, times 0.7071 / sqrt(2).
   assert '| 60.50 ± 6.35 |' in row
-  folder = report.sections[0].outcomes[0].folder_name
+  name = report.sections[0].outcomes[0].name
   assert '| <details><summary>2 of 3 runs</summary><br>seed 0: [' in row
-  assert f'seed 0: [config.json](runs/{folder}/config.json)' in row
+  assert f'seed 0: [{name}](figure2.jsonl#{name})' in row
   assert '| figure2 | 1.25 |' in text and '- code: abcd' in text
-  assert '](figures/figure2_digits.png)' in text
+  assert '](figures/figure2_digits.svg)' in text
 
 
 def test_every_text_is_escaped(report):
