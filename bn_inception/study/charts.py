@@ -69,11 +69,14 @@ def _style(chart: go.Figure, plot: Plot) -> None:
     hovermode='closest',
     dragmode=False,  # dragging scrolls a phone's page; a button zooms
     legend={
-      'orientation': 'h', 'yref': 'container', 'yanchor': 'bottom', 'y': 0,
-      'xanchor': 'left', 'x': 0,
+      'orientation': 'h', 'yanchor': 'top', 'y': -0.2, 'xanchor': 'left',
+      'x': 0,
     },
   )  # fmt: skip
-  axis = {'gridcolor': _GRID, 'zeroline': False, 'linecolor': _GREY}
+  axis = {
+    'gridcolor': _GRID, 'zeroline': False, 'linecolor': _GREY,
+    'separatethousands': True,
+  }  # fmt: skip
   for update, label in (
     (chart.update_xaxes, plot.x_label),
     (chart.update_yaxes, plot.y_label),
@@ -165,8 +168,8 @@ def _draw_curve(chart: go.Figure, plot: Plot, curve: Curve) -> None:
 
 def _label(curve: Curve) -> str:
   """The legend's text, in lines that fit a phone."""
-  text = f'{curve.label} ({curve.note})' if curve.note else curve.label
-  return '<br>'.join(map(html.escape, textwrap.wrap(text, _LEGEND_COLUMNS)))
+  lines = textwrap.wrap(figures.legend_text(curve), _LEGEND_COLUMNS)
+  return '<br>'.join(map(html.escape, lines))
 
 
 def _hover(curve: Curve, plot: Plot, value: str) -> str:

@@ -5,6 +5,7 @@ tell curves apart. The page's charts (charts.py) use the same.
 """
 
 import os
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -25,8 +26,11 @@ DASHES = (
 NUM_MARKERS = 12  # per curve
 PALE, BAND = 0.35, 0.15  # opacities
 _MARKERS = 'os^DvPX*'
-_SIZE = 7.2, 4.2  # inches
-_DOTS_PER_INCH = 130  # of formats made of pixels
+# In inches; half a column of README.md has about 70 pixels for one.
+_WIDTH, _HEIGHT, _BAR_HEIGHT, _LEGEND_LINE = 5.6, 3.2, 0.45, 0.17
+_DOTS_PER_INCH = 160  # of formats made of pixels
+_LEGEND_COLUMNS = 30  # characters
+_FONT_SIZE = 9  # points
 _REMEDY = 'give another --out'
 
 
@@ -76,13 +80,22 @@ def save(figure: Figure, path: str) -> None:
 
 def make_figure(plot: Plot, kind: str) -> Figure:
   """A plot's bars, or its curves with one kind of statistics."""
-  figure = Figure(figsize=_SIZE, layout='constrained')
+  figure = Figure(figsize=(_WIDTH, _HEIGHT), layout='constrained')
   axes = figure.subplots()
   if plot.bars:
     _draw_bars(axes, plot.bars)
+    figure.set_figheight(1.0 + _BAR_HEIGHT * len(plot.bars))
   else:
     _draw_curves(axes, plot, plot.variants[kind])
-  axes.set_title(title(plot, kind), fontsize=10, wrap=True)
+    legend = figure.legend(
+      loc='outside lower center', ncols=2, fontsize=_FONT_SIZE, handlelength=4,
+      frameon=False,
+    )  # fmt: skip
+    num_lines = sum(
+      text.get_text().count('\n') + 1 for text in legend.get_texts()
+    )
+    figure.set_figheight(_HEIGHT + _LEGEND_LINE * (num_lines // 2 + 1))
+  axes.set_title(textwrap.fill(title(plot, kind), 60), fontsize=_FONT_SIZE + 1)
   axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
   axes.grid(alpha=0.25)
   axes.set_axisbelow(True)
@@ -103,7 +116,7 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
       markevery=max(1, len(x) // NUM_MARKERS),
       markersize=4,
       linewidth=1.5,
-      label=f'{curve.label} ({curve.note})' if curve.note else curve.label,
+      label=textwrap.fill(legend_text(curve), _LEGEND_COLUMNS),
     )
     axes.fill_between(x, low, high, color=color, alpha=BAND, linewidth=0)
     if curve.mark:
@@ -130,7 +143,10 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
     axes.text(0.5, 0.5, 'not run', transform=axes.transAxes, ha='center')
   if plot.y_range:
     axes.set_ylim(plot.y_range)
-  axes.legend(fontsize=9, handlelength=4)
+
+
+def legend_text(curve: Curve) -> str:
+  return f'{curve.label} ({curve.note})' if curve.note else curve.label
 
 
 def columns(curve: Curve) -> np.ndarray:
@@ -150,22 +166,25 @@ def _scale_x(axes: Axes, is_log: bool) -> None:
 
 
 def _draw_bars(axes: Axes, bars: tuple[Bar, ...]) -> None:
+  """From the top down, each with its label above."""
   for y, bar in enumerate(bars):
-    if bar.value is None:
-      axes.text(0, y, f' {bar.text}', va='center', fontsize=9)
-      continue
-    axes.barh(
-      y,
-      bar.value,
-      height=0.6,
-      color=COLORS[0],
-      alpha=1.0 if is_resolved(bar) else PALE,
-      xerr=bar.margin,
-      capsize=3,
-    )
+    axes.text(
+      0.0, y - 0.4, f'{bar.label}: {bar.text}', fontsize=_FONT_SIZE,
+      transform=axes.get_yaxis_transform(), va='center',
+    )  # fmt: skip
+    if bar.value is not None:
+      axes.barh(
+        y,
+        bar.value,
+        height=0.35,
+        color=COLORS[0],
+        alpha=1.0 if is_resolved(bar) else PALE,
+        xerr=bar.margin,
+        ecolor='grey',
+        capsize=3,
+      )
   axes.axvline(0, color='black', linewidth=0.8)
-  axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
-  axes.invert_yaxis()
+  axes.set(yticks=[], ylim=(len(bars) - 0.6, -0.8))
 
 
 def is_resolved(bar: Bar) -> bool:

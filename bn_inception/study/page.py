@@ -109,9 +109,10 @@ def _summary(report: Report) -> str:
     ]
     found = f'<ul>{"".join(found)}</ul>' if found else ''
     items.append(f'<li>{link}{found}</li>')
-  items.append('<li><a href="#cost">cost</a></li>')
-  items.append('<li><a href="#origin">origin</a></li>')
-  return f'<ul class="summary">{"".join(items)}</ul><p>{_escape(RULES)}</p>'
+  return (
+    f'<ul class="summary">{"".join(items)}</ul><p>{_escape(RULES)} '
+    '<a href="#cost">Cost</a>. <a href="#origin">Origin</a>.</p>'
+  )
 
 
 def _facts(facts: Mapping[str, str]) -> str:

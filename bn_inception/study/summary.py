@@ -11,7 +11,7 @@ _FIRST = (
   'batch_statistics', 'figure1_small_rates', 'figure1',
 )  # fmt: skip
 _LAST = 'figure1_rates', 'base_rate'
-_FEW = 4  # rows that a sentence lists in full
+_FEW = 8  # rows that a sentence lists in full
 
 
 def in_order(sections: Iterable[Section]) -> list[Section]:
@@ -42,11 +42,11 @@ def _describe_bars(bars: Sequence[Bar]) -> str:
     bar for bar in bars if bar.value is not None and is_resolved(bar)
   ]
   resolved.sort(key=lambda bar: -abs(bar.value))
-  texts = ', '.join(f'{bar.label} {bar.text}' for bar in resolved)
+  texts = '; '.join(f'{bar.label}: {bar.text}' for bar in resolved)
+  rest = len(bars) - len(resolved)
   return (
-    f'differences in final accuracy that the seeds resolve, in percentage points: '
-    f'{texts or "none"}; {len(bars) - len(resolved)} of {len(bars)} are not '
-    'resolved.'
+    'Differences that the seeds resolve, in percentage points: '
+    f'{texts or "none"}. Not resolved: {rest} of {len(bars)}.'
   )
 
 
@@ -60,12 +60,12 @@ def _describe_speed(table: Table) -> str:
     expected = _find(base[1], 'steps').numbers['steps'] / paper.numbers['steps']
     own = _find(cells, 'factor')
     found = f'{own.numbers["factor"]:.2f}' if own else 'not reached'
-    texts.append(f'{group.name} {found} (paper: {expected:.1f})')
+    texts.append(f'{group.name}: {found} (paper: {expected:.1f})')
   if not texts or not any(_find(cells, 'factor') for _, cells in table.rows):
     return ''
   return (
-    f'times fewer steps to the best accuracy of {base[0].name}: '
-    f'{", ".join(texts)}. {_describe_means(table)}'
+    f'Times fewer steps to the best accuracy of {base[0].name}: '
+    f'{"; ".join(texts)}. {_describe_means(table)}'
   )
 
 
@@ -76,11 +76,12 @@ def _describe_means(table: Table) -> str:
   if not rows:
     return ''
   rows.sort(key=lambda row: -row[1].numbers['mean'])
-  texts = [f'{group.name} {cell.text}' for group, cell in rows]
+  texts = [f'{group.name}: {cell.text}' for group, cell in rows]
   if len(texts) > _FEW:
     texts = [texts[0], '...', texts[-1]]
-  texts += [f'{g.name} {g.absence()}' for g, cell in found if cell is None]
-  return f'{_column(table, rows[0][1])}: {", ".join(texts)}.'
+  texts += [f'{g.name}: {g.absence()}' for g, cell in found if cell is None]
+  column = _column(table, rows[0][1])
+  return f'{column[0].upper()}{column[1:]}: {"; ".join(texts)}.'
 
 
 def _find(cells: Sequence[Cell], number: str) -> Cell | None:
