@@ -18,9 +18,10 @@ _SYMBOLS = (
 _GREY, _GRID = '#7d7f86', 'rgba(128, 128, 128, 0.25)'
 _LEGEND_COLUMNS = 40  # characters that fit a phone
 _HEIGHT, _LEGEND_LINE, _BAR_HEIGHT = 350, 19, 52  # pixels
-_CONFIG = {
+CONFIG = {
   'responsive': True,
   'displaylogo': False,
+  'showSendToCloud': False,  # the default has a button that uploads the chart
   'modeBarButtonsToRemove': ['select2d', 'lasso2d', 'autoScale2d'],
 }
 
@@ -53,7 +54,7 @@ def to_html(chart: go.Figure, name: str, has_script: bool) -> str:
     full_html=False,
     include_plotlyjs=not has_script,
     div_id=name,
-    config=_CONFIG,
+    config=CONFIG,
     default_height=f'{chart.layout.height}px',
   )
 
@@ -67,6 +68,9 @@ def _style(chart: go.Figure, plot: Plot) -> None:
     font={'family': 'system-ui, sans-serif', 'size': 13, 'color': _GREY},
     hoverlabel={'bgcolor': '#24282d', 'font': {'color': '#ffffff'}},
     hovermode='closest',
+    modebar={
+      'bgcolor': 'rgba(0,0,0,0)', 'color': _GREY, 'activecolor': COLORS[0]
+    },
     dragmode=False,  # dragging scrolls a phone's page; a button zooms
     legend={
       'orientation': 'h', 'yanchor': 'top', 'y': -0.2, 'xanchor': 'left',
@@ -125,6 +129,9 @@ def _draw_curve(chart: go.Figure, plot: Plot, curve: Curve) -> None:
     'name': _label(curve),
   }
   rest = shared | {'showlegend': False}
+  for point in curve.points:
+    for value in (point.x, point.value, point.low, point.high):
+      _finite(value)
   x, mean, low, high = figures.columns(curve)
   chart.add_scatter(
     x=_gaps(x) or [None],  # a curve without points is in the legend too
@@ -137,7 +144,7 @@ def _draw_curve(chart: go.Figure, plot: Plot, curve: Curve) -> None:
       'size': 7,
       'maxdisplayed': figures.NUM_MARKERS,
     },
-    hovertemplate=_hover(curve, plot, '%{y:.2f}<br>%{customdata}'),
+    hovertemplate=_hover(curve, plot, '%{y:,.5~r}%{customdata}'),
     **shared,
   )
   band_x, band_y = _outline(x, low, high)
@@ -183,10 +190,9 @@ def _hover(curve: Curve, plot: Plot, value: str) -> str:
 def _spreads(curve: Curve, x: np.ndarray) -> list[str]:
   """For each x the range over seeds, in words."""
   texts = {
-    p.x: f'{p.low:.2f} to {p.high:.2f} in {p.count} seeds'
-    if p.count > 1
-    else 'one seed'
+    p.x: f'<br>{p.low:.2f} to {p.high:.2f} in {p.count} seeds'
     for p in curve.points
+    if p.count > 1
   }
   return [texts.get(at, '') for at in x]
 
@@ -222,9 +228,7 @@ def _hollow(symbol: str, color: str, size: int) -> dict:
 
 def _log_ticks(low: float, high: float) -> list[float]:
   """1, 2 and 5 times the powers of ten from `low` to `high`."""
-  powers = range(
-    int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1
-  )
+  powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
   ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
   return [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
 

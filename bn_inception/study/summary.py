@@ -38,9 +38,7 @@ def find(part: Part) -> str:
 
 
 def _describe_bars(bars: Sequence[Bar]) -> str:
-  resolved = [
-    bar for bar in bars if bar.value is not None and is_resolved(bar)
-  ]
+  resolved = [bar for bar in bars if bar.value is not None and is_resolved(bar)]
   resolved.sort(key=lambda bar: -abs(bar.value))
   texts = '; '.join(f'{bar.label}: {bar.text}' for bar in resolved)
   rest = len(bars) - len(resolved)
