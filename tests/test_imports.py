@@ -21,9 +21,10 @@ FLOORS = [
   {'evaluation', 'weights'},
   {'claims', 'training'},
   {'dryrun', 'study'},
+  {'plot'},
 ]
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PROGRAMS = {'study.report'}
+PROGRAMS = {'plot', 'study.report'}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 SEE_FLAGS = {  # beside programs

@@ -3,6 +3,7 @@
 import pytest
 
 from bn_inception.evaluation.passes import MOVING, POPULATION
+from bn_inception.study import summary
 from bn_inception.study.runs import Selection, list_runs
 from bn_inception.study.sections import SECTIONS, make_section
 from configs import studies
@@ -117,6 +118,7 @@ def test_networks_that_the_paper_does_not_have(tmp_path, monkeypatch):
   )
   # Without steps of the first arm there is nothing to divide.
   assert rows['slow'][paper] == '4.0 million'
+  assert 'paper:' not in summary.find(part)
 
 
 def test_steps_are_also_in_the_papers_unit(tmp_path):
