@@ -56,6 +56,9 @@ def write_run(
     records.append(_train_record(run, diverged_at + 9, diverged_at))
   records[-1]['seconds'] = wall_seconds
   experiment = types.SimpleNamespace(
+    setup=types.SimpleNamespace(
+      config=run.config, norm_batch_size=run.config['model']['use_batch_norm']
+    ),
     batch_size=run.config['batch_size'],
     steps_per_epoch=100.0,
     options=types.SimpleNamespace(target_accuracy=80.0),
@@ -64,9 +67,7 @@ def write_run(
   folder.mkdir(parents=True, exist_ok=True)
   _write(folder / 'config.json', run.config)
   _write(folder / 'manifest.json', {'starts': [MANIFEST]})
-  _write(
-    folder / 'result.json', training._result(run.config, experiment, records)
-  )
+  _write(folder / 'result.json', training._result(experiment, records))
   text = ''.join(json.dumps(record) + '\n' for record in records)
   (folder / 'metrics.jsonl').write_text(text)
   (folder / 'train.log').write_text(f'run {run.config["name"]}\n')
