@@ -1,7 +1,7 @@
 """The report as one HTML page, and as Markdown.
 
-The page works from a file, without network: style, script and the numbers of the
-plots are in it. Only the files of the runs and of the figures are beside it.
+The page needs no network: style, scripts and the plots' numbers are in it. It links
+to the files of runs, figures and tables in the folders next to it.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """All that the page says.
+  """The page's contents.
 
   Attributes:
-    facts: label -> text, of code, versions and devices.
-    costs: rows of texts; the first one is their heads.
+    facts: label -> text, about code, versions and devices.
+    costs: rows of texts; the first row is the head.
     cost_rule: how costs were counted.
-    sections: the studies.
-    figures: name of a plot -> names of its files, without extension.
+    sections: the studies, in any order.
+    figures: name of a plot -> names of its files, without suffix.
     files: folder of a run -> names of its files in `RUNS_FOLDER`.
   """
 
@@ -71,7 +71,7 @@ def _address(*parts: str) -> str:
 
 
 def make_html(report: Report) -> str:
-  """The page, for the folder that holds `RUNS_FOLDER` and the others."""
+  """The page, for the folder that holds `RUNS_FOLDER` and the other folders."""
   template = pathlib.Path(__file__).with_name('report_page.html').read_text()
   chart_numbers = itertools.count()
   body = [
@@ -187,7 +187,7 @@ def _runs_cell(group: Group, report: Report) -> str:
 
 
 def _rows(title: str, columns: Sequence[str], rows) -> str:
-  """A table in a box of its own that scrolls; `rows` are of HTML."""
+  """A table in a box that scrolls; `rows` hold HTML cells."""
   title = _escape(title)
   head = ''.join(f'<th scope="col">{_escape(c)}</th>' for c in columns)
   body = ''.join(f'<tr>{"".join(row)}</tr>\n' for row in rows)
