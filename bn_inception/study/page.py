@@ -1,7 +1,7 @@
 """The report as one HTML page, and as Markdown.
 
-The page works from a file, without network: style, script and the numbers of the
-plots are in it. Only the lines of the runs and the figures are next to it.
+The page needs no network: style, scripts and the plots' numbers are in it. It links
+to the lines of runs, figures and tables next to it.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """All that the page says.
+  """The page's contents.
 
   Attributes:
-    facts: label -> text, of code, versions and devices.
-    costs: rows of texts; the first one is their heads.
+    facts: label -> text, about code, versions and devices.
+    costs: rows of texts; the first row is the head.
     cost_rule: how costs were counted.
-    sections: the studies.
-    figures: name of a plot -> names of its files, without extension.
+    sections: the studies, in any order.
+    figures: name of a plot -> names of its files, without suffix.
     files: name of a run -> name of the file that has its line.
   """
 
@@ -194,7 +194,7 @@ def _runs_cell(group: Group, report: Report) -> str:
 
 
 def _rows(title: str, columns: Sequence[str], rows) -> str:
-  """A table in a box of its own that scrolls; `rows` are of HTML."""
+  """A table in a box that scrolls; `rows` hold HTML cells."""
   title = _escape(title)
   head = ''.join(f'<th scope="col">{_escape(c)}</th>' for c in columns)
   body = ''.join(f'<tr>{"".join(row)}</tr>\n' for row in rows)

@@ -61,7 +61,7 @@ class Source(Protocol):
   def result(self) -> dict: ...
 
   def evaluation(self) -> dict | None:
-    """The content of evaluation.json; None after a divergence."""
+    """The content of evaluation.json; None if there is none."""
 
   def records(self) -> list[dict]:
     """The lines of metrics.jsonl."""
@@ -394,10 +394,10 @@ def _read_records(source: Source, result: dict) -> list[dict]:
 
 
 def _read_finals(
-  run: Run, source: Source, evaluation: dict
+  run: Run, source: Source, evaluation: dict | None
 ) -> tuple[dict[str, float], list[str]]:
   """Accuracies of evaluation.json, and what is missing there, a line each."""
-  place = source.place(EVALUATION_FILE)
+  place, evaluation = source.place(EVALUATION_FILE), evaluation or {}
   has_batch_norm = run.config['model']['use_batch_norm']
   results, finals, problems = evaluation.get('results'), {}, []
   for kind in (MOVING, POPULATION) if has_batch_norm else (NONE,):

@@ -11,7 +11,7 @@ _FIRST = (
   'batch_statistics', 'figure1_small_rates', 'figure1',
 )  # fmt: skip
 _LAST = 'figure1_rates', 'base_rate'
-_FEW = 8  # rows that a sentence lists in full
+_FEW = 8  # more rows than this are cut to the best and the worst
 
 
 def in_order(sections: Iterable[Section]) -> list[Section]:
@@ -49,28 +49,28 @@ def _describe_bars(bars: Sequence[Bar]) -> str:
 
 
 def _describe_speed(table: Table) -> str:
-  """How many times fewer steps than the first row, beside the paper's number."""
-  base, texts = table.rows[0], []
-  base_paper = _find(base[1], 'steps')
-  for group, cells in table.rows[1:]:
-    paper = _find(cells, 'steps')
-    # The paper's network never got there, or there is none.
-    if paper is None or base_paper is None:
-      continue
-    expected = base_paper.numbers['steps'] / paper.numbers['steps']
-    own = _find(cells, 'factor')
-    found = f'{own.numbers["factor"]:.2f}' if own else 'not reached'
-    texts.append(f'{group.name}: {found} (paper: {expected:.1f})')
-  if not texts or not any(_find(cells, 'factor') for _, cells in table.rows):
+  """How many times fewer steps than the first row, next to the paper's number."""
+  factors = _column(table, 'factor')
+  if factors is None:
+    return ''
+  (base, base_cells), *others = table.rows
+  texts = []
+  for group, cells in others:
+    paper, base_paper = _find(cells, 'steps'), _find(base_cells, 'steps')
+    if paper and base_paper:  # the paper's networks got there too
+      expected = base_paper.numbers['steps'] / paper.numbers['steps']
+      text = cells[factors].text
+      texts.append(f'{group.name}: {text} (paper: {expected:.1f})')
+  if not texts:
     return ''
   return (
-    f'Times fewer steps to the best accuracy of {base[0].name}: '
+    f'Times fewer steps to the best accuracy of {base.name}: '
     f'{"; ".join(texts)}. {_describe_means(table)}'
   )
 
 
 def _describe_means(table: Table) -> str:
-  """The first column of means over seeds, from the highest down."""
+  """Lists the first column of means over seeds, highest first."""
   found = [(group, _find(cells, 'margin')) for group, cells in table.rows]
   rows = [(group, cell) for group, cell in found if cell is not None]
   if not rows:
@@ -80,8 +80,8 @@ def _describe_means(table: Table) -> str:
   if len(texts) > _FEW:
     texts = [texts[0], '...', texts[-1]]
   texts += [f'{g.name}: {g.absence()}' for g, cell in found if cell is None]
-  column = _column(table, rows[0][1])
-  return f'{column[0].upper()}{column[1:]}: {"; ".join(texts)}.'
+  head = table.columns[_column(table, 'margin')]
+  return f'{head[0].upper()}{head[1:]}: {"; ".join(texts)}.'
 
 
 def _find(cells: Sequence[Cell], number: str) -> Cell | None:
@@ -89,11 +89,12 @@ def _find(cells: Sequence[Cell], number: str) -> Cell | None:
   return next((cell for cell in cells if number in cell.numbers), None)
 
 
-def _column(table: Table, cell: Cell) -> str:
-  """The head of the column that a cell stands in."""
-  return next(
-    name
+def _column(table: Table, number: str) -> int | None:
+  """The first column with a cell that has a number of this name."""
+  found = [
+    column
     for _, cells in table.rows
-    for name, other in zip(table.columns, cells, strict=True)
-    if other is cell
-  )
+    for column, cell in enumerate(cells)
+    if number in cell.numbers
+  ]
+  return min(found, default=None)

@@ -122,6 +122,17 @@ def test_numbers_that_json_does_not_have(runs, tmp_path):
   assert second['evaluation']['results']['population']['loss'] is None
 
 
+def test_damaged_files_are_named_from_the_archive_too(runs, tmp_path):
+  for name in ('evaluation.json', 'metrics.jsonl', 'manifest.json'):
+    pathlib.Path(runs['Inception'].path(name)).write_text('{\n')
+  write({'figure2': outcomes(runs)}, tmp_path)
+  line = archive.read(str(tmp_path))[runs['Inception'].identity]
+  outcome, problems = read_outcome(runs['Inception'], line)
+  assert (outcome.finals, outcome.records, outcome.starts) == ({}, [], [])
+  for name in ('evaluation.json', 'metrics.jsonl', 'manifest.json'):
+    assert any(f'{outcome.name}: {name} ' in problem for problem in problems)
+
+
 @pytest.mark.parametrize(
   'change',
   [
@@ -130,7 +141,7 @@ def test_numbers_that_json_does_not_have(runs, tmp_path):
     lambda text: '{"name": "a"}\n',
     lambda text: text.replace('"step":[100,', '"step":[100,150,'),
     lambda text: text.replace('"diverged":false', '"diverged":"no"'),
-    lambda text: text.replace('"evaluation":{', '"evaluation":null,"x":{'),
+    lambda text: text.replace('"evaluation":{', '"evaluation":7,"x":{'),
   ],
 )
 def test_damaged_line_is_named(runs, tmp_path, change):

@@ -23,7 +23,7 @@ def test_figure_2_says_how_many_times_fewer_steps_and_what_the_paper_found(
   assert 'BN-x30: not reached (paper: 11.5)' in text
   assert 'BN-x5: 80.00 (one seed); Inception: 70.00 (one seed)' in text
   assert text.index('Inception: 70') < text.index('BN-x30: 65')
-  assert 'BN-Baseline: not run' in text
+  assert 'BN-Baseline: not run (paper: 2.3)' in text
 
 
 def test_differences_that_are_resolved(tmp_path):
