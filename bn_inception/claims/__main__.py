@@ -174,7 +174,7 @@ def print_summary(results: list[Result], console: Any) -> None:
 
 
 def to_markdown(results: list[Result], output: str, folder: str) -> str:
-  """The page docs/claims.md.
+  """The page results/claims.md.
 
   Args:
     results: of `run_one`.
@@ -191,7 +191,7 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     'Written by',
     '',
     '```',
-    'python -m bn_inception.claims --output=results/claims.json --markdown=docs/claims.md',
+    'python -m bn_inception.claims --output=results/claims.json --markdown=results/claims.md',
     '```',
     '',
     'which runs one small experiment per statement: perceptrons on the digits of',
@@ -286,7 +286,7 @@ def define_flags() -> None:
     'markdown',
     None,
     'Page of the numbers to write; default: none. '
-    'Example: --markdown=docs/claims.md',
+    'Example: --markdown=results/claims.md',
   )
 
 
