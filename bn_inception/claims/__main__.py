@@ -190,7 +190,7 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     '',
     'Written by',
     '',
-    '```',
+    '```bash',
     'python -m bn_inception.claims --output=results/claims.json --markdown=results/claims.md',
     '```',
     '',
