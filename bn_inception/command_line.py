@@ -54,9 +54,10 @@ def define_process_flags() -> None:
 
 
 def run(
-  main: Callable[[], None],
+  main: Callable[..., None],
   default_config: str | None = None,
   of_several: Sequence[str] = (),
+  takes_arguments: bool = False,
 ) -> None:
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
@@ -74,12 +75,14 @@ def run(
       flag itself would be loaded, and fail, before this function is called.)
       Its file, as a given one, may be in the caller's folder or the repository.
     of_several: flags that take several values, as in --images a.jpg b.jpg.
+    takes_arguments: whether `main` is called with the list of the arguments that
+      are not flags; other programs refuse such arguments.
   """
   interruption.watch()
   status = EXIT_FAILURE
   try:
     try:
-      _run(main, default_config, of_several)
+      _run(main, default_config, of_several, takes_arguments)
     except SystemExit as end:
       status = end.code or 0
       if not isinstance(status, int):  # a config may say why it ends
@@ -97,9 +100,10 @@ def run(
 
 
 def _run(
-  main: Callable[[], None],
+  main: Callable[..., None],
   default_config: str | None,
   of_several: Sequence[str],
+  takes_arguments: bool,
 ) -> None:
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
@@ -118,10 +122,11 @@ def _run(
   if default_config is not None and not is_given:
     arguments.insert(1, f'--config={default_config}')
   arguments = _find_configs(arguments)
+  flags.FLAGS.set_gnu_getopt(takes_arguments)  # flags may follow arguments
 
   def guarded(remaining: list[str]) -> None:
     host.allow_open_files()
-    if len(remaining) > 1:
+    if len(remaining) > 1 and not takes_arguments:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
       _refuse_empty_flags()
@@ -131,7 +136,7 @@ def _run(
       if not jax.distributed.is_initialized():
         host.keep_memory()  # others may wait in a step
         interruption.watch(can_unwind=True)  # others would wait for each other
-      main()
+      main(*([remaining[1:]] if takes_arguments else []))
     except UserError as error:
       _leave_processes(error)
       _stop(str(error))

@@ -9,6 +9,18 @@ from typing import Any, NamedTuple
 from configs.paper import CHANGES, Times
 
 
+class Paper(NamedTuple):
+  """What the paper reports for a network.
+
+  Attributes:
+    steps: to an accuracy of 72.2 %; None: it never reaches it.
+    best: the highest validation accuracy, as text.
+  """
+
+  steps: float | None
+  best: str
+
+
 class Arm(NamedTuple):
   """What is trained, with every seed and for every task.
 
@@ -17,12 +29,14 @@ class Arm(NamedTuple):
     config: a file of configs/, without .py.
     argument: of the file, before the task.
     values: replaced in the config, or multiplied (`Times`).
+    paper: what it is compared with; None: the paper does not have it.
   """
 
   name: str
   config: str
   argument: str = ''
   values: dict[str, Any] = {}
+  paper: Paper | None = None
 
 
 class Study(NamedTuple):
@@ -33,12 +47,14 @@ class Study(NamedTuple):
     arms: the first one is what the others are compared with.
     tasks: of paper.py; each is a comparison of its own.
     seeds: of initial weights, order, distortions and dropout.
+    section: what the report shows, a key of `bn_inception.study.sections.SECTIONS`.
   """
 
   title: str
   arms: tuple[Arm, ...]
   tasks: tuple[str, ...] = ('fashion_mnist_5k',)
   seeds: tuple[int, ...] = (0, 1, 2)
+  section: str = 'accuracies'
 
 
 _RATE = 'optimizer.learning_rate'
@@ -71,11 +87,27 @@ def _of_large_batches(norm_batch_size: int) -> dict[str, Any]:
   }
 
 
-_INCEPTION = Arm('Inception', 'inception')
-_BN_BASELINE = Arm('BN-Baseline', 'bn_baseline')
-_BN_X5 = Arm('BN-x5', 'bn_x5')
-_BN_X30 = Arm('BN-x30', 'bn_x30')
-_INCEPTION_X5 = Arm('Inception-x5', 'inception_x5')
+# Figure 3, and Section 4.2.2 of the networks that failed.
+_PAPER = {
+  'inception': Paper(31.0e6, '72.2 %'),
+  'bn_baseline': Paper(13.3e6, '72.7 %'),
+  'bn_x5': Paper(2.1e6, '73.0 %'),
+  'bn_x30': Paper(2.7e6, '74.8 %'),
+  'bn_x5_sigmoid': Paper(None, '69.8 %'),
+  'inception_x5': Paper(None, 'reached machine infinity'),
+  'inception_sigmoid': Paper(None, 'chance, 0.1 %'),
+}
+
+
+def _of_paper(name: str, config: str) -> Arm:
+  return Arm(name, config, paper=_PAPER[config])
+
+
+_INCEPTION = _of_paper('Inception', 'inception')
+_BN_BASELINE = _of_paper('BN-Baseline', 'bn_baseline')
+_BN_X5 = _of_paper('BN-x5', 'bn_x5')
+_BN_X30 = _of_paper('BN-x30', 'bn_x30')
+_INCEPTION_X5 = _of_paper('Inception-x5', 'inception_x5')
 _BOTH_WEIGHTS = ('fashion_mnist_5k', 'fashion_mnist_5k_xavier')
 
 STUDIES = {
@@ -83,6 +115,7 @@ STUDIES = {
     'Figure 1: a small network on MNIST, with and without batch normalization',
     (_PLAIN, _BATCH_NORM),
     tasks=('mnist', 'fashion_mnist'),
+    section='figure_1',
   ),
   'figure1_small_rates': Study(
     'Figure 1 at learning rates that are small for both networks',
@@ -93,6 +126,7 @@ STUDIES = {
       for arm in _with_rates(network, (rate,))
     ),
     tasks=('mnist',),
+    section='figure_1',
   ),
   'figure2': Study(
     'Figures 2 and 3: the five networks, and the two that fail without BN',
@@ -101,11 +135,12 @@ STUDIES = {
       _BN_BASELINE,
       _BN_X5,
       _BN_X30,
-      Arm('BN-x5-Sigmoid', 'bn_x5_sigmoid'),
+      _of_paper('BN-x5-Sigmoid', 'bn_x5_sigmoid'),
       _INCEPTION_X5,
-      Arm('Inception-Sigmoid', 'inception_sigmoid'),
+      _of_paper('Inception-Sigmoid', 'inception_sigmoid'),
     ),
     tasks=_BOTH_WEIGHTS,
+    section='figure_2',
   ),
   'leave_one_out': Study(
     'BN-x5 without each of the seven changes',
@@ -113,6 +148,7 @@ STUDIES = {
       _BN_X5,
       *(Arm(f'without {name}', 'bn_x5_without', name) for name in CHANGES),
     ),
+    section='differences',
   ),
   'add_one_in': Study(
     'BN-Baseline with each of the seven changes',
@@ -120,6 +156,7 @@ STUDIES = {
       _BN_BASELINE,
       *(Arm(f'with {name}', 'bn_baseline_with', name) for name in CHANGES),
     ),
+    section='differences',
   ),
   'batch_statistics': Study(
     'How many examples of a batch of 128 share statistics, in BN-x5',
@@ -128,6 +165,7 @@ STUDIES = {
       Arm('8 share statistics', 'bn_x5', values=_of_large_batches(8)),
       Arm('all 128 share statistics', 'bn_x5', values=_of_large_batches(0)),
     ),
+    section='batch_statistics',
   ),
   'learning_rates': Study(
     'The learning rate times 1, 5, 30 and 100, with BN (and the other six '
@@ -142,6 +180,7 @@ STUDIES = {
       Arm('Inception-x30', 'inception', values={_RATE: Times(30)}),
       Arm('Inception-x100', 'inception', values={_RATE: Times(100)}),
     ),
+    section='learning_rates',
   ),
   # The searches that the rates of paper.py come from.
   'figure1_rates': Study(
@@ -150,12 +189,14 @@ STUDIES = {
     + tuple(_with_rates(_BATCH_NORM, _FIGURE_1_RATES, **_FIGURE_1_SEARCH)),
     tasks=('mnist',),
     seeds=(100,),
+    section='rate_search',
   ),
   'base_rate': Study(
     'The base learning rate: the best one of Inception, which has no BN',
     tuple(_with_rates(_INCEPTION, (0.001, 0.003, 0.01, 0.03, 0.1))),
     tasks=_BOTH_WEIGHTS,
     seeds=(100,),
+    section='rate_search',
   ),
 }
 

@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors', 'metrics'},
+  {'arrays', 'errors', 'markdown', 'metrics'},
   {'batch_norm', 'kernels', 'machine', 'mesh'},
   {'layers', 'ranges'},
   {'data', 'inception', 'optimizer', 'perceptron'},
@@ -21,9 +21,10 @@ FLOORS = [
   {'evaluation', 'weights'},
   {'claims', 'training'},
   {'dryrun', 'study'},
+  {'plot'},
 ]
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PROGRAMS = {'study.report'}
+PROGRAMS = {'plot', 'study.report'}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 SEE_FLAGS = {  # beside programs

@@ -1,10 +1,11 @@
-"""The plots of the report as PNG and SVG files.
+"""Matplotlib figures of the report's plots, as SVG files.
 
-Colours are told apart by the colour-blind, and series by dashes and markers too;
-the page has the same ones, lighter on a dark ground.
+Colors suit the color-blind and both light and dark grounds; dashes and markers also
+tell curves apart. The page's charts (charts.py) use the same.
 """
 
 import os
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -13,96 +14,115 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from bn_inception.errors import writing
-from bn_inception.study.sections import Bar, Curve, Plot
+from bn_inception.study.plots import FILE_SUFFIXES, Bar, Curve, Plot
 
-COLOURS = (
-  '#0072b2', '#c44e00', '#007a5c', '#a63d91', '#7a6200', '#000000', '#0b8fb3',
-  '#b3243c',
+COLORS = (
+  '#1f83c6', '#d45f00', '#12946f', '#b8559f', '#977a00', '#7d7f86', '#0f9bbd',
+  '#d1404f',
 )  # fmt: skip
-_DASHES = (
+DASHES = (
   (), (7, 3), (2, 2), (9, 3, 2, 3), (5, 2), (12, 4), (3, 4), (4, 2, 1, 2),
 )  # fmt: skip
+NUM_MARKERS = 12  # per curve
+PALE, BAND = 0.35, 0.15  # opacities
 _MARKERS = 'os^DvPX*'
-_NUM_MARKERS = 12  # on a curve
-_SIZE = 7.2, 4.2  # inches
-_DOTS_PER_INCH = 130
+# In inches; half a column of README.md has about 70 pixels for one.
+_WIDTH, _HEIGHT, _BAR_HEIGHT, _LEGEND_LINE = 5.6, 3.2, 0.45, 0.17
+_DOTS_PER_INCH = 160  # of formats made of pixels
+_LEGEND_COLUMNS = 30  # characters
+_FONT_SIZE = 9  # points
+_REMEDY = 'give another --out'
 
 
 def file_names(plot: Plot) -> dict[str, str]:
-  """Kind of statistics -> name of its files; '' -> that of bars."""
+  """Kind of statistics -> file name without suffix; '' -> that of bars."""
   first, *others = plot.variants or ['']
   return {first: plot.name} | {
-    kind: f'{plot.name}_{kind.split()[0]}' for kind in others
+    kind: f'{plot.name}_{FILE_SUFFIXES[kind]}' for kind in others
   }
 
 
-def draw(plot: Plot, folder: str) -> list[str]:
-  """Draws a plot, each kind of statistics as PNG and as SVG.
+def title(plot: Plot, kind: str) -> str:
+  """The plot's title, with the kind of statistics if there are several."""
+  return f'{plot.title}; {kind}' if len(plot.variants) > 1 else plot.title
 
-  Args:
-    plot: what to draw.
-    folder: where to; it is there.
+
+def draw(plot: Plot, folder: str) -> list[str]:
+  """Draws a plot into an existing folder, one SVG file per kind of statistics.
 
   Returns:
     The paths of the files.
 
   Raises:
-    UserError: if one cannot be written.
+    UserError: if a file cannot be written.
   """
   paths = []
   for kind, name in file_names(plot).items():
-    figure = Figure(figsize=_SIZE, layout='constrained')
-    axes = figure.subplots()
-    if plot.bars:
-      _draw_bars(axes, plot.bars)
-    else:
-      _draw_curves(axes, plot, plot.variants[kind])
-    statistics = f'\nstatistics: {kind}' if len(plot.variants) > 1 else ''
-    axes.set_title(plot.title + statistics, fontsize=10)
-    axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
-    for extension, metadata in (('png', {}), ('svg', {'Date': None})):
-      path = os.path.join(folder, f'{name}.{extension}')
-      # The same numbers give the same file.
-      settings = {'svg.hashsalt': name, 'svg.fonttype': 'none'}
-      with (
-        matplotlib.rc_context(settings),
-        writing(path, remedy='give another --out'),
-      ):
-        figure.savefig(path, dpi=_DOTS_PER_INCH, metadata=metadata)
-      paths.append(path)
+    paths.append(os.path.join(folder, f'{name}.svg'))
+    save(make_figure(plot, kind), paths[-1])
   return paths
+
+
+def save(figure: Figure, path: str) -> None:
+  """Writes a figure in the format of the path's suffix.
+
+  Raises:
+    UserError: if the file cannot be written.
+  """
+  is_svg = path.endswith('.svg')
+  # Equal numbers give equal files; text stays text, which keeps files small.
+  settings = {'svg.hashsalt': os.path.basename(path), 'svg.fonttype': 'none'}
+  with matplotlib.rc_context(settings), writing(path, remedy=_REMEDY):
+    figure.savefig(
+      path, dpi=_DOTS_PER_INCH, metadata={'Date': None} if is_svg else {}
+    )
+
+
+def make_figure(plot: Plot, kind: str) -> Figure:
+  """A plot's bars, or its curves with one kind of statistics."""
+  figure = Figure(figsize=(_WIDTH, _HEIGHT), layout='constrained')
+  axes = figure.subplots()
+  if plot.bars:
+    _draw_bars(axes, plot.bars)
+    figure.set_figheight(1.0 + _BAR_HEIGHT * len(plot.bars))
+  else:
+    _draw_curves(axes, plot, plot.variants[kind])
+    legend = figure.legend(
+      loc='outside lower center', ncols=2, fontsize=_FONT_SIZE, handlelength=4,
+      frameon=False,
+    )  # fmt: skip
+    num_lines = sum(
+      text.get_text().count('\n') + 1 for text in legend.get_texts()
+    )
+    figure.set_figheight(_HEIGHT + _LEGEND_LINE * (num_lines // 2 + 1))
+  axes.set_title(textwrap.fill(title(plot, kind), 60), fontsize=_FONT_SIZE + 1)
+  axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
+  axes.grid(alpha=0.25)
+  axes.set_axisbelow(True)
+  axes.spines[['top', 'right']].set_visible(False)
+  return figure
 
 
 def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
   for curve in curves:
-    x, mean, low, high = _columns(curve)
-    colour = COLOURS[curve.colour % len(COLOURS)]
+    x, mean, low, high = columns(curve)
+    color = COLORS[curve.colour % len(COLORS)]
     axes.plot(
       x,
       mean,
-      color=colour,
-      dashes=_DASHES[curve.dash % len(_DASHES)],
+      color=color,
+      dashes=DASHES[curve.dash % len(DASHES)],
       marker=_MARKERS[curve.colour % len(_MARKERS)],
-      markevery=max(1, len(x) // _NUM_MARKERS),
+      markevery=max(1, len(x) // NUM_MARKERS),
       markersize=4,
       linewidth=1.5,
-      label=f'{curve.label} ({curve.note})' if curve.note else curve.label,
+      label=textwrap.fill(legend_text(curve), _LEGEND_COLUMNS),
     )
-    axes.fill_between(
-      x,
-      low,
-      high,
-      color=colour,
-      alpha=0.15,
-      linewidth=0,
-    )
+    axes.fill_between(x, low, high, color=color, alpha=BAND, linewidth=0)
     if curve.mark:
       axes.plot(
         curve.mark.x, curve.mark.value, 'D', markersize=8,
-        markerfacecolor='white', markeredgecolor=colour, markeredgewidth=2,
+        markerfacecolor='white', markeredgecolor=color, markeredgewidth=2,
         zorder=4,
       )  # fmt: skip
     if curve.crosses:
@@ -110,7 +130,7 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
         curve.crosses,
         [0.02] * len(curve.crosses),
         'x',
-        color=colour,
+        color=color,
         markersize=8,
         markeredgewidth=2,
         transform=axes.get_xaxis_transform(),
@@ -123,11 +143,14 @@ def _draw_curves(axes: Axes, plot: Plot, curves: tuple[Curve, ...]) -> None:
     axes.text(0.5, 0.5, 'not run', transform=axes.transAxes, ha='center')
   if plot.y_range:
     axes.set_ylim(plot.y_range)
-  axes.legend(fontsize=8, handlelength=4)
 
 
-def _columns(curve: Curve) -> np.ndarray:
-  """x, mean, lowest and highest, [4, points]; not a number at its breaks."""
+def legend_text(curve: Curve) -> str:
+  return f'{curve.label} ({curve.note})' if curve.note else curve.label
+
+
+def columns(curve: Curve) -> np.ndarray:
+  """x, mean, lowest and highest, [4, points]; NaN at the curve's breaks."""
   rows = [(p.x, p.value, p.low, p.high) for p in curve.points]
   xs = {p.x for p in curve.points}
   rows += [(x, *3 * [np.nan]) for x in set(curve.breaks) - xs]
@@ -143,20 +166,27 @@ def _scale_x(axes: Axes, is_log: bool) -> None:
 
 
 def _draw_bars(axes: Axes, bars: tuple[Bar, ...]) -> None:
+  """From the top down, each with its label above."""
   for y, bar in enumerate(bars):
-    if bar.value is None:
-      axes.text(0, y, f' {bar.text}', va='center', fontsize=8)
-      continue
-    is_resolved = bar.margin is not None and abs(bar.value) > bar.margin
-    axes.barh(
-      y,
-      bar.value,
-      height=0.6,
-      color=COLOURS[0],
-      alpha=1.0 if is_resolved else 0.35,
-      xerr=bar.margin,
-      capsize=3,
-    )
+    axes.text(
+      0.0, y - 0.4, f'{bar.label}: {bar.text}', fontsize=_FONT_SIZE,
+      transform=axes.get_yaxis_transform(), va='center',
+    )  # fmt: skip
+    if bar.value is not None:
+      axes.barh(
+        y,
+        bar.value,
+        height=0.35,
+        color=COLORS[0],
+        alpha=1.0 if is_resolved(bar) else PALE,
+        xerr=bar.margin,
+        ecolor='grey',
+        capsize=3,
+      )
   axes.axvline(0, color='black', linewidth=0.8)
-  axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
-  axes.invert_yaxis()
+  axes.set(yticks=[], ylim=(len(bars) - 0.6, -0.8))
+
+
+def is_resolved(bar: Bar) -> bool:
+  """Whether the interval of a bar excludes zero."""
+  return bar.margin is not None and abs(bar.value) > bar.margin

@@ -20,7 +20,10 @@ def define() -> None:
     'Example: --study=figure2,leave_one_out',
   )
   define_path(
-    'runs', 'runs/study', 'Folder of the runs. Example: --runs=/shared/study'
+    'runs',
+    'runs/study',
+    'Folder of the runs. For a report also that of another report. '
+    'Example: --runs=/shared/study',
   )
   flags.DEFINE_bool(
     'quick', False, 'A small version, of minutes, on digits. Example: --quick'

@@ -1,24 +1,34 @@
 """The report as one HTML page, and as Markdown.
 
 The page works from a file, without network: style, script and the numbers of the
-plots are in it. Only the files of the runs and of the figures are beside it.
+plots are in it. Only the lines of the runs and the figures are next to it.
 """
 
 import dataclasses
 import html
-import json
+import itertools
 import pathlib
 import string
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from bn_inception import markdown
+from bn_inception.study import charts, figures, summary
+from bn_inception.study.plots import Plot, Section, Table
 from bn_inception.study.results import Group
-from bn_inception.study.sections import Plot, Section, Table
 
 TITLE = 'Batch normalization: the studies'
-RUNS_FOLDER, FIGURES_FOLDER, TABLES_FOLDER = 'runs', 'figures', 'tables'
+FIGURES_FOLDER, TABLES_FOLDER = 'figures', 'tables'
 _RUNS_TABLE = f'{TABLES_FOLDER}/runs.csv'
-_EACH_RUN = 'Every run, with its folder, accuracies and seconds:'
+_CURVES_TABLE = f'{TABLES_FOLDER}/curves.csv'
+_ABOUT = (
+  '`python -m bn_inception.study.report` makes this, and an interactive page of it, '
+  '`report.html`, from the files `*.jsonl`, which have a line a run. Links go to '
+  'the file, and name the run.'
+)
+_EACH_RUN = (
+  'Every run, with its accuracies, its seconds and the file of its line:'
+)
 RULES = (
   'Numbers are means over seeds, ± the 95 % interval of the mean (Student) where '
   'there are two seeds or more. Bands reach from the lowest to the highest seed. '
@@ -38,7 +48,7 @@ class Report:
     cost_rule: how costs were counted.
     sections: the studies.
     figures: name of a plot -> names of its files, without extension.
-    files: folder of a run -> names of its files in `RUNS_FOLDER`.
+    files: name of a run -> name of the file that has its line.
   """
 
   facts: Mapping[str, str]
@@ -46,16 +56,15 @@ class Report:
   cost_rule: str
   sections: Sequence[Section]
   figures: Mapping[str, Sequence[str]]
-  files: Mapping[str, Sequence[str]]
+  files: Mapping[str, str]
 
   def links(self, group: Group) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each finished run 'seed 0' and its files: (name, address)."""
+    """For each finished run 'seed 0' and its line: (name, address)."""
     return [
       (
         f'seed {outcome.run.seed}',
         [
-          (name, _address(RUNS_FOLDER, outcome.folder_name, name))
-          for name in self.files[outcome.folder_name]
+          (outcome.name, f'{_address(self.files[outcome.name])}#{outcome.name}')
         ],
       )
       for outcome in group.outcomes
@@ -70,44 +79,48 @@ def _address(*parts: str) -> str:
 
 
 def make_html(report: Report) -> str:
-  """The page, for the folder that holds `RUNS_FOLDER` and the others."""
-  beside = pathlib.Path(__file__)
-  template, style, script = (
-    beside.with_suffix(suffix).read_text() for suffix in ('.html', '.css', '.js')
-  )  # fmt: skip
-  plots = {
-    plot.name: dataclasses.asdict(plot)
-    for section in report.sections
-    for part in section.parts
-    for plot in part.plots
-  }
-  contents = [
-    f'<li><a href="#{_escape(s.name)}">{_escape(s.name)}</a>: '
-    f'{_escape(s.title)}</li>'
-    for s in report.sections
-  ]
+  """The page, for the folder that holds the figures, tables and lines of runs."""
+  template = pathlib.Path(__file__).with_name('page.html').read_text()
+  chart_numbers = itertools.count()
+  body = [
+    *(
+      _section(section, report, chart_numbers)
+      for section in summary.in_order(report.sections)
+    ),
+    '<h2 id="cost">Cost</h2>',
+    f'<p>{_escape(report.cost_rule)}</p>',
+    f'<p>{_EACH_RUN} <a href="{_RUNS_TABLE}">{_RUNS_TABLE}</a></p>',
+    _rows('Cost of the studies', report.costs[0], map(_cells, report.costs[1:])),
+    '<h2 id="origin">Origin</h2>',
+    _facts(report.facts),
+  ]  # fmt: skip
   return string.Template(template).substitute(
     title=_escape(TITLE),
-    style=style,
-    contents='\n'.join([*contents, '<li><a href="#cost">cost</a></li>']),
-    body='\n'.join(
-      [
-        _facts(report.facts),
-        f'<p>{_escape(RULES)}</p>',
-        *(_section(section, report) for section in report.sections),
-        '<h2 id="cost">Cost</h2>',
-        f'<p>{_escape(report.cost_rule)}</p>',
-        f'<p>{_EACH_RUN} <a href="{_RUNS_TABLE}">{_RUNS_TABLE}</a></p>',
-        _rows('Cost of the studies', report.costs[0], map(_cells, report.costs[1:])),
-      ]
-    ),
-    # No text of it can end the element that it stands in.
-    plots=json.dumps(plots, allow_nan=False).replace('<', '\\u003c'),
-    script=script,
-  )  # fmt: skip
+    summary=_summary(report),
+    body='\n'.join(body),
+  )
 
 
 _escape = html.escape
+
+
+def _summary(report: Report) -> str:
+  """What was found, with a link to each study; then how numbers are given."""
+  items = []
+  for section in summary.in_order(report.sections):
+    name = _escape(section.name)
+    link = f'<a href="#{name}">{name}</a>: {_escape(section.title)}.'
+    found = [
+      f'<li>{_escape(part.task)}: {_escape(text)}</li>'
+      for part in section.parts
+      if (text := summary.find(part))
+    ]
+    found = f'<ul>{"".join(found)}</ul>' if found else ''
+    items.append(f'<li>{link}{found}</li>')
+  return (
+    f'<ul class="summary">{"".join(items)}</ul><p>{_escape(RULES)} '
+    '<a href="#cost">Cost</a>. <a href="#origin">Origin</a>.</p>'
+  )
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -118,34 +131,39 @@ def _facts(facts: Mapping[str, str]) -> str:
   return f'<dl>{"".join(items)}</dl>'
 
 
-def _section(section: Section, report: Report) -> str:
+def _section(
+  section: Section, report: Report, chart_numbers: Iterator[int]
+) -> str:
   name, title = _escape(section.name), _escape(section.title)
   lines = [f'<h2 id="{name}">{name}</h2>', f'<p>{title}.</p>']
   for part in section.parts:
     lines.append(f'<h3>{_escape(part.task)}</h3>')
     lines += [f'<p>{_escape(note)}</p>' for note in part.notes]
-    lines += [_figure(plot, report) for plot in part.plots]
+    for plot in part.plots:
+      lines += [
+        _figure(plot, kind, name, next(chart_numbers))
+        for kind, name in zip(
+          plot.variants or [''], report.figures[plot.name], strict=True
+        )
+      ]
     lines += [_table(table, report) for table in part.tables]
   return '\n'.join(lines)
 
 
-def _figure(plot: Plot, report: Report) -> str:
-  images = [
-    _address(FIGURES_FOLDER, f'{name}.{extension}')
-    for name in report.figures[plot.name]
-    for extension in ('png', 'svg')
-  ]
-  images.append(_address(TABLES_FOLDER, f'curves_{plot.name}.csv'))
+def _figure(plot: Plot, kind: str, name: str, chart_number: int) -> str:
+  image = _address(FIGURES_FOLDER, f'{name}.svg')
   files = ', '.join(
-    f'<a href="{image}">{_escape(image.rpartition("/")[2])}</a>'
-    for image in images
+    f'<a href="{address}">{_escape(address.rpartition("/")[2])}</a>'
+    for address in (image, _CURVES_TABLE)
+  )
+  title = _escape(figures.title(plot, kind))
+  chart = charts.to_html(
+    charts.make_chart(plot, kind), f'chart-{chart_number}', chart_number > 0
   )
   return (
-    f'<figure data-plot="{_escape(plot.name)}">'
-    f'<figcaption>{_escape(plot.title)}</figcaption>'
-    f'<div class="chart"></div><div class="files">{files}</div>'
-    f'<noscript><img src="{images[0]}" alt="{_escape(plot.title)}"></noscript>'
-    '</figure>'
+    f'<figure><figcaption>{title}</figcaption>{chart}'
+    f'<div class="files">{files}</div>'
+    f'<noscript><img src="{image}" alt="{title}"></noscript></figure>'
   )
 
 
@@ -176,12 +194,14 @@ def _runs_cell(group: Group, report: Report) -> str:
 
 
 def _rows(title: str, columns: Sequence[str], rows) -> str:
-  """A table in a container of its own, that scrolls; `rows` are of HTML."""
+  """A table in a box of its own that scrolls; `rows` are of HTML."""
+  title = _escape(title)
   head = ''.join(f'<th scope="col">{_escape(c)}</th>' for c in columns)
   body = ''.join(f'<tr>{"".join(row)}</tr>\n' for row in rows)
   return (
-    f'<div class="scroll" tabindex="0"><table><caption>{_escape(title)}'
-    f'</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    f'<figure><figcaption>{title} <span class="hint">scroll sideways →</span>'
+    f'</figcaption><div class="scroll" tabindex="0" aria-label="{title}"><table>'
+    f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>'
   )
 
 
@@ -190,10 +210,17 @@ def _rows(title: str, columns: Sequence[str], rows) -> str:
 
 def make_markdown(report: Report) -> str:
   """The same numbers, for readers of the repository."""
-  lines = [f'# {TITLE}', '', 'The same as a page: report.html.', '']
-  lines += [f'- {label}: {text}' for label, text in report.facts.items()]
+  sections = summary.in_order(report.sections)
+  lines = [f'# {TITLE}', '', _ABOUT, '', '## Summary', '']
+  for section in sections:
+    lines.append(f'- [{section.name}](#{section.name}): {section.title}.')
+    lines += [
+      f'  - {part.task}: {text}'
+      for part in section.parts
+      if (text := summary.find(part))
+    ]
   lines += ['', RULES]
-  for section in report.sections:
+  for section in sections:
     lines += ['', f'## {section.name}', '', f'{section.title}.']
     for part in section.parts:
       lines += ['', f'### {part.task}']
@@ -201,7 +228,7 @@ def make_markdown(report: Report) -> str:
         lines += ['', note]
       for plot in part.plots:
         for name in report.figures[plot.name]:
-          address = _address(FIGURES_FOLDER, f'{name}.png')
+          address = _address(FIGURES_FOLDER, f'{name}.svg')
           lines += ['', f'![{plot.title}]({address})']
       for table in part.tables:
         rows = [
@@ -209,15 +236,17 @@ def make_markdown(report: Report) -> str:
           for group, cells in table.rows
         ]
         lines += ['', f'{table.title}:', '']
-        lines += _markdown_rows([[*table.columns, 'runs'], *rows])
+        lines.append(markdown.table([*table.columns, 'runs'], rows))
   lines += ['', '## Cost', '', report.cost_rule, '']
   lines += [f'{_EACH_RUN} [{_RUNS_TABLE}]({_RUNS_TABLE})', '']
-  lines += _markdown_rows(report.costs)
+  lines.append(markdown.table(report.costs[0], report.costs[1:]))
+  lines += ['', '## Origin', '']
+  lines += [f'- {label}: {text}' for label, text in report.facts.items()]
   return '\n'.join(lines) + '\n'
 
 
 def _markdown_links(group: Group, report: Report) -> str:
-  """The state of a group; unfolded, where HTML is shown, its runs' files."""
+  """The state of a group, with links to its runs in a fold."""
   runs = [
     f'<br>{seed}: '
     + ' '.join(f'[{name}]({address})' for name, address in links)
@@ -226,11 +255,3 @@ def _markdown_links(group: Group, report: Report) -> str:
   if not runs:
     return group.state()
   return f'<details><summary>{group.state()}</summary>{"".join(runs)}</details>'
-
-
-def _markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-  head, *body = (
-    f'| {" | ".join(text.replace("|", chr(92) + "|") for text in row)} |'
-    for row in rows
-  )
-  return [head, f'|{"---|" * len(rows[0])}', *body]

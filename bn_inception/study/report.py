@@ -1,10 +1,9 @@
-r"""Figures, tables and a page of what the runs of the studies found.
+r"""Makes figures, tables and a page of the results of studies.
 
   python -m bn_inception.study.report --study=figure2 --runs=runs/study --out=runs/report
 
-Writes report.html, report.md, figures/ and tables/, and copies what the runs
-wrote, but for their checkpoints, into runs/, from which the report can be made
-again: --runs=runs/report/runs.
+Writes report.html, report.md, figures/, tables/ and <study>.jsonl. The last have a
+line a run, and the report can be made from them again: --runs=runs/report.
 """
 
 from bn_inception.machine import interruption
@@ -13,10 +12,9 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import csv
-import datetime
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 from absl import flags
@@ -26,23 +24,18 @@ from bn_inception.errors import UserError, writing
 from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs import run_directory
-from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.steps import RESULTS_VERSION
+from bn_inception.study import archive
 from bn_inception.study import figures as report_figures
 from bn_inception.study import flags as study_flags
 from bn_inception.study import page as report_page
 from bn_inception.study import runs as study_runs
-from bn_inception.study.page import RUNS_FOLDER, Report
+from bn_inception.study.page import Report
+from bn_inception.study.plots import Plot, Section, Table
 from bn_inception.study.results import Outcome
-from bn_inception.study.sections import Plot, Section, Table, make_section
+from bn_inception.study.sections import make_section
 
-_COMMIT_DIGITS = 10  # manifest.json has all of them
-_FILES = (
-  run_directory.CONFIG_FILE, study_runs.LOG_FILE, METRICS_FILE,
-  run_directory.RESULT_FILE, study_runs.EVALUATION_FILE,
-  run_directory.MANIFEST_FILE,
-)  # fmt: skip
+_COMMIT_DIGITS = 10  # the manifest has all of them
 _REMEDY = 'give another --out'
 
 
@@ -52,49 +45,43 @@ def make_report(
   out: str,
   cores_per_run: int = 1,
 ) -> None:
-  """Writes the report of some studies.
+  """Writes the report of some studies, and the archive of their runs.
 
   Args:
     names: of configs/studies.py.
-    selection: of their runs.
+    selection: of their runs. Its root holds run directories, or an archive.
     out: folder to write to, made if absent.
-    cores_per_run: that a run had, for the cost.
+    cores_per_run: how many cores a run had, for the cost.
 
   Raises:
-    UserError: for names that are not there, a folder without finished runs of
-      them, or one that cannot be written.
+    UserError: if a name is unknown, the root has no finished runs of these
+      studies, or `out` cannot be written.
   """
+  archived = archive.read(selection.root)
   sections = [
-    make_section(n, study_runs.list_runs(n, selection)) for n in names
+    make_section(n, study_runs.list_runs(n, selection), archived) for n in names
   ]
-  unique = list(
-    {o.run.folder: o for s in sections for o in s.outcomes}.values()
-  )
+  unique = list({o.name: o for s in sections for o in s.outcomes}.values())
   problems = list(dict.fromkeys(line for s in sections for line in s.problems))
-  starts, lacking = _read_starts(unique)
-  problems += lacking
   for line in problems:
     print(f'damaged: {line}')
   if not unique and not problems:
-    raise UserError(_describe_absence(names, selection.root))
-  for folder in (
-    RUNS_FOLDER,
-    report_page.FIGURES_FOLDER,
-    report_page.TABLES_FOLDER,
-  ):
+    num_others = len(study_runs.others([], selection.root)) + len(archived)
+    raise UserError(_describe_absence(names, selection.root, num_others))
+  for folder in (report_page.FIGURES_FOLDER, report_page.TABLES_FOLDER):
     with writing(out, _REMEDY):
       os.makedirs(os.path.join(out, folder), exist_ok=True)
-  files = {o.folder_name: _copy(o, selection.root, out) for o in unique}
+  files = archive.write({s.name: s.outcomes for s in sections}, out, _REMEDY)
   report = Report(
-    facts=_facts(unique, starts) | _describe_problems(problems, selection.root),
+    facts=_facts(unique) | _describe_problems(problems, selection.root),
     costs=_costs(sections, unique, cores_per_run),
     cost_rule=(
       'Core-hours: seconds that training and its evaluations took (wall_seconds '
-      f'of result.json) times the {cores_per_run} core(s) that a run had. A run '
+      f'of the result) times the {cores_per_run} core(s) that a run had. A run '
       'of several studies counts in each, and once in the sum.'
     ),
     sections=sections,
-    figures=_write_figures_and_tables(sections, out),
+    figures=_write_figures_and_tables(sections, files, out),
     files=files,
   )
   _write_text(os.path.join(out, 'report.html'), report_page.make_html(report))
@@ -104,12 +91,11 @@ def make_report(
   print(f'written to {os.path.join(out, "report.html")}')
 
 
-def _describe_absence(names: Sequence[str], root: str) -> str:
-  others = len(study_runs.others([], root))
+def _describe_absence(names: Sequence[str], root: str, num_others: int) -> str:
   of_others = ''
-  if others:
+  if num_others:
     of_others = (
-      f', but {others} others: of other studies or settings (--quick, --task, '
+      f', but {num_others} others: of other studies or settings (--quick, --task, '
       '--seeds, --set), unfinished, or of another version of this code'
     )
   is_one = len(names) == 1
@@ -120,71 +106,15 @@ def _describe_absence(names: Sequence[str], root: str) -> str:
   )
 
 
-def _copy(outcome: Outcome, root: str, out: str) -> list[str]:
-  """Copies the files of a run; the names of those that it has.
-
-  Paths into `root` are those of the copies then, so that what is published tells
-  nothing of the machine's folders.
-  """
-  source = outcome.run.folder
-  target = os.path.join(out, RUNS_FOLDER, outcome.folder_name)
-  names = [n for n in _FILES if os.path.exists(os.path.join(source, n))]
-  if os.path.exists(target) and os.path.samefile(source, target):
-    return names
-  with writing(target, _REMEDY):
-    os.makedirs(target, exist_ok=True)
-    for name in names:
-      # A damaged file may hold anything.
-      with open(os.path.join(source, name), errors='surrogateescape') as file:
-        text = file.read()
-      text = text.replace(f'{os.path.abspath(root)}/', f'{RUNS_FOLDER}/')
-      path = os.path.join(target, name)
-      with open(path, 'w', errors='surrogateescape') as file:
-        file.write(text)
-  return names
-
-
-def _read_starts(outcomes: Sequence[Outcome]) -> tuple[list[dict], list[str]]:
-  """What the manifests say of every start, and which cannot be read."""
-  starts, problems = [], []
-  for outcome in outcomes:
-    path = outcome.run.path(run_directory.MANIFEST_FILE)
-    try:
-      found = run_directory.read_json(path, 'restore it').get('starts')
-    except UserError as error:
-      problems.append(str(error))
-      continue
-    if isinstance(found, list) and all(map(_is_start, found)):
-      starts += found
-    else:
-      problems.append(f'{path} lacks what is known of its starts')
-  return starts, problems
-
-
-def _is_start(value) -> bool:
-  if not isinstance(value, dict):
-    return False
-  texts = value.get('time'), value.get('python'), value.get('platform')
-  devices = value.get('devices')
-  return (
-    all(isinstance(text, str) for text in texts)
-    and isinstance(value.get('commit'), str | None)
-    and isinstance(value.get('packages'), dict)
-    and isinstance(devices, list)
-    and len(devices) > 0
-  )
-
-
 def _describe_problems(problems: Sequence[str], root: str) -> dict[str, str]:
-  """A fact of the report, if there are any, without the machine's folders."""
-  text = '; '.join(problems).replace(os.path.join(root, ''), f'{RUNS_FOLDER}/')
+  """A fact of the report, if there are any, with paths relative to the root."""
+  text = '; '.join(problems).replace(os.path.join(root, ''), '')
   return {'damaged': text} if problems else {}
 
 
-def _facts(
-  outcomes: Sequence[Outcome], starts: Sequence[dict]
-) -> dict[str, str]:
-  """Of the report, and of the manifests of its runs."""
+def _facts(outcomes: Sequence[Outcome]) -> dict[str, str]:
+  """Dates, code, versions and devices of the runs."""
+  starts = [start for outcome in outcomes for start in outcome.starts]
   days = sorted(start['time'][:10] for start in starts) or ['none']
   python = [f'python {start["python"]}' for start in starts]
   packages = [
@@ -197,7 +127,6 @@ def _facts(
     f'{len(start["devices"])} x {start["devices"][0]}' for start in starts
   ]
   return {
-    'date': datetime.date.today().isoformat(),
     'runs': f'{len(outcomes)}, of {days[0]} to {days[-1]}',
     'results version': str(RESULTS_VERSION),
     'commit': _distinct(
@@ -235,34 +164,40 @@ def _costs(
 
 
 def _write_figures_and_tables(
-  sections: Sequence[Section], out: str
+  sections: Sequence[Section], files: Mapping[str, str], out: str
 ) -> dict[str, list[str]]:
   """Name of a plot -> names of its files."""
-  figures, folder = {}, os.path.join(out, report_page.TABLES_FOLDER)
+  figures, points, folder = {}, [], os.path.join(out, report_page.TABLES_FOLDER)
   for part in (part for section in sections for part in section.parts):
     for plot in part.plots:
       report_figures.draw(plot, os.path.join(out, report_page.FIGURES_FOLDER))
       figures[plot.name] = list(report_figures.file_names(plot).values())
-      _write_csv(os.path.join(folder, f'curves_{plot.name}.csv'), _points(plot))
+      points += _points(plot)
     for table in part.tables:
       _write_csv(os.path.join(folder, f'{table.name}.csv'), _numbers(table))
-  rows = [row for section in sections for row in _each_run(section)]
+  _write_csv(os.path.join(folder, 'curves.csv'), points)
+  rows = [row for section in sections for row in _each_run(section, files)]
   _write_csv(os.path.join(folder, 'runs.csv'), rows)
   return figures
 
 
 def _points(plot: Plot) -> list[dict]:
-  if plot.bars:
-    return [
-      {'label': b.label, 'value': b.value, 'margin': b.margin, 'text': b.text}
-      for b in plot.bars
-    ]
-  return [
+  """What is drawn: points of curves, or bars."""
+  bars = [
     {
+      'plot': plot.name, 'label': bar.label, 'note': bar.text,
+      'mean': bar.value, 'margin': bar.margin,
+    }
+    for bar in plot.bars
+  ]  # fmt: skip
+  return bars + [
+    {
+      'plot': plot.name,
       'statistics': kind,
       'label': curve.label,
       'note': curve.note,
-      plot.x_label: point.x,
+      'x_label': plot.x_label,
+      'x': point.x,
       'mean': point.value,
       'lowest': point.low,
       'highest': point.high,
@@ -275,29 +210,35 @@ def _points(plot: Plot) -> list[dict]:
 
 
 def _numbers(table: Table) -> list[dict]:
-  """The texts of a table, the numbers in them, and where they come from."""
+  """The texts of a table, the numbers in them, and the runs they are from."""
   rows = []
   for group, cells in table.rows:
     row = {}
     for column, cell in zip(table.columns, cells, strict=True):
       row[column] = cell.text
       row |= {f'{column}: {name}': n for name, n in cell.numbers.items()}
-    folders = ' '.join(o.folder_name for o in group.outcomes)
-    rows.append(row | {'runs': group.state(), 'folders': folders})
+    names = ' '.join(outcome.name for outcome in group.outcomes)
+    rows.append(row | {'runs': group.state(), 'names of runs': names})
   return rows
 
 
-def _each_run(section: Section) -> list[dict]:
-  finished = {o.run.folder: o for o in section.outcomes}
+def _each_run(section: Section, files: Mapping[str, str]) -> list[dict]:
+  finished = {outcome.name: outcome for outcome in section.outcomes}
   rows = []
   runs = ((run, group) for group in section.groups for run in group.runs)
   for run, group in runs:
-    status = 'damaged' if run.seed in group.problems else run.status()
+    name = os.path.basename(run.folder)
+    outcome = finished.get(name)
+    if run.seed in group.problems:
+      status = 'damaged'
+    else:
+      status = study_runs.FINISHED if outcome else run.status()
     row = {
       'study': section.name, 'task': run.task, 'arm': run.arm, 'seed': run.seed,
-      'status': status, 'folder': os.path.basename(run.folder),
+      'status': status, 'run': name,
     }  # fmt: skip
-    if outcome := finished.get(run.folder):
+    if outcome:
+      row['file'] = files[outcome.name]
       row['diverged_at'] = outcome.diverged_at
       for kind in (MOVING, POPULATION):
         row[f'last validation top1, {kind}'] = outcome.last(kind)
@@ -309,7 +250,7 @@ def _each_run(section: Section) -> list[dict]:
 
 
 def _write_csv(path: str, rows: Sequence[dict]) -> None:
-  """Columns in the order in which they first come."""
+  """Writes rows; columns are in order of first appearance."""
   columns = list(dict.fromkeys(key for row in rows for key in row))
   with writing(path, _REMEDY), open(path, 'w', newline='') as file:
     writer = csv.DictWriter(file, columns, lineterminator='\n')
@@ -332,7 +273,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'cores_per_run',
     1,
-    'Cores that a run had, for its cost. Example: --cores_per_run=2',
+    'How many cores a run had, for its cost. Example: --cores_per_run=2',
     lower_bound=1,
   )
 

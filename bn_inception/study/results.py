@@ -1,13 +1,15 @@
 """What the runs of a study found, seed by seed, and intervals over seeds.
 
-Only finished runs count. What is missing or damaged in their files is named, and
-no number is taken from there.
+Only finished runs count. Missing and damaged files are named, and no number is
+taken from them.
 """
 
 import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 from scipy import stats
@@ -17,16 +19,86 @@ from bn_inception.evaluation.passes import MOVING, NONE, POPULATION
 from bn_inception.runs import run_directory
 from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.study.runs import EVALUATION_FILE, FINISHED, Run, values_hash
+from configs.studies import Paper
 
 CONFIDENCE = 0.95
-# What `Group.values` takes from a run: a number, or None where there is none.
+NETWORKS = {False: 'without BN', True: 'with BN'}
+# A number of a run; None if it has none.
 Measure = Callable[['Outcome'], float | None]
 
-# Of result.json and metrics.jsonl, in percent.
+# Keys of result.json and metrics.jsonl with percentages.
 _ACCURACIES = {
   'top1', 'top5', 'max_top1', 'population_top1', 'population_top5',
   'max_population_top1',
 }  # fmt: skip
+
+
+def last(statistics: str, name: str = 'top1') -> Measure:
+  """See `Outcome.last`."""
+  return lambda outcome: outcome.last(statistics, name)
+
+
+def best(statistics: str) -> Measure:
+  """See `Outcome.best`."""
+  return lambda outcome: outcome.best(statistics)
+
+
+def final(statistics: str) -> Measure:
+  """See `Outcome.final`."""
+  return lambda outcome: outcome.final(statistics)
+
+
+class Source(Protocol):
+  """The contents of a run's files, wherever they are stored.
+
+  Every method but `place` raises UserError if the file is absent or damaged.
+  """
+
+  def is_finished(self) -> bool: ...
+
+  def config(self) -> dict: ...
+
+  def result(self) -> dict: ...
+
+  def evaluation(self) -> dict | None:
+    """The content of evaluation.json; None after a divergence."""
+
+  def records(self) -> list[dict]:
+    """The lines of metrics.jsonl."""
+
+  def manifest(self) -> dict: ...
+
+  def place(self, name: str) -> str:
+    """Where a file of the run is stored, for messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """A `Source`: the run directory itself."""
+
+  run: Run
+
+  def is_finished(self) -> bool:
+    return self.run.status() == FINISHED
+
+  def config(self) -> dict:
+    return run_directory.read_json(self.place(run_directory.CONFIG_FILE))
+
+  def result(self) -> dict:
+    return self.run.result()
+
+  def evaluation(self) -> dict | None:
+    return self.run.evaluation()
+
+  def records(self) -> list[dict]:
+    return self.run.records()
+
+  def manifest(self) -> dict:
+    path = self.place(run_directory.MANIFEST_FILE)
+    return run_directory.read_json(path, 'restore it')
+
+  def place(self, name: str) -> str:
+    return self.run.path(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +107,31 @@ class Outcome:
 
   Attributes:
     run: which.
-    result: of result.json.
-    split: of the final evaluation; None: there is none.
+    config: content of config.json.
+    result: content of result.json.
+    evaluation: content of evaluation.json; None if there is none.
     finals: kind of statistics -> top-1 of evaluation.json in percent.
-    records: of metrics.jsonl; a number that is not finite is None.
+    records: lines of metrics.jsonl; numbers that are not finite are None.
+    starts: what manifest.json says of each start.
   """
 
   run: Run
+  config: dict
   result: dict
-  split: str | None
+  evaluation: dict | None
   finals: dict[str, float]
   records: list[dict]
+  starts: list[dict]
 
   @property
-  def folder_name(self) -> str:
+  def name(self) -> str:
     return os.path.basename(self.run.folder)
+
+  @property
+  def split(self) -> str | None:
+    """The split of the final evaluation; None if there is none."""
+    split = (self.evaluation or {}).get('split')
+    return split if isinstance(split, str) else None
 
   @property
   def diverged_at(self) -> int | None:
@@ -58,14 +140,14 @@ class Outcome:
   def followed(self, statistics: str, name: str = 'top1') -> dict[int, float]:
     """Step -> top-1 in percent, or loss, of all evaluations while it trained.
 
-    Where population statistics were not taken, the others stand in.
+    A run without population statistics has one value for both kinds.
     """
     key = self._key(statistics, name)
     values = {r['step']: r.get(key) for r in self._evaluations()}
     return {step: v for step, v in values.items() if v is not None}
 
   def last(self, statistics: str, name: str = 'top1') -> float | None:
-    """Of the last evaluation; None if it was not finite, or the run diverged."""
+    """The value at the last evaluation; None if not finite or after divergence."""
     evaluations = self._evaluations()
     if not evaluations or self.diverged_at is not None:
       return None
@@ -80,6 +162,7 @@ class Outcome:
     return key if statistics == POPULATION and was_taken else name
 
   def best(self, statistics: str) -> float | None:
+    """The highest top-1 while it trained, in percent."""
     return max(self.followed(statistics).values(), default=None)
 
   def final(self, statistics: str) -> float | None:
@@ -87,7 +170,7 @@ class Outcome:
     return self.finals.get(statistics, self.finals.get(NONE))
 
   def first_step(self, target: float, statistics: str) -> int | None:
-    """Of the first evaluation at or above the target."""
+    """The step of the first evaluation at or above the target."""
     followed = self.followed(statistics).items()
     return next((step for step, value in followed if value >= target), None)
 
@@ -99,8 +182,9 @@ class Group:
   Attributes:
     name: of the arm.
     runs: all of them.
-    outcomes: of those that are finished, and can be read.
+    outcomes: the runs that are finished and can be read.
     problems: seed -> what is missing or damaged in its files, a line each.
+    paper: what the paper says of this arm; None: nothing.
   """
 
   name: str
@@ -109,17 +193,23 @@ class Group:
   problems: Mapping[int, Sequence[str]] = dataclasses.field(
     default_factory=dict
   )
+  paper: Paper | None = None
 
   @property
   def config(self) -> dict:
     return self.runs[0].config
 
   @property
+  def network(self) -> str:
+    """'with BN' or 'without BN'."""
+    return NETWORKS[self.config['model']['use_batch_norm']]
+
+  @property
   def rate(self) -> float:
     return self.config['optimizer']['learning_rate']
 
   def divergence(self) -> str:
-    """'diverged at step 41', of how many seeds; '' if none did."""
+    """'diverged at step 41', with the number of seeds; '' if none did."""
     steps = [o.diverged_at for o in self.outcomes if o.diverged_at is not None]
     if not steps:
       return ''
@@ -129,7 +219,7 @@ class Group:
     return text if is_all else f'{len(steps)} of {len(self.runs)} {text}'
 
   def state(self) -> str:
-    """'3 runs', '2 of 3 runs' or 'not run', and what diverged or lacks files."""
+    """'3 runs', '2 of 3 runs' or 'not run', and how many diverged or are damaged."""
     done, total = len(self.outcomes), len(self.runs)
     if done == 0 and not self.problems:
       return 'not run'
@@ -139,87 +229,123 @@ class Group:
     return '; '.join(filter(None, (text, self.divergence(), problems)))
 
   def exception(self) -> str:
-    """What is missing, damaged or diverged; '' if nothing."""
+    """`state` if runs are missing, damaged or diverged; '' otherwise."""
     is_whole = len(self.outcomes) == len(self.runs) and not self.problems
     return self.divergence() if is_whole else self.state()
 
   def absence(self) -> str:
-    """What stands in place of a number."""
+    """The text in place of a number."""
     if not self.outcomes:
       return 'damaged' if self.problems else 'not run'
     return self.divergence() or 'not measured'
 
   @property
   def num_measured(self) -> int:
-    """Seeds that should have every number: finished, and not diverged."""
+    """How many seeds should have every number: those that did not diverge."""
     return sum(outcome.diverged_at is None for outcome in self.outcomes)
 
   def values(self, measure: Measure) -> list[float]:
-    """Of the seeds that have one."""
+    """The measured values; seeds without one are skipped."""
     found = map(measure, self.outcomes)
     return [value for value in found if value is not None]
 
 
-def read_groups(runs: Iterable[Run]) -> dict[str, list[Group]]:
-  """Task -> its groups, arm by arm, of what `study_runs.list_runs` returns."""
+def read_groups(
+  runs: Iterable[Run],
+  papers: Mapping[str, Paper | None] = MappingProxyType({}),
+  archive: Mapping[str, Source] = MappingProxyType({}),
+) -> dict[str, list[Group]]:
+  """Reads runs from their folders or an archive.
+
+  Args:
+    runs: of `runs.list_runs`.
+    papers: arm -> what the paper says of it.
+    archive: identity -> the run; a run that is in it is not read from its folder.
+
+  Returns:
+    Task -> its groups, arm by arm.
+  """
   by_arm: dict[str, dict[str, list[Run]]] = {}
   for run in runs:
     by_arm.setdefault(run.task, {}).setdefault(run.arm, []).append(run)
   return {
-    task: [_read_group(name, arm) for name, arm in arms.items()]
+    task: [
+      _read_group(name, members, papers.get(name), archive)
+      for name, members in arms.items()
+    ]
     for task, arms in by_arm.items()
   }
 
 
-def _read_group(name: str, runs: Sequence[Run]) -> Group:
+def _read_group(
+  name: str,
+  runs: Sequence[Run],
+  paper: Paper | None,
+  archive: Mapping[str, Source],
+) -> Group:
   outcomes, problems = [], {}
   for run in runs:
-    outcome, found = read_outcome(run)
+    outcome, found = read_outcome(run, archive.get(run.identity))
     outcomes += [outcome] if outcome else []
     if found:
       problems[run.seed] = found
-  return Group(name, tuple(runs), tuple(outcomes), problems)
+  return Group(name, tuple(runs), tuple(outcomes), problems, paper)
 
 
-def read_outcome(run: Run) -> tuple[Outcome | None, list[str]]:
+def read_outcome(
+  run: Run, source: Source | None = None
+) -> tuple[Outcome | None, list[str]]:
   """A finished run, and what is missing or damaged in its files, a line each.
 
-  There is no outcome of a run that is not finished, or whose config.json or
-  result.json is damaged.
+  Args:
+    run: which.
+    source: its files; None: those in its folder.
+
+  Returns:
+    The outcome is None if the run is not finished, or its config.json or
+    result.json is damaged.
   """
+  source = source or RunFolder(run)
   problems = []
   try:
-    if run.status() != FINISHED:
+    if not source.is_finished():
       return None, []
-    result = run.result()
-    problems += _check_config(run) + _check_result(run, result)
+    config, result = source.config(), source.result()
+    problems += _check_config(run, source, config)
+    problems += _check_result(source, result)
   except UserError as error:
     problems.append(str(error))
   if problems:
     return None, problems
-  records, split, finals = [], None, {}
+  records, evaluation, finals, starts = [], None, {}, []
   try:
-    records = _read_records(run, result)
+    records = _read_records(source, result)
   except UserError as error:
     problems.append(str(error))
   try:
     if not result['diverged']:
-      split, finals, lacking = _read_finals(run)
+      evaluation = source.evaluation()
+      finals, lacking = _read_finals(run, source, evaluation)
       problems += lacking
   except UserError as error:
     problems.append(str(error))
-  return Outcome(run, result, split, finals, records), problems
+  try:
+    starts = _read_starts(source)
+  except UserError as error:
+    problems.append(str(error))
+  outcome = Outcome(run, config, result, evaluation, finals, records, starts)
+  return outcome, problems
 
 
-def _check_config(run: Run) -> list[str]:
-  path = run.path(run_directory.CONFIG_FILE)
-  if values_hash(run_directory.read_json(path)) == values_hash(run.config):
+def _check_config(run: Run, source: Source, config: dict) -> list[str]:
+  if values_hash(config) == values_hash(run.config):
     return []
-  return [f'{path} has other values than the run that its folder is named for']
+  place = source.place(run_directory.CONFIG_FILE)
+  return [f'{place} has other values than the run that it is named for']
 
 
-def _check_result(run: Run, result: dict) -> list[str]:
-  """What a report needs of it, and is not there."""
+def _check_result(source: Source, result: dict) -> list[str]:
+  """The values of result.json that are damaged or missing, a line each."""
   steps, bad_step = result.get('steps'), result.get('first_nonfinite_step')
   is_valid = {
     'steps': isinstance(steps, int),
@@ -228,36 +354,35 @@ def _check_result(run: Run, result: dict) -> list[str]:
     'eval_split': isinstance(result.get('eval_split'), str),
     **{key: _may_be_accuracy(result.get(key)) for key in _ACCURACIES},
   }
-  path = run.path(run_directory.RESULT_FILE)
+  place = source.place(run_directory.RESULT_FILE)
   return [
-    f"{path} is damaged ('{key}' is {result.get(key, 'missing')})"
+    f"{place} is damaged ('{key}' is {result.get(key, 'missing')})"
     for key in is_valid
     if not is_valid[key]
   ]
 
 
-def _read_records(run: Run, result: dict) -> list[dict]:
+def _read_records(source: Source, result: dict) -> list[dict]:
   """The records of the whole run.
 
   Raises:
-    UserError: if some are missing: numbers of the others would be of an earlier
-      step; or if an accuracy is none.
+    UserError: if the last ones are missing, so that numbers would be of an
+      earlier step, or if an accuracy is not a percentage.
   """
-  records = run.records()
-  path = run.path(METRICS_FILE)
+  records, place = source.records(), source.place(METRICS_FILE)
   if not records:
-    raise UserError(f'{path} is missing or empty')
+    raise UserError(f'{place} is missing or empty')
   kind = 'train' if result['diverged'] else 'eval'
   end = max((r['step'] for r in records if r['kind'] == kind), default=0)
   if end < result['steps']:
     raise UserError(
-      f'{path} was cut short: it ends at step {end} of {result["steps"]}'
+      f'{place} was cut short: it ends at step {end} of {result["steps"]}'
     )
   for record in records:
     for key in _ACCURACIES & record.keys():
       if not _may_be_accuracy(record[key]):
         raise UserError(
-          f"{path} is damaged ('{key}' is {record[key]} at step {record['step']})"
+          f"{place} is damaged ('{key}' is {record[key]} at step {record['step']})"
         )
   return [
     {
@@ -268,26 +393,54 @@ def _read_records(run: Run, result: dict) -> list[dict]:
   ]
 
 
-def _read_finals(run: Run) -> tuple[str | None, dict[str, float], list[str]]:
-  """Split and accuracies of evaluation.json, and what is not there."""
-  evaluation, path = run.evaluation(), run.path(EVALUATION_FILE)
+def _read_finals(
+  run: Run, source: Source, evaluation: dict
+) -> tuple[dict[str, float], list[str]]:
+  """Accuracies of evaluation.json, and what is missing there, a line each."""
+  place = source.place(EVALUATION_FILE)
   has_batch_norm = run.config['model']['use_batch_norm']
-  results, split = evaluation.get('results'), evaluation.get('split')
-  finals, problems = {}, []
+  results, finals, problems = evaluation.get('results'), {}, []
   for kind in (MOVING, POPULATION) if has_batch_norm else (NONE,):
     found = results.get(kind) if isinstance(results, dict) else None
     top1 = _number(found.get('top1')) if isinstance(found, dict) else None
     if not _may_be_accuracy(top1):
       problems.append(
-        f"{path} is damaged ('top1' is {top1} with statistics: {kind})"
+        f"{place} is damaged ('top1' is {top1} with statistics: {kind})"
       )
     elif top1 is None:
-      problems.append(f'{path} lacks top1 with statistics: {kind}')
+      problems.append(f'{place} lacks top1 with statistics: {kind}')
     else:
       finals[kind] = top1
-  if not isinstance(split, str):
-    split, problems = None, [*problems, f'{path} lacks the split']
-  return split, finals, problems
+  if not isinstance(evaluation.get('split'), str):
+    problems.append(f'{place} lacks the split')
+  return finals, problems
+
+
+def _read_starts(source: Source) -> list[dict]:
+  """The starts of manifest.json.
+
+  Raises:
+    UserError: if they lack what the report says of them.
+  """
+  starts = source.manifest().get('starts')
+  if isinstance(starts, list) and starts and all(map(_is_start, starts)):
+    return starts
+  place = source.place(run_directory.MANIFEST_FILE)
+  raise UserError(f'{place} lacks time, versions or devices of its starts')
+
+
+def _is_start(value) -> bool:
+  if not isinstance(value, dict):
+    return False
+  texts = value.get('time'), value.get('python'), value.get('platform')
+  devices = value.get('devices')
+  return (
+    all(isinstance(text, str) for text in texts)
+    and isinstance(value.get('commit'), str | None)
+    and isinstance(value.get('packages'), dict)
+    and isinstance(devices, list)
+    and len(devices) > 0
+  )
 
 
 def _number(value) -> float | None:
@@ -297,7 +450,7 @@ def _number(value) -> float | None:
 
 
 def _may_be_accuracy(value) -> bool:
-  """Whether it is in percent; what is no number is told, or skipped, elsewhere."""
+  """Whether it is a percentage, or not a number, which is handled elsewhere."""
   number = _number(value)
   return number is None or 0 <= number <= 100
 
@@ -317,19 +470,18 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-  """The mean, and Student's 95 % interval of it, of one value or more."""
-  count = len(values)
+  """The mean of one value or more, with Student's 95 % interval."""
+  count, mean = len(values), float(np.mean(values))
   if count < 2:
-    return Interval(float(values[0]), None, count)
-  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-  margin = quantile * np.std(values, ddof=1) / np.sqrt(count)
-  return Interval(float(np.mean(values)), float(margin), count)
+    return Interval(mean, None, count)
+  _, quantile = stats.t.interval(CONFIDENCE, count - 1)
+  return Interval(mean, float(quantile * stats.sem(values)), count)
 
 
 def paired_differences(
   group: Group, base: Group, measure: Measure
 ) -> list[float]:
-  """`group` minus `base`, of the seeds for which both have a value."""
+  """`group` minus `base` for each seed that has a value in both."""
   of_base = {o.run.seed: measure(o) for o in base.outcomes}
   pairs = ((measure(o), of_base.get(o.run.seed)) for o in group.outcomes)
   return [a - b for a, b in pairs if a is not None and b is not None]

@@ -1,23 +1,47 @@
-"""What the report shows of each study: curves, bars and tables, as data.
+"""What the report shows of each study: one function for each kind of section.
 
-A study of the paper is a function of the groups of its runs, in `STUDIES`; any other
-one is shown by `_any_study`. What they return is drawn by report_figures.py and
-written by report_page.py. What is missing or diverged is said in place of the number.
+A study of configs/studies.py names its kind. If a run is missing or diverged, the
+report says so in place of the number.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import methodcaller
 from string import ascii_lowercase
+from types import MappingProxyType
 
 import numpy as np
 
 from bn_inception.evaluation.passes import MOVING, POPULATION
 from bn_inception.metrics import PERCENTILES
+from bn_inception.study.cells import (
+  make_table,
+  mean_column,
+  name_cell,
+  network_cell,
+  steps_column,
+  values_cell,
+)
+from bn_inception.study.plots import (
+  FILE_SUFFIXES,
+  Bar,
+  Cell,
+  Curve,
+  Part,
+  Plot,
+  Section,
+  Table,
+  accuracy_curve,
+  by_network,
+  mean_points,
+  rate_curves,
+)
 from bn_inception.study.results import (
   Group,
-  Measure,
   Outcome,
+  Source,
+  best,
+  final,
+  last,
   mean_interval,
   paired_differences,
   read_groups,
@@ -28,161 +52,36 @@ from bn_inception.training import PAPER_BATCH_SIZE
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0
 _FIGURE_2_RANGE = 25.0  # below the target, as the paper's axis begins at 40 %
-_NETWORKS = {False: 'without BN', True: 'with BN'}
-# Figure 3: steps to 72.2 %, and the best validation accuracy; and what Section
-# 4.2.2 says of the two that failed.
-_PAPER = {
-  'Inception': (31.0e6, '72.2 %'),
-  'BN-Baseline': (13.3e6, '72.7 %'),
-  'BN-x5': (2.1e6, '73.0 %'),
-  'BN-x30': (2.7e6, '74.8 %'),
-  'BN-x5-Sigmoid': (None, '69.8 %'),
-  'Inception-x5': (None, 'reached machine infinity'),
-  'Inception-Sigmoid': (None, 'chance, 0.1 %'),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """A mean over seeds at x, with the lowest and the highest of them."""
-
-  x: float
-  value: float
-  low: float
-  high: float
-  count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A line of a plot.
-
-  Attributes:
-    label: in the legend, with `note`: what is missing or diverged.
-    colour, dash: numbers of them.
-    points: left to right.
-    mark: a point that stands out.
-    crosses: x of divergences, which have no value.
-    breaks: x that the line does not cross: from there it is of other seeds, or
-      of none.
-  """
-
-  label: str
-  colour: int
-  dash: int
-  points: tuple[Point, ...]
-  note: str = ''
-  mark: Point | None = None
-  crosses: tuple[float, ...] = ()
-  breaks: tuple[float, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Bar:
-  """A difference with its margin, and as text; None where there is none."""
-
-  label: str
-  value: float | None
-  margin: float | None
-  text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-  """Curves or bars.
-
-  Attributes:
-    name: of its files.
-    x_label, y_label: with units.
-    variants: kind of statistics -> its curves; the first one is shown first.
-    bars: instead of curves.
-    y_range: of the axis; None: what the data need.
-    level: a horizontal line, such as a target.
-  """
-
-  name: str
-  title: str
-  x_label: str
-  y_label: str
-  variants: dict[str, tuple[Curve, ...]] = dataclasses.field(
-    default_factory=dict
-  )
-  bars: tuple[Bar, ...] = ()
-  is_log_x: bool = False
-  y_range: tuple[float, float] | None = None
-  level: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A text, and its numbers by name for the CSV files."""
-
-  text: str
-  numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """A row for each group; `name` is of its file."""
-
-  name: str
-  title: str
-  columns: tuple[str, ...]
-  rows: tuple[tuple[Group, tuple[Cell, ...]], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A study for one task."""
-
-  task: str
-  notes: list[str]
-  plots: list[Plot]
-  tables: list[Table]
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """A study: what is shown of it, and all its groups."""
-
-  name: str
-  title: str
-  parts: list[Part]
-  groups: list[Group]
-
-  @property
-  def outcomes(self) -> list[Outcome]:
-    return [o for group in self.groups for o in group.outcomes]
-
-  @property
-  def problems(self) -> list[str]:
-    """What is missing or damaged in the files of its runs, a line each."""
-    found = [group.problems.values() for group in self.groups]
-    return [line for lines in sum(map(list, found), []) for line in lines]
-
-
-def make_section(name: str, runs: Iterable[Run]) -> Section:
+def make_section(
+  name: str,
+  runs: Iterable[Run],
+  archive: Mapping[str, Source] = MappingProxyType({}),
+) -> Section:
   """What is shown of a study.
 
   Args:
     name: of configs/studies.py.
-    runs: of `study_runs.list_runs`.
+    runs: of `runs.list_runs`.
+    archive: see `results.read_groups`.
 
   Raises:
-    UserError: for a name that is not there.
+    UserError: if there is no study of this name.
   """
-  title, groups_of = find_study(name).title, read_groups(runs)
+  study = find_study(name)
+  papers = {arm.name: arm.paper for arm in study.arms}
+  groups_of = read_groups(runs, papers, archive)
   parts = []
   for task, groups in groups_of.items():
-    make_part = STUDIES.get(name, _any_study)
-    part = make_part(f'{name}_{task}', task, groups)
+    part = SECTIONS[study.section](f'{name}_{task}', task, groups)
     part.notes.append(_origin(groups))
     parts.append(part)
-  return Section(name, title, parts, sum(groups_of.values(), []))
+  return Section(name, study.title, parts, sum(groups_of.values(), []))
 
 
 def _origin(groups: Sequence[Group]) -> str:
-  """Where accuracies come from, and how long a step is."""
+  """The splits that accuracies are from, and the length of a step."""
   outcomes = [o for group in groups for o in group.outcomes]
   if not outcomes:
     return 'None of its runs is finished.'
@@ -195,162 +94,17 @@ def _origin(groups: Sequence[Group]) -> str:
     for size in sizes
   ]
   followed = sorted({o.result['eval_split'] for o in outcomes})
-  final = sorted({o.split for o in outcomes if o.split is not None})
+  splits = sorted({o.split for o in outcomes if o.split is not None})
   sentences.append(
     f'Accuracy was followed on {", ".join(followed)}; final accuracies are of '
-    f'{", ".join(final) or "no split"}.'
+    f'{", ".join(splits) or "no split"}.'
   )
   return ' '.join(sentences)
 
 
-# Tables.
-
-
-def _table(
-  name: str,
-  title: str,
-  groups: Sequence[Group],
-  columns: dict[str, Callable[[Group], Cell]],
-) -> Table:
-  rows = tuple(
-    (group, tuple(make_cell(group) for make_cell in columns.values()))
-    for group in groups
-  )
-  return Table(name, title, tuple(columns), rows)
-
-
-def _name(group: Group) -> Cell:
-  return Cell(group.name)
-
-
-def _network(group: Group) -> Cell:
-  return Cell(_network_name(group))
-
-
-def _mean(measure: Measure, digits: int = 2) -> Callable[[Group], Cell]:
-  """Of a column: the mean over seeds with its interval."""
-  return lambda group: _values_cell(
-    group, group.values(measure), group.absence(), digits
-  )
-
-
-def _values_cell(
-  group: Group,
-  values: Sequence[float],
-  absence: str,
-  digits: int = 2,
-  sign: str = '',
-) -> Cell:
-  """'87.10 ± 0.30', or the one value; and of how many seeds, if some lack it."""
-  if not values:
-    return Cell(absence)
-  found = mean_interval(values)
-  margin = f'± {found.margin:.{digits}f}' if found.count > 1 else '(one seed)'
-  text = f'{found.mean:{sign}.{digits}f} {margin}'
-  if found.count < group.num_measured:
-    text += f', {found.count} of {group.num_measured} seeds'
-  return Cell(text, dataclasses.asdict(found))
-
-
-def _steps(
-  target: float | None, statistics: str, unit: float = 1.0
-) -> Callable[[Group], Cell]:
-  """Of a column: mean, lowest and highest of the steps to a target.
-
-  Args:
-    target: accuracy in percent; None: there is none.
-    statistics: see `Outcome.followed`.
-    unit: what a step counts for.
-  """
-
-  def make_cell(group: Group) -> Cell:
-    if target is None:
-      return Cell('no target')
-    steps = group.values(methodcaller('first_step', target, statistics))
-    total = sum(
-      bool(o.followed(statistics)) or o.diverged_at is not None
-      for o in group.outcomes
-    )
-    if not steps:
-      is_whole = total > 0 and not group.divergence()
-      return Cell('not reached' if is_whole else group.absence())
-    mean, low, high = (f(steps) * unit for f in (np.mean, min, max))
-    text = f'{mean:,.0f}'
-    text += f' ({low:,.0f}–{high:,.0f})' if len(steps) > 1 else ''
-    text += f', {len(steps)} of {total} seeds' if total > 1 else ''
-    numbers = {'mean': mean, 'lowest': low, 'highest': high}
-    return Cell(text, numbers | {'reached': len(steps), 'seeds': total})
-
-  return make_cell
-
-
-# Curves.
-
-
-def mean_points(series: Sequence[Mapping[float, float]]) -> tuple[Point, ...]:
-  """x -> value of each seed, as means over those that got so far."""
-  points = []
-  for x in sorted({x for values in series for x in values}):
-    found = [values[x] for values in series if x in values]
-    mean = float(np.mean(found))
-    points.append(Point(x, mean, min(found), max(found), len(found)))
-  return tuple(points)
-
-
-def _accuracy_curve(group: Group, number: int, statistics: str) -> Curve:
-  crosses = tuple(group.values(lambda o: o.diverged_at))
-  return Curve(
-    group.name,
-    colour=number,
-    dash=number,
-    points=mean_points([o.followed(statistics) for o in group.outcomes]),
-    note=group.exception(),
-    crosses=crosses,
-    breaks=crosses,
-  )
-
-
-def _rate_curves(
-  groups: Sequence[Group], measure: Measure, unit: float = 1.0
-) -> tuple[Curve, ...]:
-  """Means against the learning rate, in units of one; a curve for each network."""
-  curves = []
-  for name, members in _by_network(groups).items():
-    points, crosses, breaks, notes = [], [], [], {}
-    for group in sorted(members, key=lambda group: group.rate):
-      x, values = group.rate / unit, group.values(measure)
-      points += mean_points([{x: value} for value in values])
-      crosses += [x] if group.divergence() else []
-      breaks += [] if values else [x]
-      if group.exception():
-        notes.setdefault(group.exception(), []).append(f'{x:g}')
-    texts = [f'at {", ".join(at)}: {text}' for text, at in notes.items()]
-    number = list(_NETWORKS.values()).index(name)
-    curves.append(
-      Curve(
-        name, number, number, tuple(points), '; '.join(texts),
-        crosses=tuple(crosses), breaks=tuple(breaks),
-      )
-    )  # fmt: skip
-  return tuple(curves)
-
-
-def _network_name(group: Group) -> str:
-  return _NETWORKS[group.config['model']['use_batch_norm']]
-
-
-def _by_network(groups: Sequence[Group]) -> dict[str, list[Group]]:
-  networks: dict[str, list[Group]] = {}
-  for group in groups:
-    networks.setdefault(_network_name(group), []).append(group)
-  return networks
-
-
-# The studies: (name of the files, task, groups) -> `Part`.
-
-
 def _figure_1(name: str, task: str, groups: Sequence[Group]) -> Part:
-  curves = tuple(_accuracy_curve(g, i, MOVING) for i, g in enumerate(groups))
+  """Accuracy curves, and the percentiles of a sigmoid's input."""
+  curves = tuple(accuracy_curve(g, i, MOVING) for i, g in enumerate(groups))
   ends = [curve.points[-1].value for curve in curves if curve.points]
   has_range = min(ends, default=0.0) >= _FIGURE_1_RANGE[0]
   plots = [
@@ -365,14 +119,12 @@ def _figure_1(name: str, task: str, groups: Sequence[Group]) -> Part:
     inputs = {MOVING: _percentile_curves(group)}
     plots.append(Plot(f'{name}_{letter}', title, 'steps', 'input', inputs))
   columns = {
-    'network': _name,
-    'accuracy at the end (%)': _mean(methodcaller('last', MOVING)),
-    'best accuracy (%)': _mean(methodcaller('best', MOVING)),
-    'at the end, population statistics (%)': _mean(
-      methodcaller('final', POPULATION)
-    ),
-  } | {f'steps to {a} %': _steps(a, MOVING) for a in _FIGURE_1_ACCURACIES}
-  table = _table(name, f'{task}: accuracies', groups, columns)
+    'network': name_cell,
+    'accuracy at the end (%)': mean_column(last(MOVING)),
+    'best accuracy (%)': mean_column(best(MOVING)),
+    'at the end, population statistics (%)': mean_column(final(POPULATION)),
+  } | {f'steps to {a} %': steps_column(a, MOVING) for a in _FIGURE_1_ACCURACIES}
+  table = make_table(name, f'{task}: accuracies', groups, columns)
   notes = ['The axis of (a) begins at 70 %.'] if has_range else []
   return Part(task, notes, plots, [table])
 
@@ -393,19 +145,20 @@ def _percentile_curves(group: Group) -> tuple[Curve, ...]:
   return tuple(curves)
 
 
-def _rates(name: str, task: str, groups: Sequence[Group]) -> Part:
-  measure, best_rates, notes = methodcaller('last', MOVING), {}, []
-  for network, members in _by_network(groups).items():
+def _rate_search(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """The accuracy at each learning rate, and the best rate of each network."""
+  measure, best_rates, notes = last(MOVING), {}, []
+  for network, members in by_network(groups).items():
     found = [(np.mean(v), g.rate) for g in members if (v := g.values(measure))]
     if found:
-      best, best_rates[network] = max(found)
+      accuracy, best_rates[network] = max(found)
       notes.append(
         f'{network}: the best learning rate is {best_rates[network]:g} '
-        f'({best:.2f} % at the end).'
+        f'({accuracy:.2f} % at the end).'
       )
 
   def choice(group: Group) -> Cell:
-    is_best = best_rates.get(_network_name(group)) == group.rate
+    is_best = best_rates.get(group.network) == group.rate
     return Cell('best' if is_best else '')
 
   plot = Plot(
@@ -413,27 +166,28 @@ def _rates(name: str, task: str, groups: Sequence[Group]) -> Part:
     f'{task}: accuracy at the end of training against the learning rate',
     'learning rate',
     'accuracy (%)',
-    {MOVING: _rate_curves(groups, measure)},
+    {MOVING: rate_curves(groups, measure)},
     is_log_x=True,
   )
   columns = {
-    'network': _network,
+    'network': network_cell,
     'learning rate': lambda group: Cell(f'{group.rate:g}'),
-    'accuracy at the end (%)': _mean(measure),
-    'best accuracy (%)': _mean(methodcaller('best', MOVING)),
+    'accuracy at the end (%)': mean_column(measure),
+    'best accuracy (%)': mean_column(best(MOVING)),
     'choice': choice,
   }
-  table = _table(name, f'{task}: learning rates', groups, columns)
+  table = make_table(name, f'{task}: learning rates', groups, columns)
   return Part(task, notes, [plot], [table])
 
 
 def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Accuracy curves, and the steps to the best accuracy of the first arm."""
   base, variants, tables, targets = groups[0], {}, [], {}
   kinds = _kinds(groups)
   for kind in kinds:
-    found = base.values(methodcaller('best', kind))
+    found = base.values(best(kind))
     targets[kind] = float(np.mean(found)) if found else None
-    curves = [_accuracy_curve(g, i, kind) for i, g in enumerate(groups)]
+    curves = [accuracy_curve(g, i, kind) for i, g in enumerate(groups)]
     variants[kind] = tuple(_mark(c, targets[kind]) for c in curves)
     tables.append(_figure_3(name, task, groups, kind, targets[kind]))
   target, y_range = targets[kinds[0]], None
@@ -458,14 +212,14 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 
 def _kinds(groups: Sequence[Group]) -> tuple[str, ...]:
-  """Of the statistics with which some run was followed."""
+  """The kinds of statistics with which some run was evaluated while it trained."""
   records = [r for g in groups for o in g.outcomes for r in o.records]
   has_population = any('population_top1' in r for r in records)
   return (POPULATION, MOVING) if has_population else (MOVING,)
 
 
 def _mark(curve: Curve, target: float | None) -> Curve:
-  """Marks where it first reaches the target."""
+  """Marks the first point at or above the target."""
   if target is None:
     return curve
   mark = next((p for p in curve.points if p.value >= target), None)
@@ -475,7 +229,7 @@ def _mark(curve: Curve, target: float | None) -> Curve:
 def _range_around(
   target: float, variants: Mapping[str, Sequence[Curve]]
 ) -> tuple[float, float]:
-  """Of an axis on which curves near the target can be told apart."""
+  """The range of an axis that keeps the curves near the target apart."""
   curves = [curve for curves in variants.values() for curve in curves]
   highest = max(p.high for curve in curves for p in curve.points)
   lowest = 10.0 * np.floor((target - _FIGURE_2_RANGE) / 10.0)
@@ -483,11 +237,11 @@ def _range_around(
 
 
 def _say_if_below(curve: Curve, bottom: float) -> Curve:
-  """Says so in the legend of a curve that an axis does not show."""
+  """Notes in the legend that a curve lies below the axis."""
   if not curve.points or any(p.high >= bottom for p in curve.points):
     return curve
-  best = max(p.high for p in curve.points)
-  note = f'below the axis: at most {best:.1f} %'
+  highest = max(p.high for p in curve.points)
+  note = f'below the axis: at most {highest:.1f} %'
   note = f'{curve.note}; {note}' if curve.note else note
   return dataclasses.replace(curve, note=note)
 
@@ -499,46 +253,56 @@ def _figure_3(
   kind: str,
   target: float | None,
 ) -> Table:
+  """Steps to the target with one kind of statistics, next to the paper's."""
   base = groups[0]
   # All networks of Figure 2 have mini-batches of the same size.
   unit = base.config['batch_size'] / PAPER_BATCH_SIZE
 
-  def paper(group: Group) -> Cell:
-    steps, _ = _PAPER[group.name]
-    if steps is None:
+  def paper_steps(group: Group) -> Cell:
+    paper = group.paper
+    if paper is None:
+      return Cell('not in the paper')
+    if paper.steps is None:
       return Cell('never')
-    factor = _PAPER['Inception'][0] / steps
-    fewer = f' ({factor:.1f} times fewer)' if factor > 1 else ''
-    return Cell(f'{steps / 1e6:.1f} million{fewer}', {'steps': steps})
+    text = f'{paper.steps / 1e6:.1f} million'
+    if base.paper and base.paper.steps and base.paper.steps > paper.steps:
+      text += f' ({base.paper.steps / paper.steps:.1f} times fewer)'
+    return Cell(text, {'steps': paper.steps})
+
+  def paper_best(group: Group) -> Cell:
+    return Cell(group.paper.best if group.paper else 'not in the paper')
 
   def factor(group: Group) -> Cell:
-    own, of_base = (_steps(target, kind)(g) for g in (group, base))
+    own, of_base = (steps_column(target, kind)(g) for g in (group, base))
     if not own.numbers or not of_base.numbers:
       return Cell(own.text if not own.numbers else 'none to compare with')
     value = of_base.numbers['mean'] / own.numbers['mean']
     return Cell(f'{value:.2f}', {'factor': value})
 
   columns = {
-    'network': _name,
-    'paper: steps to 72.2 %': paper,
-    'paper: best': lambda group: Cell(_PAPER[group.name][1]),
-    'steps to the target': _steps(target, kind),
-    f'in steps of {PAPER_BATCH_SIZE} examples': _steps(target, kind, unit),
+    'network': name_cell,
+    'paper: steps to 72.2 %': paper_steps,
+    'paper: best': paper_best,
+    'steps to the target': steps_column(target, kind),
+    f'in steps of {PAPER_BATCH_SIZE} examples': steps_column(
+      target, kind, unit
+    ),
     f'times fewer than {base.name}': factor,
-    'best validation accuracy (%)': _mean(methodcaller('best', kind)),
-    'final, moving averages (%)': _mean(methodcaller('final', MOVING)),
-    'final, population (%)': _mean(methodcaller('final', POPULATION)),
+    'best validation accuracy (%)': mean_column(best(kind)),
+    'final, moving averages (%)': mean_column(final(MOVING)),
+    'final, population (%)': mean_column(final(POPULATION)),
   }
   goal = '' if target is None else f'; the target is {target:.2f} %'
   title = f'{task}: Figure 3 with statistics: {kind}{goal}'
-  return _table(f'{name}_{kind.split()[0]}', title, groups, columns)
+  return make_table(f'{name}_{FILE_SUFFIXES[kind]}', title, groups, columns)
 
 
 def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Differences in final accuracy to the first arm, paired by seed."""
   base, others = groups[0], groups[1:]
-  final = methodcaller('final', POPULATION)
   found = {
-    group.name: paired_differences(group, base, final) for group in others
+    group.name: paired_differences(group, base, final(POPULATION))
+    for group in others
   }
   intervals = {k: mean_interval(v) for k, v in found.items() if v}
 
@@ -549,10 +313,11 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
   def difference(group: Group) -> Cell:
     if group is base:
       return Cell('compared with')
-    absence = group.absence()
-    if group.values(final):  # then it is the other one that has no value
-      absence = f'{base.name} {base.absence()}'
-    return _values_cell(group, found[group.name], absence, sign='+')
+    is_measured = bool(group.values(final(POPULATION)))
+    absence = (
+      f'{base.name} {base.absence()}' if is_measured else group.absence()
+    )
+    return values_cell(group, found[group.name], absence, sign='+')
 
   def verdict(group: Group) -> Cell:
     if group is base:
@@ -582,26 +347,28 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
     'percentage points', '', bars=tuple(map(bar, others)),
   )  # fmt: skip
   columns = {
-    'network': _name,
-    'final accuracy (%)': _mean(final),
+    'network': name_cell,
+    'final accuracy (%)': mean_column(final(POPULATION)),
     f'minus {base.name} (points)': difference,
     'resolved': verdict,
-    'validation loss at the end': _mean(
-      methodcaller('last', POPULATION, 'loss'), digits=4
+    'validation loss at the end': mean_column(
+      last(POPULATION, 'loss'), digits=4
     ),
   }
-  table = _table(name, f'{task}: final accuracies', groups, columns)
+  table = make_table(name, f'{task}: final accuracies', groups, columns)
   return Part(task, notes, [plot], [table])
 
 
 def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Accuracy with moving averages and with population statistics."""
+
   def gain(outcome: Outcome) -> float | None:
     finals = outcome.final(POPULATION), outcome.final(MOVING)
     return None if None in finals else finals[0] - finals[1]
 
   curves = tuple(
     dataclasses.replace(
-      _accuracy_curve(group, i, kind), label=f'{group.name}, {kind}', dash=dash
+      accuracy_curve(group, i, kind), label=f'{group.name}, {kind}', dash=dash
     )
     for i, group in enumerate(groups)
     for dash, kind in enumerate((MOVING, POPULATION))
@@ -615,71 +382,70 @@ def _batch_statistics(name: str, task: str, groups: Sequence[Group]) -> Part:
     is_log_x=True,
   )
   columns = {
-    'examples': _name,
-    'final, moving averages (%)': _mean(methodcaller('final', MOVING)),
-    'final, population (%)': _mean(methodcaller('final', POPULATION)),
-    'population minus moving (points)': lambda group: _values_cell(
+    'examples': name_cell,
+    'final, moving averages (%)': mean_column(final(MOVING)),
+    'final, population (%)': mean_column(final(POPULATION)),
+    'population minus moving (points)': lambda group: values_cell(
       group, group.values(gain), group.absence(), sign='+'
     ),
   }
-  table = _table(name, f'{task}: final accuracies', groups, columns)
+  table = make_table(name, f'{task}: final accuracies', groups, columns)
   return Part(task, [], [plot], [table])
 
 
 def _learning_rates(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """The final accuracy against multiples of the lowest learning rate."""
   unit = min(group.rate for group in groups)
-  final = methodcaller('final', POPULATION)
   plot = Plot(
     name,
     f'{task}: final accuracy against the learning rate',
     f'learning rate / {unit:g}',
     'accuracy (%)',
-    {POPULATION: _rate_curves(groups, final, unit)},
+    {POPULATION: rate_curves(groups, final(POPULATION), unit)},
     is_log_x=True,
   )
   columns = {
-    'network': _network,
-    'arm': _name,
+    'network': network_cell,
+    'arm': name_cell,
     'factor': lambda group: Cell(f'{group.rate / unit:g}'),
-    'final accuracy (%)': _mean(final),
-    'best validation accuracy (%)': _mean(methodcaller('best', POPULATION)),
+    'final accuracy (%)': mean_column(final(POPULATION)),
+    'best validation accuracy (%)': mean_column(best(POPULATION)),
   }
   notes = ['Crosses at the foot: rates at which a run diverged.']
-  table = _table(name, f'{task}: final accuracies', groups, columns)
+  table = make_table(name, f'{task}: final accuracies', groups, columns)
   return Part(task, notes, [plot], [table])
 
 
-def _any_study(name: str, task: str, groups: Sequence[Group]) -> Part:
-  """Curves, and accuracies of each arm: all that needs no knowledge of a study."""
+def _accuracies(name: str, task: str, groups: Sequence[Group]) -> Part:
+  """Curves and accuracies of each arm, for a study without a section of its own."""
   variants = {
-    kind: tuple(_accuracy_curve(g, i, kind) for i, g in enumerate(groups))
+    kind: tuple(accuracy_curve(g, i, kind) for i, g in enumerate(groups))
     for kind in _kinds(groups)
   }
   plot = Plot(
     name, f'{task}: validation accuracy', 'steps', 'accuracy (%)', variants
   )
-  columns = {'arm': _name}
+  columns = {'arm': name_cell}
   for kind in variants:
     columns |= {
-      f'validation at the end, {kind} (%)': _mean(methodcaller('last', kind)),
-      f'best validation, {kind} (%)': _mean(methodcaller('best', kind)),
+      f'validation at the end, {kind} (%)': mean_column(last(kind)),
+      f'best validation, {kind} (%)': mean_column(best(kind)),
     }
   columns |= {
-    f'final, {kind} (%)': _mean(methodcaller('final', kind))
+    f'final, {kind} (%)': mean_column(final(kind))
     for kind in (MOVING, POPULATION)
   }
-  table = _table(name, f'{task}: accuracies', groups, columns)
+  table = make_table(name, f'{task}: accuracies', groups, columns)
   return Part(task, [], [plot], [table])
 
 
-STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
-  'figure1': _figure_1,
-  'figure1_small_rates': _figure_1,
-  'figure2': _figure_2,
-  'leave_one_out': _differences,
-  'add_one_in': _differences,
+# `Study.section` -> function of a name for files, the task and the groups.
+SECTIONS: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
+  'figure_1': _figure_1,
+  'figure_2': _figure_2,
+  'differences': _differences,
   'batch_statistics': _batch_statistics,
   'learning_rates': _learning_rates,
-  'figure1_rates': _rates,
-  'base_rate': _rates,
+  'rate_search': _rate_search,
+  'accuracies': _accuracies,
 }

@@ -1,15 +1,15 @@
 """The files of plots: what is in them, and that nothing is missing."""
 
 import dataclasses
+import pathlib
+import re
 
 import matplotlib.image
-import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 
 from bn_inception.errors import UserError
 from bn_inception.study import figures
-from bn_inception.study.sections import Bar, Curve, Plot, Point
+from bn_inception.study.plots import Bar, Curve, Plot, Point
 
 
 def curve(number, *values, **more):
@@ -29,6 +29,12 @@ PLOT = Plot(
     'moving averages': (curve(0, 1, 2, 3), curve(1, 4, 5, 6)),
   },
 )
+
+
+def one_kind(*curves, **more):
+  return dataclasses.replace(PLOT, variants={'': curves}, **more)
+
+
 BARS = Plot(
   'bars', 'digits', 'points', '',
   bars=(
@@ -38,19 +44,21 @@ BARS = Plot(
 )  # fmt: skip
 
 
-def count_pixels(path, colour):
-  """Of a PNG file, that have this colour."""
-  image = matplotlib.image.imread(path)[..., :3]
-  return int((np.abs(image - to_rgb(colour)).max(axis=-1) < 0.02).sum())
+def draw(plot, folder):
+  """The text of the one SVG file of a plot."""
+  (path,) = figures.draw(plot, str(folder))
+  return pathlib.Path(path).read_text()
 
 
-def test_each_kind_of_statistics_has_its_files(tmp_path):
+def lines(svg, color):
+  """The paths of the drawn lines of a color, without the legend's."""
+  return re.findall(r'<path d="([^"]*)" clip-path[^>]*stroke: ' + color, svg)
+
+
+def test_each_kind_of_statistics_has_its_file(tmp_path):
   paths = figures.draw(PLOT, str(tmp_path))
   names = {path.name for path in tmp_path.iterdir()}
-  assert names == {
-    'figure2_digits.png', 'figure2_digits.svg', 'figure2_digits_moving.png',
-    'figure2_digits_moving.svg',
-  }  # fmt: skip
+  assert names == {'figure2_digits.svg', 'figure2_digits_moving.svg'}
   assert {str(tmp_path / name) for name in names} == set(paths)
   assert figures.file_names(PLOT) == {
     'population': 'figure2_digits', 'moving averages': 'figure2_digits_moving',
@@ -59,68 +67,52 @@ def test_each_kind_of_statistics_has_its_files(tmp_path):
 
 
 def test_every_curve_is_drawn(tmp_path):
-  one = dataclasses.replace(PLOT, variants={'': (curve(0), curve(1, 5, 6))})
-  figures.draw(PLOT, str(tmp_path))
-  full = [
-    count_pixels(tmp_path / 'figure2_digits.png', colour)
-    for colour in figures.COLOURS[:3]
-  ]
-  figures.draw(one, str(tmp_path))
-  less = count_pixels(tmp_path / 'figure2_digits.png', figures.COLOURS[0])
-  # Of a curve without points only its line in the legend is left.
-  assert full[0] > 500 and full[1] > 500 and full[2] == 0
-  assert less < 200
+  svg = draw(one_kind(curve(0, 10, 30, 40), curve(1)), tmp_path)
+  (path,) = lines(svg, figures.COLORS[0])
+  assert path.count('M') == 1 and path.count('L') == 2
+  assert lines(svg, figures.COLORS[1]) == []
+  assert '>arm 0<' in svg and '>arm 1<' in svg
 
 
 def test_svg_says_what_is_missing_and_is_the_same_again(tmp_path):
-  plot = dataclasses.replace(
-    PLOT,
-    variants={'': (curve(0, note='diverged at step 41', crosses=(41,)),)},
-    level=50.0,
-    is_log_x=True,
-    y_range=(0.0, 100.0),
-  )
-  figures.draw(plot, str(tmp_path))
-  first = (tmp_path / 'figure2_digits.svg').read_text()
-  assert 'arm 0 (diverged at step 41)' in first and '>not run<' in first
-  figures.draw(plot, str(tmp_path))
-  assert (tmp_path / 'figure2_digits.svg').read_text() == first
+  plot = one_kind(
+    curve(0, note='diverged at step 41', crosses=(41,)),
+    level=50.0, is_log_x=True, y_range=(0.0, 100.0),
+  )  # fmt: skip
+  first = draw(plot, tmp_path)
+  assert '>arm 0 (diverged at step' in first and '>not run<' in first
+  assert draw(plot, tmp_path) == first
 
 
 def test_mark_is_drawn(tmp_path):
-  marked = curve(0, 10, 30, 40, mark=Point(200.0, 30.0, 29.0, 31.0, 3))
-  counts = []
-  for found in (curve(0, 10, 30, 40), marked):
-    plot = dataclasses.replace(PLOT, variants={'': (found,)})
-    figures.draw(plot, str(tmp_path))
-    counts.append(
-      count_pixels(tmp_path / 'figure2_digits.png', figures.COLOURS[0])
-    )
-  assert counts[1] > counts[0] + 20
+  mark = Point(200.0, 30.0, 29.0, 31.0, 3)
+  without, marked = (
+    draw(one_kind(curve(0, 10, 30, 40, mark=m)), tmp_path) for m in (None, mark)
+  )
+  white = 'fill: #ffffff; stroke: ' + figures.COLORS[0]
+  assert white not in without and white in marked
 
 
 def test_line_does_not_cross_a_break(tmp_path):
   counts = []
   for breaks in ((), (250.0,)):
-    plot = dataclasses.replace(
-      PLOT, variants={'': (curve(0, 10, 10, 40, 40, breaks=breaks),)}
-    )
-    figures.draw(plot, str(tmp_path))
-    counts.append(
-      count_pixels(tmp_path / 'figure2_digits.png', figures.COLOURS[0])
-    )
-  # The line of the middle third is gone, which was the steepest.
-  assert counts[1] < 0.8 * counts[0]
+    svg = draw(one_kind(curve(0, 10, 10, 40, 40, breaks=breaks)), tmp_path)
+    (path,) = lines(svg, figures.COLORS[0])
+    counts.append(path.count('M'))
+  assert counts == [1, 2]
 
 
 def test_bars_that_are_not_resolved_are_pale(tmp_path):
-  figures.draw(BARS, str(tmp_path))
-  text = (tmp_path / 'bars.svg').read_text()
-  assert '>not run<' in text.replace('> ', '>')
-  strong = count_pixels(tmp_path / 'bars.png', figures.COLOURS[0])
-  blue = np.array(to_rgb(figures.COLOURS[0]))
-  pale = count_pixels(tmp_path / 'bars.png', 1 - 0.35 * (1 - blue))
-  assert strong > 5000 and pale > 5000
+  svg = draw(BARS, tmp_path)
+  assert '>c: not run<' in svg
+  bars = re.findall(r'style="fill: #1f83c6(; opacity: 0.35)?"', svg)
+  assert [bool(pale) for pale in bars] == [False, True, True]
+
+
+def test_suffix_is_the_format(tmp_path):
+  figures.save(figures.make_figure(BARS, ''), str(tmp_path / 'bars.png'))
+  image = matplotlib.image.imread(tmp_path / 'bars.png')
+  assert image.shape[1] > 800 and image[..., :3].std() > 0.05
 
 
 def test_folder_that_is_not_there(tmp_path):

@@ -1,6 +1,7 @@
 """The page and the Markdown: links, escapes and what they say."""
 
 import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -26,10 +27,8 @@ def report(tmp_path):
     costs=[['study', 'core-hours'], ['figure2', '1.25']],
     cost_rule='Counted so.',
     sections=[section],
-    figures={'figure2_digits': ['figure2_digits', 'figure2_digits_moving']},
-    files={
-      o.folder_name: ['config.json', 'train.log'] for o in section.outcomes
-    },
+    figures={'figure2_digits': ['figure2_digits']},
+    files={o.name: 'figure2.jsonl' for o in section.outcomes},
   )
 
 
@@ -63,28 +62,44 @@ class Parser(html.parser.HTMLParser):
 def test_page_is_whole_and_its_links_are_relative(report):
   parsed = Parser(report_page.make_html(report))
   assert parsed.open == []
-  folders = [o.folder_name for o in report.sections[0].outcomes]
-  assert len(folders) == 2
-  for folder in folders:
-    for name in ('config.json', 'train.log'):
-      assert parsed.addresses.count(f'runs/{folder}/{name}') == 1
-  assert 'figures/figure2_digits_moving.svg' in parsed.addresses
-  assert 'tables/curves_figure2_digits.csv' in parsed.addresses
+  names = [o.name for o in report.sections[0].outcomes]
+  assert len(names) == 2
+  for name in names:
+    assert parsed.addresses.count(f'figure2.jsonl#{name}') == 1
+  assert 'figures/figure2_digits.svg' in parsed.addresses
+  assert 'tables/curves.csv' in parsed.addresses
   outside = [a for a in parsed.addresses if re.match('[a-z]+:|/', a)]
   assert outside == ['data:,']
   inside = [a[1:] for a in parsed.addresses if a.startswith('#')]
-  assert inside == ['figure2', 'cost'] and set(inside) <= set(parsed.ids)
+  assert inside == ['figure2', 'cost', 'origin']
+  assert set(inside) <= set(parsed.ids)
 
 
-def test_page_has_the_numbers_of_the_plots(report):
-  data, script = Parser(report_page.make_html(report)).scripts
-  plot = json.loads(data)['figure2_digits']
-  curve = plot['variants']['moving averages'][0]
-  assert curve['label'] == 'Inception' and curve['note'] == '2 of 3 runs'
-  assert curve['points'][1] == {
-    'x': 200, 'value': 60.5, 'low': 60.0, 'high': 61.0, 'count': 2,
-  }  # fmt: skip
-  assert 'fetch(' not in script and 'XMLHttpRequest' not in script
+def test_page_has_plotly_once_and_a_chart_of_each_kind_of_statistics(report):
+  part = report.sections[0].parts[0]
+  curves = next(iter(part.plots[0].variants.values()))
+  kinds = {'population': curves, 'moving averages': curves}
+  part.plots[0] = dataclasses.replace(part.plots[0], variants=kinds)
+  names = ['figure2_digits', 'figure2_digits_moving']
+  report = dataclasses.replace(report, figures={'figure2_digits': names})
+  parsed = Parser(report_page.make_html(report))
+  assert [i for i in parsed.ids if 'chart' in i] == ['chart-0', 'chart-1']
+  assert sum(len(script) > 1e6 for script in parsed.scripts) == 1
+  assert sum('Plotly.newPlot(' in s for s in parsed.scripts) == 2
+  assert 'figures/figure2_digits_moving.svg' in parsed.addresses
+
+
+def test_sections_are_in_the_order_of_the_summary(report):
+  others = [
+    dataclasses.replace(report.sections[0], name=name)
+    for name in ('base_rate', 'own')
+  ]
+  report = dataclasses.replace(report, sections=[*others, *report.sections])
+  ids = Parser(report_page.make_html(report)).ids
+  expected = ['figure2', 'own', 'base_rate']
+  assert [i for i in ids if i in expected] == expected
+  heads = re.findall(r'(?m)^## (\w+)$', report_page.make_markdown(report))
+  assert heads == ['Summary', *expected, 'Cost', 'Origin']
 
 
 def test_page_and_markdown_say_what_is_missing_and_what_it_cost(report):
@@ -101,11 +116,13 @@ def test_page_and_markdown_say_what_is_missing_and_what_it_cost(report):
   )
   # t = 12.706 of one degree of freedom, times 0.7071 / sqrt(2).
   assert '| 60.50 ± 6.35 |' in row
-  folder = report.sections[0].outcomes[0].folder_name
+  name = report.sections[0].outcomes[0].name
   assert '| <details><summary>2 of 3 runs</summary><br>seed 0: [' in row
-  assert f'seed 0: [config.json](runs/{folder}/config.json)' in row
+  assert f'seed 0: [{name}](figure2.jsonl#{name})' in row
   assert '| figure2 | 1.25 |' in text and '- code: abcd' in text
-  assert '](figures/figure2_digits.png)' in text
+  assert '](figures/figure2_digits.svg)' in text
+  for found in (page, text):
+    assert 'Best validation accuracy (%): Inception: 60.50 ± 6.35' in found
 
 
 def test_every_text_is_escaped(report):
@@ -132,19 +149,14 @@ def test_every_text_is_escaped(report):
     figures={HOSTILE: [HOSTILE]},
   )
   page = report_page.make_html(report)
-  assert 'alert(1)</script>' not in page and page.count('</script>') == 2
+  assert 'alert(1)</script>' not in page
   parsed = Parser(page)
   assert parsed.open == []
-  assert json.loads(parsed.scripts[0])[HOSTILE]['x_label'] == HOSTILE
+  # Plotly reads HTML in its texts.
+  chart = next(s for s in parsed.scripts if 'Plotly.newPlot(' in s)
+  escaped = json.dumps(html.escape(HOSTILE)).replace('/', '\\u002f')
+  assert escaped in chart
   # In Markdown a bar in a text is no end of a cell.
   rows = report_page.make_markdown(report).splitlines()
   head = next(row for row in rows if row.startswith('| ' + HOSTILE[:5]))
   assert len(re.findall(r'(?<!\\)\|', head)) == 11
-
-
-def test_number_that_is_not_finite_is_no_silent_gap(report):
-  part = report.sections[0].parts[0]
-  plot = dataclasses.replace(part.plots[0], level=float('nan'))
-  part.plots[0] = plot
-  with pytest.raises(ValueError):
-    report_page.make_html(report)

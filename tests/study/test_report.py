@@ -19,6 +19,7 @@ from configs.studies import Arm, Study
 from tests.study.study_files import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'results' / 'study'
 
 
 def quick_runs(name, root):
@@ -60,7 +61,9 @@ def read_csv(path):
 def test_all_studies_without_most_of_their_runs(runs, tmp_path, capsys):
   out = make(tmp_path, names=list(studies.STUDIES))
   names = {path.name for path in out.iterdir()}
-  assert names == {'report.html', 'report.md', 'figures', 'tables', 'runs'}
+  assert names == {
+    'report.html', 'report.md', 'figures', 'tables', 'figure2.jsonl',
+  }  # fmt: skip
   printed = capsys.readouterr().out
   assert (
     'figure2              3 of 7 runs' in printed and 'report.html' in printed
@@ -73,40 +76,74 @@ def test_all_studies_without_most_of_their_runs(runs, tmp_path, capsys):
   assert all(f'## {name}\n' in text for name in studies.STUDIES)
 
 
-def test_files_of_the_runs_are_copied(runs, tmp_path):
-  (tmp_path / 'runs' / pathlib.Path(runs[0].folder) / 'checkpoints').mkdir()
+def test_links_name_the_line_of_a_run(runs, tmp_path):
   out = make(tmp_path)
-  folder = out / 'runs' / pathlib.Path(runs[0].folder).name
-  assert {path.name for path in folder.iterdir()} == {
-    'config.json', 'manifest.json', 'metrics.jsonl', 'result.json',
-    'evaluation.json', 'train.log',
-  }  # fmt: skip
-  assert json.loads((folder / 'config.json').read_text()) == runs[0].config
-  diverged = out / 'runs' / pathlib.Path(runs[5].folder).name
-  assert not (diverged / 'evaluation.json').exists()
-  assert len(list((out / 'runs').iterdir())) == 3
   text = (out / 'report.md').read_text()
-  assert f'(runs/{folder.name}/train.log)' in text
-  assert f'(runs/{diverged.name}/evaluation.json)' not in text
+  names = [pathlib.Path(runs[i].folder).name for i in (0, 1, 5)]
+  for name in names:
+    assert f'seed 0: [{name}](figure2.jsonl#{name})' in text
+  lines = (out / 'figure2.jsonl').read_text().splitlines()
+  assert [json.loads(line)['name'] for line in lines] == names
   assert '1 run; diverged at step 41' in text
 
 
-def test_copies_tell_nothing_of_the_folders_of_the_machine(runs, tmp_path):
-  log = pathlib.Path(runs[0].folder, 'train.log')
-  log.write_text(f'written to {tmp_path}/runs/a/result.json of {ROOT}')
-  copy = make(tmp_path) / 'runs' / pathlib.Path(runs[0].folder).name
-  expected = f'written to runs/a/result.json of {ROOT}'
-  assert (copy / 'train.log').read_text() == expected
+def contents(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
 
 
-def test_report_can_be_made_again_from_its_own_copies(runs, tmp_path):
-  out = make(tmp_path)
-  first = (out / 'report.md').read_text()
+def test_report_can_be_made_again_from_its_own_archive(runs, tmp_path):
+  out = make(tmp_path, names=['figure2', 'learning_rates'])
+  first = contents(out)
+  assert len(first) > 10
   shutil.rmtree(tmp_path / 'runs')
-  make(tmp_path, root='out/runs')
-  assert (out / 'report.md').read_text() == first
-  again = make(tmp_path, out='again', root='out/runs')
-  assert (again / 'report.md').read_text() == first
+  make(tmp_path, root='out', names=['figure2', 'learning_rates'])
+  assert contents(out) == first
+  again = make(
+    tmp_path, out='again', root='out', names=['figure2', 'learning_rates']
+  )
+  assert contents(again) == first
+
+
+def test_report_of_the_committed_archive_is_the_committed_one(
+  tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(
+    report.report_figures, 'draw', lambda plot, _: drawn.append(plot)
+  )
+  selection = study_runs.Selection(str(RESULTS))
+  report.make_report(list(studies.STUDIES), selection, str(tmp_path))
+  made = (tmp_path / 'report.md').read_text()
+  assert made == (RESULTS / 'report.md').read_text()
+  for path in sorted(RESULTS.glob('*.jsonl')):
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+  tables = sorted(RESULTS.glob('tables/*.csv'))
+  assert {p.name for p in tables} == {p.name for p in tmp_path.glob('tables/*')}
+  for path in tables:
+    for row, committed in zip(
+      read_csv(tmp_path / 'tables' / path.name), read_csv(path), strict=True
+    ):
+      assert list(map(_number, row.values())) == list(
+        map(_number, committed.values())
+      )
+  figures = {
+    f'{name}.svg'
+    for plot in drawn
+    for name in report.report_figures.file_names(plot).values()
+  }
+  assert figures == {path.name for path in RESULTS.glob('figures/*')}
+
+
+def _number(text):
+  """Numbers may differ in their last digits between versions of SciPy."""
+  try:
+    return pytest.approx(float(text), rel=1e-9)
+  except ValueError:
+    return text
 
 
 def test_tables_have_texts_and_numbers(runs, tmp_path):
@@ -117,9 +154,10 @@ def test_tables_have_texts_and_numbers(runs, tmp_path):
   assert rows[1][best] == '62.00 (one seed)'
   assert float(rows[1][f'{best}: mean']) == 62.0
   assert float(rows[1]['steps to the target: mean']) == 60.0
-  assert rows[1]['folders'] == pathlib.Path(runs[1].folder).name
+  assert rows[1]['names of runs'] == pathlib.Path(runs[1].folder).name
   assert rows[5][best] == 'diverged at step 41' and rows[2]['runs'] == 'not run'
-  points = read_csv(tables / 'curves_figure2_digits.csv')
+  points = read_csv(tables / 'curves.csv')
+  assert {p['plot'] for p in points} == {'figure2_digits'}
   assert [(p['statistics'], p['label'], float(p['mean'])) for p in points[:4]] == [
     ('population', 'Inception', 50.0), ('population', 'Inception', 60.0),
     ('population', 'BN-Baseline', 52.0), ('population', 'BN-Baseline', 62.0),
@@ -130,7 +168,7 @@ def test_tables_have_texts_and_numbers(runs, tmp_path):
     'finished',
     'not begun',
   ]
-  assert each[5]['diverged_at'] == '41'
+  assert each[5]['diverged_at'] == '41' and each[5]['file'] == 'figure2.jsonl'
   assert each[1]['final top1, population'] == '63.0'
 
 
@@ -211,8 +249,9 @@ def test_unknown_study(runs, tmp_path):
   ],
 )  # fmt: skip
 def test_damage_is_named_and_the_report_is_made(
-  runs, tmp_path, capsys, name, content
+  runs, tmp_path, monkeypatch, capsys, name, content
 ):
+  monkeypatch.setattr(report.report_figures, 'draw', lambda *_: None)
   path = pathlib.Path(runs[0].folder) / name
   path.unlink()
   if content is not None:
@@ -228,7 +267,7 @@ def test_damage_is_named_and_the_report_is_made(
     assert 'damaged' not in text and 'damaged' not in printed
     return
   assert f'damaged: {path} ' in printed
-  assert f'- damaged: runs/{path.parent.name}/{name} ' in text
+  assert f'- damaged: {path.parent.name}/{name} ' in text
   assert str(tmp_path) not in text
 
 

@@ -3,8 +3,11 @@
 import pytest
 
 from bn_inception.evaluation.passes import MOVING, POPULATION
-from bn_inception.study.sections import STUDIES, make_section, mean_points
+from bn_inception.study import summary
+from bn_inception.study.runs import Selection, list_runs
+from bn_inception.study.sections import SECTIONS, make_section
 from configs import studies
+from configs.studies import Arm, Paper, Study
 from tests.study.study_files import study_runs, write_run
 
 
@@ -24,11 +27,12 @@ def part_of(name, runs):
   return part
 
 
-def test_every_study_is_shown():
-  assert list(STUDIES) == list(studies.STUDIES)
+def test_every_section_is_of_some_study_or_the_default():
+  used = {study.section for study in studies.STUDIES.values()}
+  assert used | {Study('title', ()).section} == set(SECTIONS)
 
 
-@pytest.mark.parametrize('name', STUDIES)
+@pytest.mark.parametrize('name', studies.STUDIES)
 def test_study_without_runs_says_so(name, tmp_path):
   part = part_of(name, study_runs(name, tmp_path))
   assert part.notes[-1] == 'None of its runs is finished.'
@@ -41,12 +45,6 @@ def test_study_without_runs_says_so(name, tmp_path):
     curves = [c for found in plot.variants.values() for c in found]
     assert all(c.points == () and 'not run' in c.note for c in curves)
     assert all(b.value is None and b.text == 'not run' for b in plot.bars)
-
-
-def test_means_are_of_the_seeds_that_got_so_far():
-  first, second = mean_points([{1: 10.0, 2: 20.0}, {1: 13.0}])
-  assert (first.x, first.value, first.low, first.high) == (1, 11.5, 10.0, 13.0)
-  assert (second.value, first.count, second.count) == (20.0, 2, 1)
 
 
 @pytest.fixture
@@ -103,6 +101,24 @@ def test_figure_3_has_the_papers_numbers(figure_2):
   assert rows['BN-x30']['paper: best'] == '74.8 %'
   assert rows['BN-x5-Sigmoid'][paper] == 'never'
   assert rows['Inception-Sigmoid']['paper: best'] == 'chance, 0.1 %'
+
+
+def test_networks_that_the_paper_does_not_have(tmp_path, monkeypatch):
+  arms = (
+    Arm('mine', 'bn_x5'),
+    Arm('slow', 'inception', paper=Paper(4e6, '72.2 %')),
+  )
+  study = Study('Mine', arms, ('digits',), section='figure_2')
+  monkeypatch.setitem(studies.STUDIES, 'mine', study)
+  runs = list_runs('mine', Selection(str(tmp_path)))
+  (part,) = make_section('mine', runs).parts
+  rows, paper = texts(part.tables[0]), 'paper: steps to 72.2 %'
+  assert (
+    rows['mine'][paper] == rows['mine']['paper: best'] == 'not in the paper'
+  )
+  # Without steps of the first arm there is nothing to divide.
+  assert rows['slow'][paper] == '4.0 million'
+  assert 'paper:' not in summary.find(part)
 
 
 def test_steps_are_also_in_the_papers_unit(tmp_path):
