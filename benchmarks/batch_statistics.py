@@ -2,7 +2,7 @@
 
   python benchmarks/batch_statistics.py
 
-Prints the tables of docs/batch_statistics.md. All reduce in float32:
+Prints the tables of results/batch_statistics.md. All reduce in float32:
 
 * naive: one pass, var = E[x^2] - E[x]^2
 * shifted: one pass over d = x - s, where s is the mean of the first example;

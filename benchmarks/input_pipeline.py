@@ -2,7 +2,7 @@
 
   python -m benchmarks.input_pipeline --output=results/input_pipeline.json
 
-Prints the tables of docs/input_benchmark.md. All make the same training batches
+Prints the tables of results/input_pipeline.md. All make the same training batches
 of 224x224 uint8 pixels from the same synthetic photographs; what only decodes
 them is the limit. Each measurement is a new process, limited to the same cores.
 A round measures every pipeline once; ratios are of one round.

@@ -55,7 +55,7 @@ def batch_statistics(
   digits however far the mean is from zero (`E[x^2] - E[x]^2` was off by 29 % at
   mean = 1000 std) and is never negative. The mean itself may be off by 2e-5 of its
   value where XLA adds up less than 4,096 numbers on a CPU (docs/batch_norm.md).
-  docs/batch_statistics.md has the accuracy and cost of the alternatives.
+  results/batch_statistics.md has the accuracy and cost of the alternatives.
 
   Args:
     x: real values; reduced in float32 (float64 in float64).

@@ -168,7 +168,7 @@ def print_summary(results: list[Result], console: Any) -> None:
 
 
 def to_markdown(results: list[Result], output: str, folder: str) -> str:
-  """The page docs/claims.md.
+  """The page results/claims.md.
 
   Args:
     results: see `run_one`.
@@ -184,8 +184,8 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     '',
     'Written by',
     '',
-    '```',
-    'python -m bn_inception.claims --output=results/claims.json --markdown=docs/claims.md',
+    '```bash',
+    'python -m bn_inception.claims --output=results/claims.json --markdown=results/claims.md',
     '```',
     '',
     'which runs one small experiment per claim, with perceptrons on the digits of',
@@ -274,7 +274,8 @@ def define_flags() -> None:
   define_path(
     'markdown',
     None,
-    'Markdown page to write; default: none. Example: --markdown=docs/claims.md',
+    'Page of the numbers to write; default: none. '
+    'Example: --markdown=results/claims.md',
   )
 
 

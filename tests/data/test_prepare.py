@@ -132,9 +132,9 @@ def build(tars, tmp_path_factory):
   """The command that prepares a copy, and the copy's data_dir."""
   data_dir = tmp_path_factory.mktemp('prepared')
   command = printed_command(data_dir, 'holds no copy of')
-  in_readme = command.replace(str(data_dir), '/data/tfds')
-  in_readme = in_readme.replace('FOLDER_OF_THE_TWO_TARS', '/data/tars')
-  assert in_readme in (ROOT / 'README.md').read_text()
+  in_documents = command.replace(str(data_dir), '/data/tfds')
+  in_documents = in_documents.replace('FOLDER_OF_THE_TWO_TARS', '/data/tars')
+  assert in_documents in (ROOT / 'docs' / 'data.md').read_text()
   return command.replace('FOLDER_OF_THE_TWO_TARS', str(tars)), data_dir
 
 
