@@ -4,7 +4,7 @@ Each section of the config but `source` is the keyword arguments of one function
 `data` -> `InputOptions`, `augment` -> `photometric_distortion`, `input_scaling`
 -> `scale_image`, `model` -> `Inception` or `Perceptron` (`architecture` says
 which), `optimizer` -> `make_optimizer`, `training` -> `TrainingOptions`. What
-their values may be is in `ranges`.
+their values may be is in `config_keys`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from bn_inception import inception, mesh, perceptron, ranges, steps
+from bn_inception import config_keys, inception, mesh, perceptron, steps
 from bn_inception.data import augment
 from bn_inception.data import facts as data_facts
 from bn_inception.data.crops import NUM_CROPS
@@ -67,7 +67,7 @@ class TrainingOptions:
   population_batches: int
 
   def __post_init__(self):
-    ranges.check_section('training', dataclasses.asdict(self))
+    config_keys.check_section('training', dataclasses.asdict(self))
 
   def at_steps(self, steps_per_epoch: float) -> 'TrainingOptions':
     """The same options with a number of updates for every 0.
@@ -199,7 +199,7 @@ def make_update(
     UserError: for values that make no sense, or a batch that cannot be
       divided.
   """
-  ranges.check_config(config)
+  config_keys.check_config(config)
   optimizer = _make_optimizer(config, num_examples)
   device_mesh = _make_training_mesh(config, devices)
   options = InputOptions(**config['data'])
@@ -460,7 +460,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     UserError: for values that make no sense, data that are missing or whose
       splits do not fit each other, or a batch that cannot be divided.
   """
-  ranges.check_config(config)  # before data are opened
+  config_keys.check_config(config)  # before data are opened
   batch_size, seed = config['batch_size'], config['seed']
   names = config['source']
   source = open_split(config, names['dataset'], names['train_split'], data_dir)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.errors import UserError
 
 
@@ -103,10 +103,10 @@ def make_optimizer(
     An `Optimizer`.
 
   Raises:
-    UserError: for a number out of its range (`ranges.VALUES`), or if the batch
+    UserError: for a number out of its range (`config_keys.KEYS`), or if the batch
       cannot be cut.
   """
-  ranges.check_section(
+  config_keys.check_section(
     'optimizer',
     {
       'learning_rate': learning_rate,

@@ -13,7 +13,7 @@ import pytest
 FLOORS = [
   {'arrays', 'errors', 'metrics'},
   {'batch_norm', 'kernels', 'machine', 'mesh'},
-  {'layers', 'ranges'},
+  {'config_keys', 'layers'},
   {'data', 'inception', 'optimizer', 'perceptron'},
   {'train_state'},
   {'runs', 'steps'},

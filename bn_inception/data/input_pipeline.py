@@ -28,7 +28,7 @@ import grain
 import jax
 import numpy as np
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.data import crops, images, resizing
 from bn_inception.data.order import SHUFFLES, epoch_order
 from bn_inception.data.sources import UNREADABLE, Source, check_machine
@@ -87,7 +87,7 @@ class InputOptions:
       ('on_bad_image', ON_BAD_IMAGE),
     ):
       check_choice(f'data.{name}', getattr(self, name), valid)
-    ranges.check_section('data', dataclasses.asdict(self))
+    config_keys.check_section('data', dataclasses.asdict(self))
 
   @property
   def is_random(self) -> bool:

@@ -28,7 +28,7 @@ from absl import flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from bn_inception import command_line, mesh, ranges
+from bn_inception import command_line, config_keys, mesh
 from bn_inception.data import imagenet
 from bn_inception.dryrun import hlo_text
 from bn_inception.errors import UserError
@@ -436,7 +436,7 @@ def main() -> None:
   # There may be a TPU here, which this program leaves alone.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  config = ranges.expand_paths(values.config.to_dict())
+  config = config_keys.expand_paths(values.config.to_dict())
   if values.batch_size is not None:
     if values.images_per_chip is not None:
       raise UserError('give either --batch_size or --images_per_chip')

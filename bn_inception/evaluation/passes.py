@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bn_inception import inception, mesh, metrics, ranges
+from bn_inception import config_keys, inception, mesh, metrics
 from bn_inception.data import facts as data_facts
 from bn_inception.data import imagenet
 from bn_inception.data.crops import NUM_CROPS
@@ -52,11 +52,13 @@ class PopulationOptions:
 
   def __post_init__(self):
     # Of a config, 0 means that none are taken.
-    allowed = ranges.VALUES['training.population_batches']._replace(low=1)
+    allowed = config_keys.KEYS['training.population_batches'].allowed._replace(
+      low=1
+    )
     problem = allowed.problem(self.num_batches)
     if problem:
       raise UserError(f'statistics_batches {problem}')
-    ranges.check_value('seed', self.seed, 'statistics_seed')
+    config_keys.check_value('seed', self.seed, 'statistics_seed')
 
 
 def evaluate(
@@ -245,7 +247,7 @@ class EvaluationOptions:
 
   def __post_init__(self):
     if self.batch_size is not None:
-      ranges.check_value('eval_batch_size', self.batch_size, 'batch_size')
+      config_keys.check_value('eval_batch_size', self.batch_size, 'batch_size')
     if self.crops not in (None, *NUM_CROPS):
       raise UserError(
         f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"

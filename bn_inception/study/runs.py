@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.errors import UserError
 from bn_inception.runs import logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
@@ -35,20 +35,6 @@ NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
 _NAMES_OF_VERSIONS = {1: ('v1', 'a10698ab', '79088d3f')}
 _STATISTICS_BATCHES = 100
 _DIGITS = 8  # of a hash
-# Keys that are newer than version 1, with the value that stands for what runs did
-# before there was the key: at that value a key does not count, so that those runs
-# are found.
-ADDED_SINCE_VERSION_1: dict[str, Any] = {}
-# Values that have no influence on what a run finds.
-_NOT_OF_IDENTITY = frozenset(
-  {
-    'name',
-    'data.num_workers',
-    'data.prefetch',
-    'eval_batch_size',
-    'source.keep_in_memory',
-  }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +215,8 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
-  config = ranges.expand_paths(config)
-  ranges.check_config(config)
+  config = config_keys.expand_paths(config)
+  config_keys.check_config(config)
   values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]
   return Run(
@@ -277,11 +263,5 @@ def others(runs: Sequence[Run], root: str) -> list[str]:
 def values_hash(config: dict) -> str:
   """8 hexadecimal digits of all values of a config that a result depends on."""
   flat = run_directory.flatten(json.loads(json.dumps(config)))
-  values = {
-    key: value
-    for key, value in flat.items()
-    if key not in _NOT_OF_IDENTITY
-    and (key, value) not in ADDED_SINCE_VERSION_1.items()
-  }
-  content = json.dumps(values, sort_keys=True)
+  content = json.dumps(config_keys.identity(flat), sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bn_inception import mesh
+from bn_inception import config_keys, mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_abstract_state
 from bn_inception.runs import checkpoint
@@ -13,11 +13,6 @@ from bn_inception.train_state import TrainState
 
 _LAST_LAYER = 'logits/'
 _COUNTER = 'num_updates'
-
-# Of `Inception`: how it is trained and computed, not what function it is.
-_FREE_TO_CHANGE = frozenset(
-  {'dropout_rate', 'statistics_decay', 'initial_scale', 'dtype', 'remat'}
-)
 
 
 def start_from_checkpoint(
@@ -116,22 +111,10 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
     UserError: if there is no such checkpoint, or it is of another network.
   """
 
-  def function_options(config: dict) -> dict:
-    model = {
-      key: value
-      for key, value in config['model'].items()
-      if key not in _FREE_TO_CHANGE
-    }
-    return flatten(
-      {
-        'architecture': config['architecture'],
-        'model': model,
-        'input_scaling': config['input_scaling'],
-      }
-    )
-
   saved = checkpoint.read_description(path)
-  theirs, ours = function_options(saved['config']), function_options(config)
+  theirs, ours = (
+    config_keys.function(flatten(c)) for c in (saved['config'], config)
+  )
   theirs['colour channels'] = saved['num_channels']
   ours['colour channels'] = num_channels
   different = [

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from bn_inception import config_keys
 from bn_inception.errors import UserError
 from bn_inception.runs.run_directory import flatten
 from bn_inception.steps import RESULTS_VERSION
@@ -136,9 +137,8 @@ def test_committed_runs_are_those_of_the_studies():
 
 def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
   run = runs_of('figure2')[0]
-  monkeypatch.setattr(
-    study_runs, 'ADDED_SINCE_VERSION_1', {'model.new': [], 'other': 1}
-  )
+  newer = config_keys.KEYS['model.per_activation_modules']._replace(before=[])
+  monkeypatch.setitem(config_keys.KEYS, 'model.new', newer)
   config = json.loads(json.dumps(run.config))
   config['model']['new'] = []
   assert study_runs.values_hash(config) == study_runs.values_hash(run.config)
