@@ -26,7 +26,6 @@ from typing import NamedTuple
 import jax
 from absl import flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 
 from bn_inception import command_line, config_keys, mesh
 from bn_inception.data import imagenet
@@ -400,13 +399,6 @@ def dry_run(
 
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    f'What to train, as for train.py; default: {DEFAULT_CONFIG}. '
-    'Example: --config=configs/bn_x5.py:imagenet '
-    '--config.model.dtype=bfloat16',
-  )
   flags.DEFINE_multi_string(
     'topology',
     None,

@@ -7,7 +7,6 @@ that several studies have in common are trained once.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import os
 import pathlib
@@ -15,14 +14,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bn_inception import config_keys
+from bn_inception import config_keys, presets
 from bn_inception.errors import UserError
+from bn_inception.presets import paper, studies
 from bn_inception.runs import logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
-from configs import compose, paper, studies
-from configs.studies import Arm, Study
 
-_REPOSITORY = pathlib.Path(__file__).parents[2]  # train.py is there
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
 _REMEDY = 'restore it, or remove the folder to train the run again'
@@ -102,14 +99,21 @@ class Run:
     return run_directory.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
-    program = os.path.relpath(_REPOSITORY / 'train.py')
-    command = [program, *self.arguments, f'--workdir={self.folder}']
+    """Arguments of Python."""
+    command = [
+      '-m',
+      'bn_inception.train',
+      *self.arguments,
+      f'--workdir={self.folder}',
+    ]
     return _with_data_dir(command, data_dir)
 
   def evaluate_command(self, data_dir: str | None) -> list[str]:
+    """Arguments of Python."""
     has_batch_norm = self.config['model']['use_batch_norm']
     command = [
-      os.path.relpath(_REPOSITORY / 'eval.py'),
+      '-m',
+      'bn_inception.eval',
       f'--workdir={self.folder}',
       f'--output={self.path(EVALUATION_FILE)}',
     ]
@@ -136,7 +140,7 @@ def _with_data_dir(command: list[str], data_dir: str | None) -> list[str]:
   return command if data_dir is None else [*command, f'--data_dir={data_dir}']
 
 
-def find_study(name: str) -> Study:
+def find_study(name: str) -> studies.Study:
   """The study of this name.
 
   Raises:
@@ -191,7 +195,7 @@ def list_runs(name: str, selection: Selection) -> list[Run]:
 
 
 def make_run(
-  arm: Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
+  arm: studies.Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
 ) -> Run:
   """One run, found in `root` by its identity, or to be made there.
 
@@ -203,11 +207,8 @@ def make_run(
     UserError: if there is no such task, or for a value that its key cannot have.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
-  module = importlib.import_module(f'configs.{arm.config}')
-  try:
-    config = module.get_config(argument).to_dict()
-  except compose.BadValue as error:
-    raise UserError(str(error)) from error
+  name = f'{presets.path_of(arm.config)}:{argument}'
+  config = presets.load(name).to_dict()
   overrides = {'seed': seed}
   for key, value in {**arm.values, **values}.items():
     if isinstance(value, paper.Times):
@@ -224,7 +225,7 @@ def make_run(
     task=task,
     seed=seed,
     config=json.loads(json.dumps(config)),
-    arguments=(f'--config=configs/{arm.config}.py:{argument}', *flags),
+    arguments=(f'--config={name}', *flags),
     split=studies.FINAL_SPLITS.get(task),
     identity=f'v{RESULTS_VERSION}-{values_digits}',
     folder=_find_folder(root, f'{config["name"]}-seed{seed}', values_digits),

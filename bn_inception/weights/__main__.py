@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import command_line, mesh
+from bn_inception import command_line, mesh, presets
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice, check_writable, writing
@@ -35,7 +35,6 @@ from bn_inception.train_state import count_parameters, start_from
 from bn_inception.weights import files
 from bn_inception.weights import layouts as importing
 from bn_inception.weights.layouts import Imported
-from configs import compose
 
 # Of the exported file: what the input and the classes are, which no weight says.
 SCALING_NOTE = 'bn_inception.input_scaling'
@@ -48,7 +47,7 @@ def make_config(imported: Imported, dataset: str) -> dict:
 
   Training is the paper's, which is not how they were trained.
   """
-  config = compose.preset('bn_baseline', 'imagenet').to_dict()
+  config = presets.compose.preset('bn_baseline', 'imagenet').to_dict()
   config['name'] = f'imported-{imported.name}'
   config['source']['dataset'] = dataset
   config['data']['eval_crop'] = imported.eval_crop
