@@ -21,7 +21,7 @@ from tests.data.test_folders import (
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
-TFDS_DIR = str(ROOT / 'tests' / 'data' / 'tfds')
+TFDS_DIR = str(ROOT / 'tests' / 'tfds')
 LABELS = imagenet_labels(VALIDATION)
 NAMES = tuple(sorted(imagenet.class_names()[label] for label in LABELS))
 CONTENT = {'train.tar': b'train' * 300, 'val.tar': b'val' * 100}

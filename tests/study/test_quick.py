@@ -45,7 +45,7 @@ def test_report_of_them_has_every_run(root, tmp_path):
   for name in studies.STUDIES:
     # With all of the above this finds nothing left to do.
     run('study', f'--study={name}', '--quick', f'--runs={root}', JOBS)
-  run('report', f'--runs={root}', f'--out={tmp_path}', '--quick')
+  run('study.report', f'--runs={root}', f'--out={tmp_path}', '--quick')
   assert (tmp_path / 'report.html').exists()
   text = (tmp_path / 'report.md').read_text()
   assert 'not run' not in text
