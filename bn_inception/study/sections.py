@@ -40,6 +40,7 @@ _PAPER = {
   'Inception-x5': (None, 'reached machine infinity'),
   'Inception-Sigmoid': (None, 'chance, 0.1 %'),
 }
+_NOT_IN_PAPER = 'not in the paper'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,6 +505,8 @@ def _figure_3(
   unit = base.config['batch_size'] / PAPER_BATCH_SIZE
 
   def paper(group: Group) -> Cell:
+    if group.name not in _PAPER:
+      return Cell(_NOT_IN_PAPER)
     steps, _ = _PAPER[group.name]
     if steps is None:
       return Cell('never')
@@ -521,7 +524,9 @@ def _figure_3(
   columns = {
     'network': _name,
     'paper: steps to 72.2 %': paper,
-    'paper: best': lambda group: Cell(_PAPER[group.name][1]),
+    'paper: best': lambda group: Cell(
+      _PAPER.get(group.name, (None, _NOT_IN_PAPER))[1]
+    ),
     'steps to the target': _steps(target, kind),
     f'in steps of {PAPER_BATCH_SIZE} examples': _steps(target, kind, unit),
     f'times fewer than {base.name}': factor,
@@ -678,6 +683,7 @@ STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
   'figure2': _figure_2,
   'leave_one_out': _differences,
   'add_one_in': _differences,
+  'trial_changes': _differences,
   'batch_statistics': _batch_statistics,
   'learning_rates': _learning_rates,
   'figure1_rates': _rates,
