@@ -1,8 +1,6 @@
 """Running a program: flags, and errors of the user in one line."""
 
-import itertools
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -10,25 +8,22 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict, config_flags
 
-from bn_inception.data.directories import is_folder
+from bn_inception import config_flag, process
 from bn_inception.errors import UserError
-from bn_inception.kernels import host
 from bn_inception.machine import (
   accelerators,
   distributed,
   interruption,
-  paths,
   streams,
 )
 from bn_inception.machine.interruption import Interrupted
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
-CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
-_REPOSITORY = pathlib.Path(__file__).parent.parent  # configs/ is beside
+
+flags.disclaim_key_flags()  # they belong to the program that defines them
 
 
 def define_process_flags() -> None:
@@ -66,14 +61,9 @@ def run(
   defect, which keeps its traceback. Programs of several processes go on
   without stdout, and others that call `streams.continue_without_stdout`.
 
-  Programs are compiled once: JAX's compilation cache is in `CACHE_FOLDER`, or
-  where $JAX_COMPILATION_CACHE_DIR says.
-
   Args:
     main: reads its flags itself.
-    default_config: value of --config where it is not given. (A default of the
-      flag itself would be loaded, and fail, before this function is called.)
-      Its file, as a given one, may be in the caller's folder or the repository.
+    default_config: of --config; None: the program has no config.
     of_several: flags that take several values, as in --images a.jpg b.jpg.
     takes_arguments: whether `main` is called with the list of the arguments that
       are not flags; other programs refuse such arguments.
@@ -105,27 +95,16 @@ def _run(
   of_several: Sequence[str],
   takes_arguments: bool,
 ) -> None:
-  # Orbax and Grain narrate at the level of info.
-  logging.set_verbosity(logging.WARNING)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  # Grain's workers, when they are stopped early, leave shared memory to Python's
-  # resource tracker, a process, which frees it and says so.
-  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
-  if 'TFDS_DATA_DIR' in os.environ:  # TFDS, imported later, takes ~ as it is
-    folder = os.environ['TFDS_DATA_DIR']
-    os.environ['TFDS_DATA_DIR'] = os.path.expanduser(folder)
-  cache = jax.config.jax_compilation_cache_dir
-  if cache != '':  # which is to keep nothing
-    _keep_compiled_programs(cache or CACHE_FOLDER)
+  process.prepare()
   arguments = _repeat_flags(_read_flag_files(sys.argv), of_several)
-  is_given = any(re.match('--?config(=|$)', a) for a in arguments)
-  if default_config is not None and not is_given:
-    arguments.insert(1, f'--config={default_config}')
-  arguments = _find_configs(arguments)
+  if default_config is not None:
+    try:
+      arguments[1:] = config_flag.define(arguments[1:], default_config)
+    except UserError as error:
+      _stop(str(error))
   flags.FLAGS.set_gnu_getopt(takes_arguments)  # flags may follow arguments
 
   def guarded(remaining: list[str]) -> None:
-    host.allow_open_files()
     if len(remaining) > 1 and not takes_arguments:
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
@@ -134,8 +113,7 @@ def _run(
         streams.continue_without_stdout()
         _join_processes()
       if not jax.distributed.is_initialized():
-        host.keep_memory()  # others may wait in a step
-        interruption.watch(can_unwind=True)  # others would wait for each other
+        process.prepare_alone()
       main(*([remaining[1:]] if takes_arguments else []))
     except UserError as error:
       _leave_processes(error)
@@ -177,22 +155,6 @@ def _refuse_empty_flags() -> None:
       raise UserError(
         f'--{flag.name} is empty: give it a value, or leave it out'
       )
-
-
-def _keep_compiled_programs(folder: str) -> None:
-  try:
-    folder = paths.expand(
-      folder, '$JAX_COMPILATION_CACHE_DIR', may_be_bucket=True
-    )
-    if '://' in folder:
-      is_folder(folder)  # complains about a bucket that cannot be asked
-    else:
-      os.makedirs(folder, exist_ok=True)
-  except (OSError, UserError) as error:
-    why = f'{folder}: {error.strerror}' if isinstance(error, OSError) else error
-    print(f'compiled programs are not kept: {why}')
-    folder = None
-  jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def _join_processes() -> None:
@@ -296,111 +258,13 @@ def run_one_of(
 
 def _parse(arguments: list[str]) -> list[str]:
   try:
-    remaining = flags.FLAGS(arguments)
-    if 'config' in flags.FLAGS:
-      flags.FLAGS['config'].value.to_dict()  # a missing file is noticed here
-    return remaining
+    return flags.FLAGS(arguments)
   except SystemExit as shown:  # absl's --help ends with 1
     raise SystemExit(0) from shown
   except UserError as error:  # of a path
     _stop(str(error))
   except flags.Error as error:
     _stop(f'{error}; see --help')
-  except (AttributeError, KeyError) as error:  # an override of no such key
-    _stop(
-      _explain_file_without_config(arguments)
-      or _explain_unknown_key(arguments)
-      or str(error)
-    )
-  except OSError:  # ml_collections found no such file
-    _stop(_explain_missing_config(arguments))
-  except SyntaxError as error:
-    _stop(f'the config file is not Python: {error}')
-
-
-def _find_configs(arguments: list[str]) -> list[str]:
-  """Gives --config the path of its file, in this folder or the repository."""
-  found = list(arguments)
-  for i, argument in enumerate(arguments):
-    if re.match('--?config=', argument):
-      flag, _, value = argument.partition('=')
-      found[i] = f'{flag}={_find_config(value)}'
-    elif i and re.fullmatch('--?config', arguments[i - 1]):
-      found[i] = _find_config(argument)
-  return found
-
-
-def _find_config(value: str) -> str:
-  """'~/a.py:digits' -> '/home/u/a.py:digits'; unchanged if it is not there."""
-  path, colon, argument = value.partition(':')
-  for candidate in (os.path.expanduser(path), str(_REPOSITORY / path)):
-    if os.path.isfile(candidate):
-      return f'{candidate}{colon}{argument}'
-  return value
-
-
-def _explain_unknown_key(arguments: list[str]) -> str | None:
-  """'--config.optimizer.rate=1' -> the keys that `optimizer` has."""
-  sys.argv = sys.argv[:1]  # where ml_collections finds the overrides
-  only_config = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=only_config)
-  for argument, following in itertools.pairwise([*arguments, '']):
-    name = argument.lstrip('-').partition('=')[0]
-    if name == 'config':
-      only_config(
-        ['', argument] if '=' in argument else ['', argument, following]
-      )
-    if not name.startswith('config.'):
-      continue
-    section = only_config['config'].value
-    place = 'config'
-    for key in name.split('.')[1:]:
-      if not isinstance(section, ConfigDict):
-        return f"{place} is a value and has no key '{key}'"
-      if key not in section:
-        return f"{place} has no key '{key}': it has {', '.join(section)}"
-      section, place = section[key], f'{place}.{key}'
-  return None
-
-
-def _explain_missing_config(arguments: list[str]) -> str:
-  given = next(
-    (a for a in arguments if re.match('--?config(=|$)', a)), '--config'
-  )
-  return f'{given}: no such config file; {_describe_config_files()}'
-
-
-def _explain_file_without_config(arguments: list[str]) -> str | None:
-  """For '--config=configs/paper.py', which holds tables."""
-  for argument, following in itertools.pairwise([*arguments, '']):
-    name, equals, path = argument.lstrip('-').partition('=')
-    path = (path if equals else following).partition(':')[0]
-    if name != 'config' or not os.path.exists(path):
-      continue
-    if not _has_get_config(path):
-      return (
-        f'{path} has no function get_config, so that it is no config file; '
-        f'{_describe_config_files()}'
-      )
-  return None
-
-
-def _describe_config_files() -> str:
-  names = {
-    f'configs/{path.name}'
-    for folder in ('.', _REPOSITORY)
-    for path in pathlib.Path(folder, 'configs').glob('*.py')
-    if _has_get_config(path)
-  }
-  return f'there are {", ".join(sorted(names))}'
-
-
-def _has_get_config(path: str | os.PathLike) -> bool:
-  try:
-    with open(path, errors='replace') as file:
-      return 'get_config' in file.read()
-  except OSError:  # someone else's file
-    return False
 
 
 def _stop(message: str):

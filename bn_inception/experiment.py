@@ -4,7 +4,7 @@ Each section of the config except `source` holds the keyword arguments of one
 function: `data` -> `InputOptions`, `augment` -> `photometric_distortion`,
 `input_scaling` -> `scale_image`, `model` -> `Inception` or `Perceptron`
 (`architecture` says which), `optimizer` -> `make_optimizer`, `training` ->
-`TrainingOptions`. `ranges` holds the valid values.
+`TrainingOptions`. `config_keys` holds the valid values.
 
 `make_setup` parses them once, into a `Setup`: the network, the recipe and the
 devices. `make_experiment` adds the opened data of a training run. A training loop
@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception import inception, mesh, perceptron, ranges, steps
+from bn_inception import config_keys, inception, mesh, perceptron, steps
 from bn_inception.data import augment, data_facts
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.in_memory import InMemory
@@ -76,7 +76,7 @@ class TrainingOptions:
   population_batches: int
 
   def __post_init__(self):
-    ranges.check_section('training', dataclasses.asdict(self))
+    config_keys.check_section('training', dataclasses.asdict(self))
 
   def at_steps(self, steps_per_epoch: float) -> 'TrainingOptions':
     """The same options with a number of updates for every 0.
@@ -309,7 +309,7 @@ def make_setup(
   """Parses a config for a network, devices and data; opens no data.
 
   Args:
-    config: the plain nested dict of configs/, see `ranges.check_config`.
+    config: the plain nested dict of configs/, see `config_keys.check_config`.
     devices: to compute on; those of a topology description will do.
     num_classes, num_channels: of the data that the network is for.
     num_examples: of the training split; None: not to train.
@@ -466,7 +466,7 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     UserError: for values that make no sense, data that are missing or whose
       splits do not fit each other, or a batch that cannot be divided.
   """
-  ranges.check_config(config)  # before data are opened
+  config_keys.check_config(config)  # before data are opened
   names = config['source']
   source, eval_source = (
     open_split(config, names['dataset'], names[split], data_dir)

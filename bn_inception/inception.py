@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import batch_norm, layers, ranges
+from bn_inception import batch_norm, config_keys, layers
 from bn_inception.arrays import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.kernels.convolution import convolve
@@ -214,7 +214,7 @@ class Inception(nn.Module):
           f'{", ".join(names)}'
         )
     for name in ('stem_stride', 'width', 'dropout_rate', 'initial_scale'):
-      ranges.check_value(f'model.{name}', getattr(self, name))
+      config_keys.check_value(f'model.{name}', getattr(self, name))
     super().__post_init__()
 
   def fewest_values(self, image_size: int) -> int:

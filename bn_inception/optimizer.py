@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.errors import UserError, check_choice
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -140,10 +140,10 @@ def make_optimizer(
     An `Optimizer`.
 
   Raises:
-    UserError: for a number out of its range (`ranges.VALUES`), an unknown
+    UserError: for a number out of its range (`config_keys.KEYS`), an unknown
       schedule, or if the batch cannot be cut.
   """
-  ranges.check_section(
+  config_keys.check_section(
     'optimizer',
     {
       'learning_rate': learning_rate,

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception import batch_norm, ranges
+from bn_inception import batch_norm, config_keys
 from bn_inception.arrays import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.layers import NONLINEARITIES
@@ -60,7 +60,7 @@ class Perceptron(nn.Module):
     ):
       check_choice(f'model.{name}', getattr(self, name), valid)
     for name in ('hidden_sizes', 'measured_unit', 'initial_std'):
-      ranges.check_value(f'model.{name}', getattr(self, name))
+      config_keys.check_value(f'model.{name}', getattr(self, name))
     if self.measured_unit >= self.hidden_sizes[-1]:
       raise UserError(
         f'model.measured_unit must be below {self.hidden_sizes[-1]}, the size '

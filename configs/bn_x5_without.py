@@ -1,4 +1,4 @@
-r"""Leave-one-out ablation: BN-x5 without some of the seven changes.
+r"""Leave-one-out ablation: BN-x5 without some of its changes.
 
   python train.py --config=configs/bn_x5_without.py:remove_dropout
   python train.py \

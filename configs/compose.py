@@ -1,8 +1,13 @@
-"""Puts the tables of paper.py together: task, network, changes, command line."""
+"""Puts the tables of paper.py together, and remembers where each value is from.
+
+A config is made of layers: the base, the task, the network, its changes. Each layer
+replaces or multiplies values of those before it.
+"""
 
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -11,27 +16,40 @@ from configs import paper
 
 # Raised for a misspelt name: absl reports it as a bad flag value, in one line.
 BadValue = flags.IllegalFlagValueError
+# What a layer is called, and its values.
+Layer = tuple[str, dict[str, Any]]
 
 
 def preset(network: str, task: str) -> ConfigDict:
   """The config of a network of Figure 3 on a task."""
   changes = _lookup('network', paper.NETWORKS, network).changes
-  return _compose(network, task, changes, name=network)
+  return _compose(network, task, _change_layers(changes), network)
+
+
+def network(argument: str) -> ConfigDict:
+  """As `preset`, of one argument: 'NETWORK[,TASK]'."""
+  name, _, task = argument.partition(',')
+  return preset(name, task or 'imagenet')
 
 
 def without(network: str, argument: str) -> ConfigDict:
   """A network less some of its changes: 'remove_dropout,...[,task]'."""
-  names, task = _split(argument)
   included = _lookup('network', paper.NETWORKS, network).changes
+  names, task = _split(argument, included)
   kept = {name: included[name] for name in included if name not in names}
-  return _compose(network, task, kept, '-'.join([f'{network}_without', *names]))
+  name = '-'.join([f'{network}_without', *names])
+  return _compose(network, task, _change_layers(kept), name)
 
 
 def with_changes(network: str, argument: str) -> ConfigDict:
   """A network plus some changes: 'remove_dropout,...[,task]'."""
-  names, task = _split(argument)
-  changes = {name: paper.CHANGES[name] for name in names}
-  return _compose(network, task, changes, '-'.join([f'{network}_with', *names]))
+  included = _lookup('network', paper.NETWORKS, network).changes
+  tables = paper.CHANGES | paper.TRIAL_CHANGES
+  possible = {k: v for k, v in tables.items() if k not in included}
+  names, task = _split(argument, possible)
+  changes = included | {name: possible[name] for name in names}
+  name = '-'.join([f'{network}_with', *names])
+  return _compose(network, task, _change_layers(changes), name)
 
 
 def ensemble_member(argument: str) -> ConfigDict:
@@ -39,25 +57,25 @@ def ensemble_member(argument: str) -> ConfigDict:
   member, _, task = argument.partition(',')
   values = _lookup('member', paper.ENSEMBLE, member)
   # Members differ in their initial weights and in the order of the examples, too.
-  changes = {
-    **paper.NETWORKS['bn_x30'].changes,
-    'member': values | {'seed': int(member)},
-  }
-  return _compose('bn_x30', task or 'imagenet', changes, f'ensemble-{member}')
+  layers = [
+    *_change_layers(paper.NETWORKS['bn_x30'].changes),
+    (f'ensemble member {member}', values | {'seed': int(member)}),
+  ]
+  return _compose('bn_x30', task or 'imagenet', layers, f'ensemble-{member}')
 
 
 def perceptron(argument: str) -> ConfigDict:
   """The networks of Figure 1: 'plain' or 'batch_norm', and a data set."""
   name, _, dataset = argument.partition(',')
   dataset = dataset or 'mnist'
-  updates = (
-    {'source.dataset': dataset},
-    _lookup('perceptron', paper.PERCEPTRONS, name),
-    _lookup('data set', paper.PERCEPTRON_DATASETS, dataset),
-  )
-  base = {k: v for k, v in paper.BASE.items() if not k.startswith('model.')}
-  values = _update(base | paper.PERCEPTRON, updates)
-  return _nest(f'perceptron_{name}-{dataset}', values)
+  network = _lookup('perceptron', paper.PERCEPTRONS, name)
+  values = _lookup('data set', paper.PERCEPTRON_DATASETS, dataset)
+  layers = [
+    ('base', _base_of_perceptrons()),
+    (f'task {dataset}', {'source.dataset': dataset, **values}),
+    (f'network {name}', network),
+  ]
+  return _make(f'perceptron_{name}-{dataset}', layers)
 
 
 def of_run(workdir: str) -> ConfigDict:
@@ -66,74 +84,131 @@ def of_run(workdir: str) -> ConfigDict:
     raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
   path = pathlib.Path(workdir, 'config.json')
   try:
-    values = json.loads(path.expanduser().read_text())
+    saved = json.loads(path.expanduser().read_text())
+    architecture = saved['architecture']
   except (OSError, ValueError, RuntimeError) as error:  # of ~ without a home
     raise BadValue(
       f'{path} cannot be read ({error}): give the folder of a run, such as '
       'runs/digits'
     ) from error
-  config = ConfigDict(_with_tuples(values))
-  config.name = f'like-{config.name}'
-  config.init_from = ''
-  # What was chosen for the size of the run's own data follows that of the new.
-  config.data.shuffle = 'global'
-  for what in 'log', 'eval', 'checkpoint':
-    config.training[f'{what}_every_steps'] = 0  # once an epoch
+  except (KeyError, TypeError) as error:
+    raise BadValue(
+      f'{path} does not hold the config of a run: give the folder of a run, '
+      'such as runs/digits'
+    ) from error
+  is_perceptron = architecture == 'perceptron'
+  new_data = {
+    # These follow the size of the data.
+    'data.shuffle': 'global',
+    'training.log_every_steps': 0,  # once an epoch
+    'training.eval_every_steps': 0,
+    'training.checkpoint_every_steps': 0,
+    'init_from': '',
+  }
+  layers = [
+    # A run that is older than some keys lacks them.
+    ('base', _base_of_perceptrons() if is_perceptron else paper.BASE),
+    (f'run {workdir}', _flatten(saved)),
+    ('of_run', new_data),
+  ]
+  return _make(f'like-{saved.get("name", "run")}', layers)
+
+
+def origins(config: ConfigDict) -> dict[str, str]:
+  """{'section.key': the layers that its value is from}.
+
+  Args:
+    config: made here, and perhaps changed since, which is an origin too:
+      'config file'. Of other configs every value is from there.
+  """
+  recorded = getattr(config, '_origins', {})
+  found = {}
+  for key, value in _flatten(config.to_dict()).items():
+    origin, original = recorded.get(key, (None, None))
+    is_same = origin is not None and value == original
+    found[key] = origin if is_same else 'config file'
+  return found
+
+
+def _compose(
+  network: str, task: str, changes: Iterable[Layer], name: str
+) -> ConfigDict:
+  layers = [
+    ('base', paper.BASE),
+    (f'task {task}', _lookup('task', paper.TASKS, task)),
+    (f'network {network}', paper.NETWORKS[network].values),
+    *changes,
+  ]
+  return _make(f'{name}-{task}', layers)
+
+
+def _change_layers(changes: dict[str, dict]) -> list[Layer]:
+  return [(f'change {name}', values) for name, values in changes.items()]
+
+
+def _base_of_perceptrons() -> dict[str, Any]:
+  base = {k: v for k, v in paper.BASE.items() if not k.startswith('model.')}
+  return base | paper.PERCEPTRON
+
+
+def _make(name: str, layers: list[Layer]) -> ConfigDict:
+  """The locked config of some layers, of which the first has all keys."""
+  (base, base_values), *updates = layers
+  values = {'name': name, **base_values}
+  origins = dict.fromkeys(values, base)
+  for layer, update in updates:
+    for key, value in update.items():
+      if key not in values:
+        raise BadValue(
+          f'{layer} has the key {key}, which no base of paper.py has'
+        )
+      if isinstance(value, paper.Times):
+        origins[key] = f'{origins[key]} x {value.factor:g} by {layer}'
+        values[key] = values[key] * value.factor
+      else:
+        origins[key], values[key] = layer, value
+  values['name'], origins['name'] = name, 'preset'
+  config = _nest(values)
+  recorded = {key: (origins[key], value) for key, value in values.items()}
+  object.__setattr__(config, '_origins', recorded)  # no key of the config
   return config.lock()
 
 
-def _with_tuples(value):
-  """JSON's lists as tuples, which alone can be overridden."""
-  if isinstance(value, dict):
-    return {key: _with_tuples(item) for key, item in value.items()}
-  return tuple(value) if isinstance(value, list) else value
-
-
-def _compose(network: str, task: str, changes: dict, name: str) -> ConfigDict:
-  updates = (
-    _lookup('task', paper.TASKS, task),
-    paper.NETWORKS[network].values,
-    *changes.values(),
-  )
-  return _nest(f'{name}-{task}', _update(paper.BASE, updates))
-
-
-def _update(base: dict, updates: Iterable[dict]) -> dict:
-  """The base, with what each update replaces or multiplies."""
-  values = dict(base)
-  for update in updates:
-    for key, value in update.items():
-      if key not in values:
-        raise KeyError(f'{key} is in no base of paper.py')
-      is_relative = isinstance(value, paper.Times)
-      values[key] = values[key] * value.factor if is_relative else value
-  return values
-
-
-def _nest(name: str, values: dict) -> ConfigDict:
-  """{'a.b': 1} as a locked config with the section a."""
-  config = ConfigDict({'name': name})
+def _nest(values: dict[str, Any]) -> ConfigDict:
+  """{'a.b': 1} as a config with the section a."""
+  config = ConfigDict()
   for key, value in values.items():
     section, _, leaf = key.rpartition('.')
     if section and section not in config:
       config[section] = ConfigDict()
     (config[section] if section else config)[leaf] = value
-  return config.lock()
+  return config
 
 
-def _split(argument: str) -> tuple[list[str], str]:
+def _flatten(config: dict, prefix: str = '') -> dict[str, Any]:
+  """The inverse of `_nest`, with JSON's lists as tuples, which can be overridden."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+  return flat
+
+
+def _split(argument: str, changes: dict[str, dict]) -> tuple[list[str], str]:
   """'change,change,task' -> ([change, change], task); the task may be absent."""
   names = argument.split(',')
   task = names.pop() if names[-1] in paper.TASKS else 'imagenet'
   for name in names:
-    if name not in paper.CHANGES:
+    if name not in changes:
       raise BadValue(
         f"unknown change or task '{name}': the changes are "
-        f'{", ".join(paper.CHANGES)}; the tasks, which come last, are '
+        f'{", ".join(changes) or "none"}; the tasks, which come last, are '
         f'{", ".join(paper.TASKS)}'
       )
   if not names:
-    raise BadValue(f'name a change: one of {", ".join(paper.CHANGES)}')
+    raise BadValue(f'name a change: one of {", ".join(changes) or "none"}')
   return names, task
 
 

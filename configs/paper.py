@@ -2,8 +2,8 @@
 
 Data only; `compose.py` puts them together: the base and the task give plain
 Inception's recipe, the network and its changes act on it. `Times(f)` multiplies
-what the task gave; anything else replaces it. Where the paper states no value,
-a comment says whose it is.
+the task's value; anything else replaces it. Where the paper states no value,
+a comment says whose it is. What a key may be is in bn_inception/config_keys.py.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +16,15 @@ class Times(NamedTuple):
 
 
 class Network(NamedTuple):
-  """What a network sets itself, and the acceleration changes it includes."""
+  """A network of Figure 3, or one to compare with those.
 
+  Attributes:
+    title: in tables and figures.
+    values: that it sets itself.
+    changes: the acceleration changes that it includes.
+  """
+
+  title: str
   values: dict[str, Any]
   changes: dict[str, dict[str, Any]]
 
@@ -104,7 +111,7 @@ _FASHION_MNIST = {
 }
 
 # The scale at which two CPU cores carry the whole study. As many epochs as the
-# seven changes need to matter, of few images; the accuracy is followed on images
+# changes need to matter, of few images; the accuracy is followed on images
 # of the training split that no run trains on, so that the test set is for the end.
 _FASHION_MNIST_5K = _FASHION_MNIST | {
   'source.train_split': 'train[:5000]',
@@ -191,20 +198,27 @@ CHANGES = {
   'reduce_photometric_distortions': {'augment.photometric_strength': 0.5},
 }
 
+# Changes to try, which are part of no network: `configs/bn_x5_with.py:NAME` and
+# `configs/bn_baseline_with.py:NAME` add them, and the study trial_changes, which
+# is there when this table is not empty, compares them with BN-x5. An example:
+#   'nesterov_momentum': {'optimizer.nesterov': True},
+TRIAL_CHANGES = {}
+
 _BATCH_NORM = {'model.use_batch_norm': True}
 _SIGMOID = {'model.nonlinearity': 'sigmoid'}
 _FASTER = {'optimizer.learning_rate': Times(5)}
 _X30 = {'increase_learning_rate': {'optimizer.learning_rate': Times(30)}}
 
-# Section 4.2.2 and Figure 3, then the two that it reports as failures.
+# Section 4.2.2 and Figure 3, then the two that it reports as failures. The study
+# figure2 compares all of them; `configs/network.py:NAME,TASK` takes any.
 NETWORKS = {
-  'inception': Network({}, {}),
-  'bn_baseline': Network(_BATCH_NORM, {}),
-  'bn_x5': Network(_BATCH_NORM, CHANGES),
-  'bn_x30': Network(_BATCH_NORM, CHANGES | _X30),
-  'bn_x5_sigmoid': Network(_BATCH_NORM | _SIGMOID, CHANGES),
-  'inception_x5': Network(_FASTER, {}),
-  'inception_sigmoid': Network(_SIGMOID, {}),
+  'inception': Network('Inception', {}, {}),
+  'bn_baseline': Network('BN-Baseline', _BATCH_NORM, {}),
+  'bn_x5': Network('BN-x5', _BATCH_NORM, CHANGES),
+  'bn_x30': Network('BN-x30', _BATCH_NORM, CHANGES | _X30),
+  'bn_x5_sigmoid': Network('BN-x5-Sigmoid', _BATCH_NORM | _SIGMOID, CHANGES),
+  'inception_x5': Network('Inception-x5', _FASTER, {}),
+  'inception_sigmoid': Network('Inception-Sigmoid', _SIGMOID, {}),
 }
 
 # Section 4.2.3: six networks, each "based on BN-x30, modified via some of" larger

@@ -6,7 +6,7 @@ Data only; `python -m bn_inception.study` trains what is here, and
 
 from typing import Any, NamedTuple
 
-from configs.paper import CHANGES, Times
+from configs.paper import CHANGES, NETWORKS, TRIAL_CHANGES, Times
 
 
 class Paper(NamedTuple):
@@ -97,17 +97,10 @@ _PAPER = {
   'inception_x5': Paper(None, 'reached machine infinity'),
   'inception_sigmoid': Paper(None, 'chance, 0.1 %'),
 }
-
-
-def _of_paper(name: str, config: str) -> Arm:
-  return Arm(name, config, paper=_PAPER[config])
-
-
-_INCEPTION = _of_paper('Inception', 'inception')
-_BN_BASELINE = _of_paper('BN-Baseline', 'bn_baseline')
-_BN_X5 = _of_paper('BN-x5', 'bn_x5')
-_BN_X30 = _of_paper('BN-x30', 'bn_x30')
-_INCEPTION_X5 = _of_paper('Inception-x5', 'inception_x5')
+_ARMS = {
+  name: Arm(network.title, 'network', name, paper=_PAPER.get(name))
+  for name, network in NETWORKS.items()
+}
 _BOTH_WEIGHTS = ('fashion_mnist_5k', 'fashion_mnist_5k_xavier')
 
 STUDIES = {
@@ -129,31 +122,23 @@ STUDIES = {
     section='figure_1',
   ),
   'figure2': Study(
-    'Figures 2 and 3: the five networks, and the two that fail without BN',
-    (
-      _INCEPTION,
-      _BN_BASELINE,
-      _BN_X5,
-      _BN_X30,
-      _of_paper('BN-x5-Sigmoid', 'bn_x5_sigmoid'),
-      _INCEPTION_X5,
-      _of_paper('Inception-Sigmoid', 'inception_sigmoid'),
-    ),
+    'Figures 2 and 3: the networks with BN and without, and those that fail without',
+    tuple(_ARMS.values()),
     tasks=_BOTH_WEIGHTS,
     section='figure_2',
   ),
   'leave_one_out': Study(
-    'BN-x5 without each of the seven changes',
+    'BN-x5 without each of its changes',
     (
-      _BN_X5,
+      _ARMS['bn_x5'],
       *(Arm(f'without {name}', 'bn_x5_without', name) for name in CHANGES),
     ),
     section='differences',
   ),
   'add_one_in': Study(
-    'BN-Baseline with each of the seven changes',
+    'BN-Baseline with each of the changes of BN-x5',
     (
-      _BN_BASELINE,
+      _ARMS['bn_baseline'],
       *(Arm(f'with {name}', 'bn_baseline_with', name) for name in CHANGES),
     ),
     section='differences',
@@ -168,15 +153,15 @@ STUDIES = {
     section='batch_statistics',
   ),
   'learning_rates': Study(
-    'The learning rate times 1, 5, 30 and 100, with BN (and the other six '
-    'changes) and without',
+    'The learning rate times 1, 5, 30 and 100, with BN (and the other changes) '
+    'and without',
     (
       Arm('BN-x1', 'bn_x5_without', 'increase_learning_rate'),
-      _BN_X5,
-      _BN_X30,
+      _ARMS['bn_x5'],
+      _ARMS['bn_x30'],
       Arm('BN-x100', 'bn_x5', values={_RATE: Times(100 / 5)}),
-      _INCEPTION,
-      _INCEPTION_X5,
+      _ARMS['inception'],
+      _ARMS['inception_x5'],
       Arm('Inception-x30', 'inception', values={_RATE: Times(30)}),
       Arm('Inception-x100', 'inception', values={_RATE: Times(100)}),
     ),
@@ -193,12 +178,22 @@ STUDIES = {
   ),
   'base_rate': Study(
     'The base learning rate: the best one of Inception, which has no BN',
-    tuple(_with_rates(_INCEPTION, (0.001, 0.003, 0.01, 0.03, 0.1))),
+    tuple(_with_rates(_ARMS['inception'], (0.001, 0.003, 0.01, 0.03, 0.1))),
     tasks=_BOTH_WEIGHTS,
     seeds=(100,),
     section='rate_search',
   ),
 }
+
+if TRIAL_CHANGES:
+  STUDIES['trial_changes'] = Study(
+    'BN-x5 with each of the trial changes',
+    (
+      _ARMS['bn_x5'],
+      *(Arm(f'with {name}', 'bn_x5_with', name) for name in TRIAL_CHANGES),
+    ),
+    section='differences',
+  )
 
 # Where the last checkpoint of a run is evaluated once more, if not where its
 # accuracy was followed.

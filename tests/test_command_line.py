@@ -14,10 +14,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from bn_inception import command_line
-from bn_inception.errors import UserError
+from bn_inception import command_line, presets
 from bn_inception.experiment import setup_of_checkpoint
+from bn_inception.presets import paper
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from tests.ports import free_port
@@ -174,33 +175,22 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       "unknown task 'mnst': use one of imagenet, fashion_mnist, ",
     ),
     (
-      [*TRAIN, '--config=configs/bn_x5_without.py:remove_dropot,digits'],
-      "unknown change or task 'remove_dropot': the changes are increase_lea",
-    ),
-    (
       [*TRAIN, '--config.optimizer.learning_rat=1'],
       "config.optimizer has no key 'learning_rat': it has accumulate_steps, ",
     ),
     (
-      [*TRAIN, '--config', 'configs/bn_x5.py:digits', '--config.nrm=1'],
-      "config has no key 'nrm': it has architecture, augment, batch_s",
-    ),
-    (
-      [*TRAIN, '--config.seed.x=1'],
-      "config.seed is a value and has no key 'x'",
-    ),
-    (
-      [*TRAIN, '--config=configs/none.py'],
-      '--config=configs/none.py: no such config file; there are configs/bn_bas',
-    ),
-    (
       [*TRAIN, '--config=configs/paper.py:digits'],
-      'configs/paper.py has no function get_config',
+      'configs/paper.py:digits: a config file has a function get_config',
     ),
     (
-      [*TRAIN, '--config', 'configs/studies.py'],
-      'configs/studies.py has no function get_config',
+      [*TRAIN, '--config=configs/none.py', '--print_config'],
+      'use one of configs/bn_baseline.py, configs/bn_baseline_with.py, ',
     ),
+    (
+      [*TRAIN, '--diff=configs/bn_x5.py:none'],
+      "--diff=configs/bn_x5.py:none: unknown task 'none'",
+    ),
+    ([*TRAIN, '--flagfile=/missing'], "'/missing'"),
     ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
     ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
@@ -276,15 +266,15 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
   lines = done.stderr.splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: ')
   assert message in lines[0]
-  offered = lines[0].rpartition('there are ')[2]
-  assert 'configs/studies.py' not in offered
+  offered = lines[0].rpartition('use one of ')[2]
+  assert not re.search('configs/(compose|paper|studies).py', offered)
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
   'program, count',
   [
-    ('train.py', 7), ('eval.py', 23), ('study', 11),
+    ('train.py', 9), ('eval.py', 23), ('study', 11),
     *(
       pytest.param(program, count, marks=pytest.mark.slow)
       for program, count in (
@@ -312,6 +302,10 @@ def test_help_explains_every_flag_with_an_example(environment, program, count):
   assert len(flags) == count
   for name, description in flags.items():
     assert f'Example: --{name}' in description, name
+    assert "'None'" not in description
+  if 'config' in flags:
+    words = set(re.split('[,;.]? ', flags['config']))
+    assert {*presets.names(), *paper.TASKS} <= words
 
 
 @pytest.mark.slow
@@ -436,6 +430,43 @@ def test_ctrl_c_ends_a_process_that_waits_for_others(tmp_path, environment):
   assert found == (130, 'interrupted\n')
 
 
+def run_train(environment, *arguments, cwd=ROOT):
+  done = subprocess.run(
+    [sys.executable, ROOT / 'train.py', *arguments],
+    cwd=cwd, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert (done.returncode, done.stderr) == (0, '')
+  return [re.split('  +', line) for line in done.stdout.splitlines()]
+
+
+def test_print_config_says_where_each_value_is_from(tmp_path, environment):
+  # Also where Python leaves out the folder of the program.
+  lines = run_train(
+    {**environment, 'PYTHONSAFEPATH': '1'},
+    *('--print_config', '--config.seed=3', '--init_from=/a/9'),
+    cwd=tmp_path,
+  )
+  values = presets.load('configs/bn_x5.py:digits').to_dict()
+  assert [line[0] for line in lines] == sorted(flatten_dict(values, sep='.'))
+  rows = {key: rest for key, *rest in lines}
+  assert rows['seed'] == ['3', 'command line']
+  assert rows['init_from'] == ["'/a/9'", 'command line']
+  assert rows['optimizer.momentum'] == ['0.9', 'base']
+  assert rows['model.dropout_rate'] == ['0.0', 'change remove_dropout']
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_diff_prints_what_differs(environment):
+  head, *rows = run_train(
+    environment,
+    *('--config=configs/bn_x5.py:digits', '--config.seed=3'),
+    '--diff=configs/bn_x5_without.py:remove_dropout,digits',
+  )
+  assert head == ['', '--config', '--diff']
+  assert [row[0] for row in rows] == ['model.dropout_rate', 'name', 'seed']
+  assert rows[0][1:] == ['0.0', '0.4'] and rows[2][1:] == ['3', '0']
+
+
 def test_a_program_that_ends_with_a_text_says_it(environment):
   script = (
     'import sys; from bn_inception import command_line; '
@@ -459,33 +490,6 @@ def test_flags_of_several_values_are_repeated():
   ]  # fmt: skip
 
 
-def test_config_files_are_found_here_or_in_the_repository(
-  tmp_path, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv('HOME', str(tmp_path))
-  (tmp_path / 'mine.py').touch()
-  (tmp_path / 'configs').mkdir()
-  (tmp_path / 'configs' / 'mnist.py').write_text('def get_config(): ...')
-  (tmp_path / 'configs' / 'lost.py').symlink_to('/no/where')
-  assert command_line._find_configs(
-    [
-      'train.py', '--config=configs/bn_x5.py:digits', '--config', 'mine.py',
-      '-config=~/mine.py:a:b', '--config=configs/mnist.py:plain',
-      '--config=none.py:c', '--config.init_from=configs/bn_x5.py',
-    ]
-  ) == [
-    'train.py', f'--config={ROOT}/configs/bn_x5.py:digits', '--config',
-    'mine.py', f'-config={tmp_path}/mine.py:a:b',
-    '--config=configs/mnist.py:plain', '--config=none.py:c',
-    '--config.init_from=configs/bn_x5.py',
-  ]  # fmt: skip
-  (tmp_path / 'configs' / 'own.py').write_text('def get_config(): ...')
-  described = command_line._describe_config_files()
-  assert 'configs/bn_x5.py' in described and 'configs/own.py' in described
-  assert described.count('configs/mnist.py') == 1 and 'lost' not in described
-
-
 def test_flags_may_be_in_a_file(tmp_path, monkeypatch, capsys):
   (tmp_path / 'a.flags').write_text(
     '--config=configs/mnist.py:plain\n--workdir=~/a\n'
@@ -501,33 +505,6 @@ def test_flags_may_be_in_a_file(tmp_path, monkeypatch, capsys):
     command_line._read_flag_files(['train.py', '--flagfile=/no/where'])
   assert stopped.value.code == 2
   assert "'/no/where'" in capsys.readouterr().err
-
-
-def test_without_a_home_folder_compiled_programs_are_not_kept(
-  tmp_path, monkeypatch, capsys
-):
-  kept = []
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(jax.config, 'update', lambda name, to: kept.append(to))
-  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-  command_line._keep_compiled_programs('~/cache')
-  assert capsys.readouterr().out == ''
-  command_line._keep_compiled_programs('~nobody-here/cache')
-  (line,) = capsys.readouterr().out.splitlines()
-  assert 'not kept: $JAX_COMPILATION_CACHE_DIR=~nobody-here/cache' in line
-
-  def cannot_be_asked(path):
-    raise UserError(f'{path} cannot be read')
-
-  monkeypatch.setattr(command_line, 'is_folder', cannot_be_asked)
-  command_line._keep_compiled_programs('gs://bucket/cache')
-  (line,) = capsys.readouterr().out.splitlines()
-  assert 'not kept: gs://bucket/cache cannot be read' in line
-  monkeypatch.setattr(command_line, 'is_folder', lambda path: False)
-  command_line._keep_compiled_programs('gs://bucket/cache')  # JAX writes there
-  assert capsys.readouterr().out == ''
-  assert kept == [str(tmp_path / 'home/cache'), None, None, 'gs://bucket/cache']
-  assert [path.name for path in tmp_path.iterdir()] == ['home']
 
 
 @pytest.mark.slow

@@ -3,13 +3,19 @@
 import functools
 import importlib
 import json
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from configs import compose, paper
+from bn_inception.presets import compose, paper
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 flatten = functools.partial(flatten_dict, sep='.')
 
@@ -28,8 +34,8 @@ def preset(network, task):
   return flatten(compose.preset(network, task).to_dict())
 
 
-@pytest.mark.parametrize('network', paper.NETWORKS)
-def test_every_network_has_a_preset_file_of_at_most_15_lines(network):
+@pytest.mark.parametrize('network', IMAGENET_RATES)
+def test_the_paper_s_networks_have_a_file_of_at_most_15_lines(network):
   module = importlib.import_module(f'configs.{network}')
   for task in paper.TASKS:
     assert module.get_config(task) == compose.preset(network, task)
@@ -38,6 +44,17 @@ def test_every_network_has_a_preset_file_of_at_most_15_lines(network):
   assert 'Paper: ' in module.__doc__
   code = pathlib.Path(module.__file__).read_text().splitlines()
   assert len(code) <= 15
+
+
+@pytest.mark.parametrize('network', paper.NETWORKS)
+def test_one_file_takes_every_network(network):
+  module = importlib.import_module('configs.network')
+  for task in paper.TASKS:
+    config = module.get_config(f'{network},{task}')
+    assert config == compose.preset(network, task)
+  assert module.get_config(network) == compose.preset(network, 'imagenet')
+  with pytest.raises(compose.BadValue, match='use one of inception, bn_base'):
+    module.get_config()
 
 
 @pytest.mark.parametrize('network, rate', IMAGENET_RATES.items())
@@ -60,7 +77,6 @@ def test_bn_x5_is_inception_with_bn_and_the_seven_changes():
     'data.shuffle': ('shards', 'within_shards'),
     'augment.photometric_strength': (1.0, 0.5),
   }
-  assert len(paper.CHANGES) == 7
   baseline = preset('bn_baseline', 'imagenet')
   assert {k for k in before if before[k] != baseline[k]} == {
     'name',
@@ -140,6 +156,10 @@ def test_several_changes_and_their_name():
     ),
     (lambda: compose.with_changes('bn_baseline', ''), "change or task ''"),
     (
+      lambda: compose.with_changes('bn_x5', 'remove_dropout'),
+      "change or task 'remove_dropout': the changes are none",
+    ),
+    (
       lambda: compose.ensemble_member('7'),
       "unknown member '7': use one of 1, 2, 3",
     ),
@@ -186,3 +206,140 @@ def test_the_config_of_a_run_in_the_home_folder(tmp_path, monkeypatch):
   assert config.name == 'like-bn_x5-digits'
   with pytest.raises(compose.BadValue, match='give the folder of a run'):
     compose.of_run('~nobody-here/a')
+
+
+def test_the_config_of_an_older_run_is_completed(tmp_path):
+  for config in (
+    compose.preset('bn_x5', 'digits'), compose.perceptron('batch_norm,digits')
+  ):  # fmt: skip
+    values = config.to_dict()
+    values['model'].pop('epsilon')
+    values['optimizer'].pop('nesterov')
+    values['data']['mirror'] = True
+    (tmp_path / 'config.json').write_text(json.dumps(values))
+    found = compose.of_run(str(tmp_path))
+    assert found.model.epsilon == 1e-3 and found.optimizer.nesterov is False
+    assert found.data.mirror is True and found.training.log_every_steps == 0
+    assert flatten(found.to_dict()).keys() == flatten(config.to_dict()).keys()
+    origins = compose.origins(found)
+    assert origins['model.epsilon'] == 'base'
+    assert origins['data.mirror'] == f'run {tmp_path}'
+    assert origins['data.shuffle'] == 'of_run'
+  values['model']['unheard_of'] = 1
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(compose.BadValue, match='has the key model.unheard_of'):
+    compose.of_run(str(tmp_path))
+  (tmp_path / 'config.json').write_text('[]')
+  with pytest.raises(compose.BadValue, match='does not hold the config of a r'):
+    compose.of_run(str(tmp_path))
+
+
+def test_origins_are_the_layers_of_a_config(monkeypatch):
+  monkeypatch.setitem(paper.TRIAL_CHANGES, 'tried', {'model.width': 0.5})
+  config = compose.with_changes('bn_x5', 'tried,digits')
+  config.seed = 3
+  found = compose.origins(config)
+  assert found.keys() == flatten(config.to_dict()).keys()
+  expected = {
+    'optimizer.momentum': 'base',
+    'source.dataset': 'task digits',
+    'model.use_batch_norm': 'network bn_x5',
+    'model.dropout_rate': 'change remove_dropout',
+    'optimizer.learning_rate': 'task digits x 5 by change '
+    'increase_learning_rate',
+    'model.width': 'change tried',
+    'seed': 'config file',
+    'name': 'preset',
+  }
+  assert {key: found[key] for key in expected} == expected
+  found = compose.origins(compose.ensemble_member('2,digits'))
+  assert found['model.dropout_rate'] == 'ensemble member 2'
+  found = compose.origins(compose.perceptron('plain,digits'))
+  assert found['optimizer.learning_rate'] == 'network plain'
+  assert found['data.image_size'] == 'task digits'
+
+
+# One line each, before the line that begins so.
+ENTRIES = (
+  ('paper.py', 'TRIAL_CHANGES = {', "  'tried': {'optimizer.nesterov': True},"),
+  ('paper.py', 'CHANGES = {', "  'eighth': {'optimizer.momentum': 0.8},"),
+  (
+    'paper.py',
+    'NETWORKS = {',
+    "  'bn_x9': Network('BN-x9', _BATCH_NORM, {'x9': {'model.width': 9.0}}),",
+  ),
+  (
+    'studies.py',
+    'STUDIES = {',
+    "  'mine': Study('My study', (Arm('my arm', 'mnist', 'batch_norm'),), "
+    "('digits',), (0,)),",
+  ),
+  (
+    'studies.py',
+    "  'figure1': Study(",
+    "    'Figure 1', (_PLAIN, Arm('an arm', 'mnist', 'plain', {_RATE: 0.2})),",
+  ),
+)
+
+
+@pytest.fixture
+def house(tmp_path):
+  """A copy of this project to which the entries were added."""
+  shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+  for name in 'bn_inception', 'tests':
+    (tmp_path / name).symlink_to(ROOT / name)
+  for name, head, line in ENTRIES:
+    path = tmp_path / 'configs' / name
+    text = path.read_text().replace(f'{head}}}', f'{head}\n}}')
+    before, found, after = text.partition(f'\n{head}\n')
+    assert found, head
+    if head.startswith(' '):  # instead of the title and the arms
+      after = after.partition('(_PLAIN, _BATCH_NORM),\n')[2]
+    path.write_text(f'{before}{found}{line}\n{after}')
+  return tmp_path
+
+
+def run_in(folder, *command):
+  done = subprocess.run(
+    [sys.executable, *command],
+    cwd=folder,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  return done.stdout
+
+
+MADE_UP = """
+from bn_inception.presets import studies
+from bn_inception.study import report, runs
+from tests.study import study_files
+selection = runs.Selection('runs', is_quick=True)
+names = ['leave_one_out', 'trial_changes', 'figure2', 'figure1']
+for name in names:
+  study_files.write_many(runs.list_runs(name, selection))
+report.make_report(names, selection, 'report')
+"""
+
+
+def test_one_entry_in_one_file_is_enough(house):
+  run_in(house, '-c', MADE_UP)
+  sections = (house / 'report' / 'report.md').read_text().split('\n## ')[1:]
+  for study, row in (
+    ('leave_one_out', 'without eighth'),
+    ('trial_changes', 'with tried'),
+    ('figure2', 'BN-x9'),
+    ('figure1', 'an arm'),
+  ):
+    [section] = [s for s in sections if s.startswith(f'{study}\n')]
+    assert f'| {row} |' in section, row
+
+
+@pytest.mark.slow
+def test_a_study_of_one_s_own_is_trained_and_reported(house):
+  flags = '--study=mine', '--quick', '--runs=runs'
+  run_in(house, '-m', 'bn_inception.study', *flags)
+  run_in(house, '-m', 'bn_inception.study.report', *flags, '--out=report')
+  text = (house / 'report' / 'report.md').read_text()
+  assert '## mine' in text and 'My study' in text and '| my arm |' in text

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.errors import UserError
 
 Array = jax.Array
@@ -67,7 +67,7 @@ def scale_image(
         f'input_scaling.{name} has {len(values)} values: give one, or one for '
         f'each of {num_channels} channels'
       )
-  ranges.check_section(
+  config_keys.check_section(
     'input_scaling',
     {
       'value_range': value_range,

@@ -27,7 +27,7 @@ import cv2
 import jax
 import numpy as np
 
-from bn_inception import mesh, ranges
+from bn_inception import config_keys, mesh
 from bn_inception.data import crops, grain_reader, images, resizing
 from bn_inception.data.order import SHUFFLES, epoch_order
 from bn_inception.data.read_errors import UNREADABLE, check_machine
@@ -85,7 +85,7 @@ class InputOptions:
       ('on_bad_image', ON_BAD_IMAGE),
     ):
       check_choice(f'data.{name}', getattr(self, name), valid)
-    ranges.check_section('data', dataclasses.asdict(self))
+    config_keys.check_section('data', dataclasses.asdict(self))
 
   @property
   def is_random(self) -> bool:

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from bn_inception import command_line, ranges
+from bn_inception import command_line, config_keys
 from bn_inception.data import imagenet
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
@@ -168,7 +167,7 @@ def dry_run(
     if images_per_chip is not None:
       batch_size = images_per_chip * len(devices)
     own = config | {'batch_size': batch_size}
-    ranges.check_config(own)
+    config_keys.check_config(own)
     setups[name] = make_setup(own, devices, **describe_data(own))
   predictions = []
   for name, setup in setups.items():
@@ -183,14 +182,7 @@ def dry_run(
 
 
 def define_flags() -> None:
-  """Defines the flags; not done on import."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    f'What to train, as for train.py; default: {DEFAULT_CONFIG}. '
-    'Example: --config=configs/bn_x5.py:imagenet '
-    '--config.model.dtype=bfloat16',
-  )
+  """The program's flags, in the program but not on import."""
   flags.DEFINE_multi_string(
     'topology',
     None,
@@ -221,7 +213,7 @@ def main() -> None:
   # Leaves a TPU alone if this machine has one.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  config = ranges.expand_paths(values.config.to_dict())
+  config = config_keys.expand_paths(values.config.to_dict())
   if values.batch_size is not None:
     if values.images_per_chip is not None:
       raise UserError('give either --batch_size or --images_per_chip')

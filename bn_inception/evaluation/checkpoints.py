@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_inception import inception, ranges
+from bn_inception import config_keys, inception
 from bn_inception.data import data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.sources import Source
@@ -40,11 +40,13 @@ class PopulationOptions:
 
   def __post_init__(self):
     # In a config, 0 means none.
-    allowed = ranges.VALUES['training.population_batches']._replace(low=1)
+    allowed = config_keys.KEYS['training.population_batches'].allowed._replace(
+      low=1
+    )
     problem = allowed.problem(self.num_batches)
     if problem:
       raise UserError(f'statistics_batches {problem}')
-    ranges.check_value('seed', self.seed, 'statistics_seed')
+    config_keys.check_value('seed', self.seed, 'statistics_seed')
 
 
 def find_checkpoint(workdir: str, step: int | None) -> str:
@@ -104,7 +106,7 @@ class EvaluationOptions:
 
   def __post_init__(self):
     if self.batch_size is not None:
-      ranges.check_value('eval_batch_size', self.batch_size, 'batch_size')
+      config_keys.check_value('eval_batch_size', self.batch_size, 'batch_size')
     if self.crops not in (None, *NUM_CROPS):
       raise UserError(
         f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import jax
 from flax.traverse_util import flatten_dict
 
+from bn_inception import config_keys
 from bn_inception.data import data_facts
 from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.kernels import native
@@ -41,26 +42,6 @@ _OWN_FILES = (
   DROPPED_FILE, 'learning_curve.png', '.lock',
 )  # fmt: skip
 
-# Running longer, logging or saving at other times, or reading with other
-# workers is the same experiment.
-FREE_TO_CHANGE = frozenset(
-  {
-    'name',
-    'eval_batch_size',
-    'source.keep_in_memory',
-    'data.num_workers',
-    'data.on_bad_image',
-    'data.prefetch',
-    'training.num_epochs',
-    'training.population_batches',
-    'training.log_every_steps',
-    'training.eval_every_steps',
-    'training.checkpoint_every_steps',
-    'training.keep_last_checkpoints',
-    'training.keep_best_checkpoints',
-    'training.target_accuracy',
-  }
-)
 _PACKAGES = (
   'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
   'grain', 'tensorflow-datasets', 'opencv-python-headless',
@@ -69,12 +50,14 @@ _PACKAGES = (
 
 
 def differences(old: dict, new: dict) -> list[str]:
-  """'key: old -> new' of every difference that is not `FREE_TO_CHANGE`."""
-  old, new = (flatten_dict(config, sep='.') for config in (old, new))
+  """'key: old -> new' of every difference that is refused."""
+  old, new = (
+    config_keys.complete(flatten_dict(config, sep='.')) for config in (old, new)
+  )
   return [
     f'{key}: {old.get(key, "absent")} -> {new.get(key, "absent")}'
     for key in sorted(old.keys() | new.keys())
-    if key not in FREE_TO_CHANGE and old.get(key) != new.get(key)
+    if not config_keys.may_change(key) and old.get(key) != new.get(key)
   ]
 
 

@@ -30,6 +30,7 @@ from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.machine.path_flags import define_path
+from bn_inception.presets import studies
 from bn_inception.runs.display import format_seconds
 from bn_inception.runs.logbook import open_at_end
 from bn_inception.study import flags as study_flags
@@ -42,7 +43,6 @@ from bn_inception.study.runs import (
   TRAINED,
   Run,
 )
-from configs import studies
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -251,7 +251,6 @@ def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
-  flags.adopt_module_key_flags(study_flags)
   define_path(
     'data_dir',
     None,

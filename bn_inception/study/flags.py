@@ -7,8 +7,10 @@ from absl import flags
 
 from bn_inception.errors import UserError
 from bn_inception.machine.path_flags import define_path
+from bn_inception.presets import studies
 from bn_inception.study.runs import Selection
-from configs import studies
+
+flags.disclaim_key_flags()  # they belong to the program that defines them
 
 
 def define() -> None:

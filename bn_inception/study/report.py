@@ -266,7 +266,6 @@ def _write_text(path: str, text: str) -> None:
 def define_flags() -> None:
   """The program's flags, in the program but not on import."""
   study_flags.define()
-  flags.adopt_module_key_flags(study_flags)
   define_path(
     'out', 'runs/report', 'Folder to write to. Example: --out=runs/figure2'
   )

@@ -7,7 +7,6 @@ that several studies have in common are trained once.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import os
 import pathlib
@@ -17,14 +16,12 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from bn_inception import ranges
+from bn_inception import config_keys, presets
 from bn_inception.errors import UserError
+from bn_inception.presets import paper, studies
 from bn_inception.runs import json_files, logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
-from configs import compose, paper, studies
-from configs.studies import Arm, Study
 
-_REPOSITORY = pathlib.Path(__file__).parents[2]  # train.py is there
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
 _REMEDY = 'restore it, or remove the folder to train the run again'
@@ -37,24 +34,6 @@ NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
 _NAMES_OF_VERSIONS = {1: ('v1', 'a10698ab', '79088d3f')}
 _STATISTICS_BATCHES = 100
 _DIGITS = 8  # of a hash
-# Keys that are newer than version 1, with the value that stands for what runs did
-# before there was the key: at that value a key does not count, so that those runs
-# are found.
-ADDED_SINCE_VERSION_1: dict[str, Any] = {
-  'optimizer.schedule': 'staircase',
-  'optimizer.warmup_epochs': 0.0,
-  'optimizer.max_gradient_norm': 0.0,
-}
-# Values that have no influence on what a run finds.
-_NOT_OF_IDENTITY = frozenset(
-  {
-    'name',
-    'data.num_workers',
-    'data.prefetch',
-    'eval_batch_size',
-    'source.keep_in_memory',
-  }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +101,21 @@ class Run:
     return json_files.read_json(path, _REMEDY)
 
   def train_command(self, data_dir: str | None) -> list[str]:
-    program = os.path.relpath(_REPOSITORY / 'train.py')
-    command = [program, *self.arguments, f'--workdir={self.folder}']
+    """Arguments of Python."""
+    command = [
+      '-m',
+      'bn_inception.train',
+      *self.arguments,
+      f'--workdir={self.folder}',
+    ]
     return _with_data_dir(command, data_dir)
 
   def evaluate_command(self, data_dir: str | None) -> list[str]:
+    """Arguments of Python."""
     has_batch_norm = self.config['model']['use_batch_norm']
     command = [
-      os.path.relpath(_REPOSITORY / 'eval.py'),
+      '-m',
+      'bn_inception.eval',
       f'--workdir={self.folder}',
       f'--output={self.path(EVALUATION_FILE)}',
     ]
@@ -156,7 +142,7 @@ def _with_data_dir(command: list[str], data_dir: str | None) -> list[str]:
   return command if data_dir is None else [*command, f'--data_dir={data_dir}']
 
 
-def find_study(name: str) -> Study:
+def find_study(name: str) -> studies.Study:
   """The study of this name.
 
   Raises:
@@ -211,7 +197,7 @@ def list_runs(name: str, selection: Selection) -> list[Run]:
 
 
 def make_run(
-  arm: Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
+  arm: studies.Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
 ) -> Run:
   """One run, found in `root` by its identity, or to be made there.
 
@@ -223,11 +209,8 @@ def make_run(
     UserError: if there is no such task, or for a value that its key cannot have.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
-  module = importlib.import_module(f'configs.{arm.config}')
-  try:
-    config = module.get_config(argument).to_dict()
-  except compose.BadValue as error:
-    raise UserError(str(error)) from error
+  name = f'{presets.path_of(arm.config)}:{argument}'
+  config = presets.load(name).to_dict()
   overrides = {'seed': seed}
   for key, value in {**arm.values, **values}.items():
     if isinstance(value, paper.Times):
@@ -235,8 +218,8 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
-  config = ranges.expand_paths(config)
-  ranges.check_config(config)
+  config = config_keys.expand_paths(config)
+  config_keys.check_config(config)
   values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]
   return Run(
@@ -244,7 +227,7 @@ def make_run(
     task=task,
     seed=seed,
     config=json.loads(json.dumps(config)),
-    arguments=(f'--config=configs/{arm.config}.py:{argument}', *flags),
+    arguments=(f'--config={name}', *flags),
     split=studies.FINAL_SPLITS.get(task),
     identity=f'v{RESULTS_VERSION}-{values_digits}',
     folder=_find_folder(root, f'{config["name"]}-seed{seed}', values_digits),
@@ -283,11 +266,5 @@ def others(runs: Sequence[Run], root: str) -> list[str]:
 def values_hash(config: dict) -> str:
   """8 hexadecimal digits of all values of a config that a result depends on."""
   flat = flatten_dict(json.loads(json.dumps(config)), sep='.')
-  values = {
-    key: value
-    for key, value in flat.items()
-    if key not in _NOT_OF_IDENTITY
-    and (key, value) not in ADDED_SINCE_VERSION_1.items()
-  }
-  content = json.dumps(values, sort_keys=True)
+  content = json.dumps(config_keys.identity(flat), sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import command_line
+from bn_inception import command_line, presets
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice, check_writable, writing
@@ -39,7 +39,6 @@ from bn_inception.weights import files
 from bn_inception.weights.imported import Imported
 from bn_inception.weights.layouts import import_weights
 from bn_inception.weights.pytorch import to_pytorch
-from configs import compose
 
 # Notes in the exported file: input and classes, which the weights do not tell.
 SCALING_NOTE = 'bn_inception.input_scaling'
@@ -52,7 +51,7 @@ def make_config(imported: Imported, dataset: str) -> dict:
 
   Its training section is the paper's: how they were trained is not known.
   """
-  config = compose.preset('bn_baseline', 'imagenet').to_dict()
+  config = presets.compose.preset('bn_baseline', 'imagenet').to_dict()
   config['name'] = f'imported-{imported.name}'
   config['source']['dataset'] = dataset
   config['data']['eval_crop'] = imported.eval_crop

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bn_inception import mesh
+from bn_inception import config_keys, mesh
 from bn_inception.errors import UserError
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
@@ -12,12 +12,6 @@ from bn_inception.train_state import TrainState
 
 _LAST_LAYER = 'logits/'
 _COUNTER = 'num_updates'
-
-# Options of `Inception` that change how it is trained or computed, but not which
-# function it is.
-_FREE_TO_CHANGE = frozenset(
-  {'dropout_rate', 'statistics_decay', 'initial_scale', 'dtype', 'remat'}
-)
 
 
 def start_from_checkpoint(
@@ -91,22 +85,11 @@ def _read(
 
 def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Raises a UserError if the checkpoint's network is a different function."""
-
-  def function_options(config: dict) -> dict:
-    model = {
-      key: value
-      for key, value in config['model'].items()
-      if key not in _FREE_TO_CHANGE
-    }
-    decisive = {
-      'architecture': config['architecture'],
-      'model': model,
-      'input_scaling': config['input_scaling'],
-    }
-    return flatten_dict(decisive, sep='.')
-
   saved = checkpoint.read_description(path)
-  theirs, ours = function_options(saved['config']), function_options(config)
+  theirs, ours = (
+    config_keys.function(flatten_dict(c, sep='.'))
+    for c in (saved['config'], config)
+  )
   theirs['colour channels'] = saved['num_channels']
   ours['colour channels'] = num_channels
   different = [

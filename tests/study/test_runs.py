@@ -10,12 +10,13 @@ import sys
 import pytest
 from flax.traverse_util import flatten_dict
 
+from bn_inception import config_keys, presets
 from bn_inception.errors import UserError
+from bn_inception.presets import compose, paper, studies
 from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study import archive
 from bn_inception.study import runs as study_runs
 from bn_inception.study.runs import BEGUN, FINISHED, NOT_BEGUN, TRAINED
-from configs import compose, paper, studies
 
 flatten = functools.partial(flatten_dict, sep='.')
 
@@ -140,9 +141,8 @@ def test_committed_runs_are_those_of_the_studies():
 
 def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
   run = runs_of('figure2')[0]
-  monkeypatch.setattr(
-    study_runs, 'ADDED_SINCE_VERSION_1', {'model.new': [], 'other': 1}
-  )
+  newer = config_keys.KEYS['model.per_activation_modules']._replace(before=[])
+  monkeypatch.setitem(config_keys.KEYS, 'model.new', newer)
   config = json.loads(json.dumps(run.config))
   config['model']['new'] = []
   assert study_runs.values_hash(config) == study_runs.values_hash(run.config)
@@ -167,12 +167,12 @@ def test_commands_of_a_run():
   run = runs_of('leave_one_out', seeds=[7])[2]
   train, evaluate = run.shell_line('/data/a b').split(' && ')
   assert shlex.split(train) == [
-    'python', 'train.py',
+    'python', '-m', 'bn_inception.train',
     '--config=configs/bn_x5_without.py:remove_dropout,fashion_mnist_5k',
     '--config.seed=7', f'--workdir={run.folder}', '--data_dir=/data/a b',
   ]  # fmt: skip
   assert shlex.split(evaluate) == [
-    'python', 'eval.py', f'--workdir={run.folder}',
+    'python', '-m', 'bn_inception.eval', f'--workdir={run.folder}',
     f'--output={run.folder}/evaluation.json', '--statistics=both',
     '--statistics_batches=100', '--split=test', '--data_dir=/data/a b',
   ]  # fmt: skip
@@ -180,13 +180,18 @@ def test_commands_of_a_run():
   assert not any('statistics' in word or 'split' in word for word in plain)
 
 
-def test_commands_from_another_folder_name_the_programs_there(
+def test_a_folder_with_other_configs_does_not_change_a_study(
   tmp_path, monkeypatch
 ):
+  before = runs_of('leave_one_out')[1]
   monkeypatch.chdir(tmp_path)
-  run = runs_of('leave_one_out')[0]
-  for command in run.train_command(None), run.evaluate_command(None):
-    assert os.path.isfile(command[0])
+  assert runs_of('leave_one_out')[1].arguments == before.arguments
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'bn_x5_without.py').write_text('')
+  run = runs_of('leave_one_out')[1]
+  assert run.config == before.config
+  name = run.arguments[0].removeprefix('--config=').partition(':')[0]
+  assert os.path.samefile(name, presets.FOLDER / 'bn_x5_without.py')
 
 
 def test_a_home_folder_is_no_other_value(monkeypatch):

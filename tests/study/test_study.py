@@ -138,7 +138,7 @@ def test_jobs_have_a_core_each(two_runs):
     (['--study=figure2', '--seeds=a'], 'error: --seeds must be whole numbers'),
     (
       ['--study=figure2', '--task=cifar'],
-      "error: unknown task 'cifar': use one of imagenet, ",
+      'error: --config=configs/network.py:inception,cifar: unknown task ',
     ),
     (
       ['--study=figure2', '--set=model.depth=3'],
@@ -166,6 +166,7 @@ def test_list_prints_a_command_for_each_run_that_is_left(tmp_path):
   lines = done.stdout.splitlines()
   assert done.returncode == 0 and len(lines) == 8
   assert lines[0].startswith(
-    'python train.py --config=configs/bn_x5.py:imagenet --config.seed=0 '
+    'python -m bn_inception.train --config=configs/network.py:bn_x5,imagenet '
+    '--config.seed=0 '
     '--config.model.dtype=bfloat16 --config.batch_size=512 '
   )

@@ -1,4 +1,4 @@
-"""Every value of a config has a range, and what is outside is refused by name."""
+"""Every key of a config is in the table, and bad values are refused by name."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ import math
 import pytest
 from flax.traverse_util import flatten_dict
 
-from bn_inception import ranges
+from bn_inception import config_keys
 from bn_inception.errors import UserError
 from configs import compose, paper, studies
 
@@ -30,12 +30,16 @@ def all_configs():
 
 
 def test_the_table_has_every_key_of_the_base_and_no_other():
-  assert set(BASES) | {'name'} == set(ranges.VALUES)
+  assert set(BASES) | {'name'} == set(config_keys.KEYS)
   for key, value in BASES.items():
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    assert isinstance(ranges.VALUES[key], ranges.Number) == is_number, key
+    assert (
+      isinstance(config_keys.KEYS[key].allowed, config_keys.Number) == is_number
+    ), key
     if is_number:
-      assert ranges.VALUES[key].is_whole == isinstance(value, int), key
+      assert config_keys.KEYS[key].allowed.is_whole == isinstance(value, int), (
+        key
+      )
 
 
 def test_every_preset_of_every_task_is_inside():
@@ -43,27 +47,62 @@ def test_every_preset_of_every_task_is_inside():
   assert len(configs) > 100
   for config in configs:
     config = config.to_dict()
-    ranges.check_config(config)
-    ranges.check_config(json.loads(json.dumps(config)))
+    config_keys.check_config(config)
+    config_keys.check_config(json.loads(json.dumps(config)))
   for study in studies.STUDIES.values():
     for arm in study.arms:
       for key, value in arm.values.items():
         if not isinstance(value, paper.Times):
-          ranges.check_value(key, value)
+          config_keys.check_value(key, value)
+
+
+def test_what_follows_from_a_key():
+  outside = {k for k, key in config_keys.KEYS.items() if not key.changes_result}
+  assert outside == {
+    'name', 'data.num_workers', 'data.prefetch', 'eval_batch_size',
+    'source.keep_in_memory',
+  }  # fmt: skip
+  assert all(config_keys.may_change(key) for key in outside)
+  assert config_keys.may_change('training.num_epochs')
+  assert not config_keys.may_change('optimizer.momentum')
+  assert not config_keys.may_change('optimizer.unknown')
+  values = {
+    'name': 'a', 'seed': 1, 'model.width': 2.0, 'model.dropout_rate': 0.4,
+    'model.unknown': 3,
+  }  # fmt: skip
+  identity = {k: v for k, v in values.items() if k != 'name'}
+  assert config_keys.identity(values) == identity
+  function = {'model.width': 2.0, 'model.unknown': 3}
+  assert config_keys.function(values) == function
+
+
+def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
+  newer = config_keys.Key(
+    config_keys.Numbers(config_keys.Number(0, 9)),
+    changes_function=True,
+    before=[1],
+  )
+  monkeypatch.setitem(config_keys.KEYS, 'model.new', newer)
+  old = {'model.width': 2.0}
+  for values in config_keys.identity, config_keys.function:
+    assert values(old | {'model.new': [1]}) == old
+    assert values(old | {'model.new': [2]}) == old | {'model.new': [2]}
+  assert config_keys.complete(old) == old | {'model.new': [1]}
+  assert config_keys.complete({'model.new': [2]}) == {'model.new': [2]}
 
 
 @pytest.mark.parametrize('key', sorted(set(BASES) - {'name'}))
 @pytest.mark.parametrize('value', [math.nan, math.inf, 2**63, True, 'abc'])
 def test_what_no_number_can_be_is_refused(key, value):
-  if isinstance(ranges.VALUES[key], ranges.Number):
+  if isinstance(config_keys.KEYS[key].allowed, config_keys.Number):
     with pytest.raises(UserError, match=f'{key} must be a .*number'):
-      ranges.check_value(key, value)
-  elif isinstance(ranges.VALUES[key], ranges.Numbers):
+      config_keys.check_value(key, value)
+  elif isinstance(config_keys.KEYS[key].allowed, config_keys.Numbers):
     with pytest.raises(UserError, match=f'{key} must be .*number'):
-      ranges.check_value(key, (value,))
-  elif not isinstance(value, ranges.VALUES[key].types):
+      config_keys.check_value(key, (value,))
+  elif not isinstance(value, config_keys.KEYS[key].allowed.types):
     with pytest.raises(UserError, match=f'{key} must be '):
-      ranges.check_value(key, value)
+      config_keys.check_value(key, value)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +136,10 @@ def test_what_no_number_can_be_is_refused(key, value):
 )
 def test_bounds(key, good, bad):
   for value in good:
-    ranges.check_value(key, value)
+    config_keys.check_value(key, value)
   for value in bad:
     with pytest.raises(UserError, match=f'{key} must be '):
-      ranges.check_value(key, value)
+      config_keys.check_value(key, value)
 
 
 def test_keys_that_are_unknown_or_missing_are_named():
@@ -117,20 +156,20 @@ def test_keys_that_are_unknown_or_missing_are_named():
     config = copy.deepcopy(whole)
     change(config)
     with pytest.raises(UserError, match=message):
-      ranges.check_config(config)
+      config_keys.check_config(config)
   # A network has defaults, and keys of its own.
   del whole['model']['remat']
-  ranges.check_config(whole)
+  config_keys.check_config(whole)
   assert 'optimizer.momentum' in flatten_dict(whole, sep='.')
 
 
 def test_paths_in_a_config_are_expanded(monkeypatch):
   monkeypatch.setenv('HOME', '/home/u')
   config = compose.preset('bn_x5', 'digits').to_dict()
-  assert ranges.expand_paths(config) == config
+  assert config_keys.expand_paths(config) == config
   config |= {'init_from': '~/a/checkpoints/9', 'name': '~/a'}
-  expanded = ranges.expand_paths(config)
+  expanded = config_keys.expand_paths(config)
   assert expanded == config | {'init_from': '/home/u/a/checkpoints/9'}
   with pytest.raises(UserError, match='--config.init_from=gs://b/9: '):
-    ranges.expand_paths(config | {'init_from': 'gs://b/9'})
-  assert ranges.expand_paths(config | {'init_from': 3})['init_from'] == 3
+    config_keys.expand_paths(config | {'init_from': 'gs://b/9'})
+  assert config_keys.expand_paths(config | {'init_from': 3})['init_from'] == 3

@@ -1,0 +1,345 @@
+"""Everything about the keys of a config that is not their value: `KEYS`.
+
+Keys are 'section.key', as in configs/paper.py. The names that a key accepts (of
+a crop, of a nonlinearity) are known and checked where they are used.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bn_inception.errors import UserError
+from bn_inception.machine import paths
+
+
+class Number(NamedTuple):
+  """A number within bounds.
+
+  Attributes:
+    low, high: the bounds, which belong to the range unless excluded.
+    is_whole: whether only integers are allowed.
+    excludes_low, excludes_high: whether that bound is outside.
+  """
+
+  low: float
+  high: float
+  is_whole: bool = False
+  excludes_low: bool = False
+  excludes_high: bool = False
+
+  def __str__(self) -> str:
+    kind = 'a whole number' if self.is_whole else 'a number'
+    low = 'above' if self.excludes_low else 'of at least'
+    high = 'below' if self.excludes_high else 'at most'
+    return f'{kind} {low} {self.low:.10g} and {high} {self.high:.10g}'
+
+  def problem(self, value) -> str | None:
+    """What is wrong with a value, or None."""
+    kind = numbers.Integral if self.is_whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
+      is_low = value <= self.low if self.excludes_low else value < self.low
+      is_high = value >= self.high if self.excludes_high else value > self.high
+      if not is_low and not is_high:
+        return None
+    return f'must be {self}, got {value!r}'
+
+
+class Numbers(NamedTuple):
+  """Several numbers, each in the same range.
+
+  Attributes:
+    each: the range.
+    count: how many there must be; None: at least one.
+    are_different: whether no two may be equal.
+  """
+
+  each: Number
+  count: int | None = None
+  are_different: bool = False
+
+  def problem(self, values) -> str | None:
+    """What is wrong with the values, or None."""
+    if not isinstance(values, (list, tuple)) or not values:
+      return f'must be one number or more, in brackets, got {values!r}'
+    if self.count not in (None, len(values)):
+      return f'must be {self.count} numbers, got {values!r}'
+    for value in values:
+      problem = self.each.problem(value)
+      if problem:
+        return f'{problem} in {values!r}'
+    if self.are_different and len(set(values)) < len(values):
+      return f'must be different numbers, got {values!r}'
+    return None
+
+
+class Kind(NamedTuple):
+  """A value that is not a number.
+
+  Attributes:
+    types: of the value.
+    name: of these types, for a message.
+  """
+
+  types: tuple[type, ...]
+  name: str
+
+  def problem(self, value) -> str | None:
+    """What is wrong with a value, or None."""
+    if isinstance(value, self.types):
+      return None
+    return f'must be {self.name}, got {value!r}'
+
+
+_MANY = 2**20
+_INT32 = 2**31 - 1  # steps are counted on the devices
+_SEED = 2**32 - 1  # JAX, without 64-bit mode, drops higher bits in silence
+_SHARE = Number(0, 1)
+_BELOW_1 = Number(0, 1, excludes_high=True)
+_COUNT = Number(1, _MANY, is_whole=True)
+_COUNT_OR_0 = Number(0, _MANY, is_whole=True)
+_EVERY = Number(0, _INT32, is_whole=True)  # 0: see `TrainingOptions`
+_FACTOR = Number(0, 100, excludes_low=True)
+_PIXEL = Number(-1e6, 1e6)
+_FLAG = Kind((bool,), 'True or False')
+_TEXT = Kind((str,), 'a name')
+_NAMES = Kind((list, tuple), 'names in brackets')
+_PATH = Kind((str,), 'a path')
+
+
+class Key(NamedTuple):
+  """What is known about a key.
+
+  Attributes:
+    allowed: the values that it may have.
+    may_change: whether it may change when a run is resumed.
+    changes_result: whether a run can find something else with another value;
+      if so, the value is part of the run's identity.
+    changes_function: whether the network computes something else from the same
+      weights; weights are only taken from a checkpoint with the same value.
+    before: for keys that are newer than the first committed runs, the value
+      that describes what those did, as JSON has it. None: as old as they are.
+  """
+
+  allowed: Number | Numbers | Kind
+  may_change: bool = False
+  changes_result: bool = True
+  changes_function: bool = False
+  before: Any = None
+
+
+# Running longer, or logging and saving at other times, is the same experiment.
+_free = functools.partial(Key, may_change=True)
+_outside = functools.partial(_free, changes_result=False)
+_function = functools.partial(Key, changes_function=True)
+
+KEYS: dict[str, Key] = {
+  'name': _outside(_TEXT),
+  'seed': Key(Number(0, _SEED, is_whole=True)),
+  'architecture': _function(_TEXT),
+  'init_from': Key(_PATH),
+  'batch_size': Key(_COUNT),
+  'eval_batch_size': _outside(_COUNT),
+  'norm_batch_size': Key(_COUNT_OR_0),
+  'source.dataset': Key(_TEXT),
+  'source.train_split': Key(_TEXT),
+  'source.eval_split': Key(_TEXT),
+  'source.keep_in_memory': _outside(_FLAG),
+  'source.num_holdout': Key(Number(0, _INT32, is_whole=True)),
+  'data.image_size': Key(Number(1, 8192, is_whole=True)),
+  'data.shuffle': Key(_TEXT),
+  'data.num_shards': Key(Number(1, _INT32, is_whole=True)),
+  'data.train_crop': Key(_TEXT),
+  'data.eval_crop': Key(_TEXT),
+  'data.mirror': Key(_FLAG),
+  'data.interpolation': Key(_TEXT),
+  'data.on_bad_image': _free(_TEXT),
+  'data.num_workers': _outside(Number(0, 1024, is_whole=True)),
+  'data.prefetch': _outside(Number(1, 1024, is_whole=True)),
+  'augment.photometric_strength': Key(
+    Number(0, 2)
+  ),  # beyond, factors are negative
+  'input_scaling.binary_threshold': _function(Number(0, 255)),
+  'input_scaling.value_range': _function(
+    Numbers(_PIXEL, count=2, are_different=True)
+  ),
+  'input_scaling.mean': _function(Numbers(_PIXEL)),
+  'input_scaling.std': _function(Numbers(Number(1e-6, 1e6))),
+  'input_scaling.channel_order': _function(_TEXT),
+  'model.stem': _function(_TEXT),
+  'model.stem_stride': _function(Number(1, 8, is_whole=True)),
+  'model.width': _function(Number(0, 100, excludes_low=True)),
+  'model.pool_projection_4cd': _function(_COUNT),
+  'model.use_batch_norm': _function(_FLAG),
+  'model.use_stem_batch_norm': _function(_FLAG),
+  'model.use_lrn': _function(_FLAG),
+  'model.nonlinearity': _function(_TEXT),
+  'model.dropout_rate': Key(_BELOW_1),
+  'model.epsilon': _function(
+    Number(1e-12, 1)
+  ),  # float32 has no room for much less
+  'model.statistics_decay': Key(_SHARE),
+  'model.use_scale': _function(_FLAG),
+  'model.per_activation_modules': _function(_NAMES),
+  'model.initial_scale': Key(_FACTOR),
+  'model.stride_padding': _function(_TEXT),
+  'model.average_includes_padding': _function(_FLAG),
+  'model.dtype': Key(_TEXT),
+  'model.remat': Key(_FLAG),
+  'model.hidden_sizes': _function(Numbers(_COUNT)),
+  'model.initial_std': Key(_FACTOR),
+  'model.measured_unit': Key(_COUNT_OR_0),
+  'optimizer.learning_rate': Key(Number(0, 1e6)),
+  'optimizer.learning_rate_per_32': Key(_FLAG),
+  'optimizer.momentum': Key(_BELOW_1),
+  'optimizer.nesterov': Key(_FLAG),
+  'optimizer.weight_decay': Key(Number(0, 100)),
+  # Of 0 optax makes a constant rate; 1 is how to ask for one.
+  'optimizer.decay_factor': Key(Number(1e-6, 1)),
+  'optimizer.decay_epochs': Key(Number(1e-6, 1e9)),
+  'optimizer.average_decay': Key(_BELOW_1),
+  'optimizer.accumulate_steps': Key(_COUNT),
+  'optimizer.schedule': Key(_TEXT, before='staircase'),
+  'optimizer.warmup_epochs': Key(Number(0, 1e9), before=0.0),
+  'optimizer.max_gradient_norm': Key(Number(0, 1e9), before=0.0),
+  'training.num_epochs': _free(Number(0, 1e6, excludes_low=True)),
+  'training.log_every_steps': _free(_EVERY),
+  'training.eval_every_steps': _free(_EVERY),
+  'training.checkpoint_every_steps': _free(_EVERY),
+  'training.keep_last_checkpoints': _free(_COUNT),
+  'training.keep_best_checkpoints': _free(_COUNT_OR_0),
+  'training.target_accuracy': _free(Number(0, 100)),
+  'training.population_batches': _free(_COUNT_OR_0),
+}
+
+
+def may_change(key: str) -> bool:
+  """Whether a run can be resumed with another value; not if it is unknown."""
+  return key in KEYS and KEYS[key].may_change
+
+
+def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Values of an older run, with those of the keys that it did not know."""
+  newer = {k: key.before for k, key in KEYS.items() if key.before is not None}
+  return {**newer, **flat}
+
+
+def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The values that decide what a run finds.
+
+  Args:
+    flat: {'section.key': value}, as JSON gives it back.
+
+  Returns:
+    Those of `flat` whose keys change the result, without newer keys at the
+    value that changes nothing.
+  """
+  return {
+    key: value
+    for key, value in flat.items()
+    if key not in KEYS
+    or (KEYS[key].changes_result and value != KEYS[key].before)
+  }
+
+
+def function(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The values that decide what the network computes from its weights.
+
+  Args:
+    flat: as for `identity`.
+
+  Returns:
+    Those of `flat` whose keys change the function, without newer keys at the
+    value that changes nothing. Unknown keys of the model count.
+  """
+  return {
+    key: value
+    for key, value in flat.items()
+    if (
+      KEYS[key].changes_function and value != KEYS[key].before
+      if key in KEYS
+      else key.startswith('model.')
+    )
+  }
+
+
+def check_value(key: str, value, name: str | None = None) -> None:
+  """Refuses a value that its key cannot have.
+
+  Args:
+    key: of `KEYS`, such as 'optimizer.momentum'.
+    value: of a config, or from JSON.
+    name: of the value in the message; None: the key.
+
+  Raises:
+    UserError: with the name and what it may be.
+  """
+  problem = KEYS[key].allowed.problem(value)
+  if problem:
+    raise UserError(f'{name or key} {problem}')
+
+
+def check_section(section: str, values: Mapping[str, object]) -> None:
+  """As `check_value`, of the keys of a section that are in `KEYS`."""
+  for key, value in values.items():
+    if f'{section}.{key}' in KEYS:
+      check_value(f'{section}.{key}', value)
+
+
+def expand_paths(config: dict) -> dict:
+  """A config with its paths as `paths.expand` gives them.
+
+  Args:
+    config: the plain nested dict of configs/.
+
+  Raises:
+    UserError: as `paths.expand`; values that are not text are left alone.
+  """
+  expanded = {
+    key: paths.expand(value, f'--config.{key}')
+    for key, value in config.items()
+    if key in KEYS and KEYS[key].allowed is _PATH and isinstance(value, str)
+  }
+  return config | expanded
+
+
+def check_config(config: dict) -> None:
+  """Refuses a config with impossible values, or with unknown or missing keys.
+
+  Args:
+    config: the plain nested dict of configs/.
+
+  Raises:
+    UserError: for the first value that its key cannot have, an unknown key, or
+      keys that are missing.
+  """
+  given = _flat(config)
+  for key, value in given.items():
+    if key not in KEYS:
+      section = key.rpartition('.')[0]
+      known = [k for k in KEYS if k.rpartition('.')[0] == section] or KEYS
+      raise UserError(
+        f"the config's key {key} is unknown: use one of {', '.join(known)}"
+      )
+    check_value(key, value)
+  # What an architecture does not have, or has a default for, may be absent.
+  missing = {'model'} - config.keys()
+  for key in KEYS.keys() - given.keys():
+    section = key.partition('.')[0]
+    if section != 'model':
+      missing.add(key if section in config else section)
+  if missing:
+    raise UserError(f'the config lacks {", ".join(sorted(missing))}')
+
+
+def _flat(config: dict) -> dict[str, object]:
+  """{'section.key': value}; a value in the place of a section stays as it is."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat.update({f'{key}.{leaf}': item for leaf, item in value.items()})
+    else:
+      flat[key] = value
+  return flat

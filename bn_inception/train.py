@@ -1,0 +1,85 @@
+"""Trains one of the paper's networks.
+
+Without flags: BN-x5 on the digits that ship with scikit-learn, in two minutes.
+"""
+
+from bn_inception.machine import interruption
+
+if __name__ == '__main__':
+  interruption.watch()  # the other imports take seconds
+
+import os
+
+from absl import flags
+
+from bn_inception import command_line, config_keys, presets, training
+from bn_inception.machine.path_flags import define_path
+from bn_inception.runs.run_directory import flatten
+
+DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
+
+_WORKDIR = define_path(
+  'workdir',
+  None,
+  'Folder of the run; the same command again resumes it. Default: runs/ and '
+  'the name of the config, or runs/digits. Example: --workdir=runs/first',
+)
+_DATA_DIR = define_path(
+  'data_dir',
+  None,
+  'Folder of the data sets that TensorFlow Datasets prepared. Default: its own, '
+  '$TFDS_DATA_DIR or ~/tensorflow_datasets. Example: --data_dir=/data/tfds',
+  may_be_bucket=True,
+)
+_INIT_FROM = define_path(
+  'init_from',
+  None,
+  'Checkpoint to take the first weights from, but for the last layer if the '
+  'classes are others: --config.init_from. '
+  'Example: --init_from=runs/cadene/checkpoints/0',
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+  'print_config',
+  False,
+  'Print every value of the config and where it is from, and do nothing. '
+  'Example: --print_config',
+)
+_DIFF = flags.DEFINE_string(
+  'diff',
+  None,
+  'Print in what --config differs from this config, and do nothing. '
+  'Example: --diff=configs/bn_baseline.py:digits',
+)
+command_line.define_process_flags()
+
+
+def main() -> None:
+  config = flags.FLAGS.config.to_dict()
+  if _INIT_FROM.value is not None:
+    config['init_from'] = _INIT_FROM.value
+  config = config_keys.expand_paths(config)
+  if _PRINT_CONFIG.value or _DIFF.value is not None:
+    show(config)
+    return
+  config_keys.check_config(config)  # before its name is taken
+  name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']
+  workdir = _WORKDIR.value or os.path.join('runs', name)
+  training.train_and_evaluate(config, workdir, _DATA_DIR.value)
+
+
+def show(config: dict) -> None:
+  """What --print_config and --diff ask for."""
+  values = flatten(config)
+  if _DIFF.value is not None:
+    other = flatten(presets.load(_DIFF.value, '--diff').to_dict())
+    print(presets.describe_difference(values, other, ('--config', '--diff')))
+    return
+  origins = presets.compose.origins(flags.FLAGS.config)
+  given = dict.fromkeys(flags.FLAGS['config'].override_values, 'command line')
+  if _INIT_FROM.value is not None:
+    given['init_from'] = 'command line'
+  print(presets.describe(values, origins | given))
+
+
+if __name__ == '__main__':
+  command_line.run(main, DEFAULT_CONFIG)
