@@ -1,42 +1,32 @@
-"""Batch normalization: Algorithms 1 and 2 as pure functions, and a thin layer.
+"""Batch normalization: Algorithm 1, its gradient, Algorithm 2, and the layer.
 
-The functions work on `BatchStats`, a pair (mean, variance) of float32 arrays.
-Integers are normalised as the real numbers that they are, in float32; float64
-stays float64, and so do its statistics; complex numbers are a TypeError.
+In the paper's order, with its gamma as `scale` and its beta as `bias`:
 
-Which examples share statistics is one number, `norm_batch_size`, and does not
-depend on how many devices hold the batch: see `BatchNorm`.
+* `batch_normalize` is Algorithm 1: a mini-batch normalised by its own statistics.
+* `input_gradient` is its gradient, from Section 3.
+* `unbiased`, `update_moving_average` and `normalize` make up Algorithm 2.
+* `BatchNorm` is the linen layer.
 
-Conventions that differ between frameworks, spelled out here once:
-
-* `statistics_decay` is the weight of the *old* value in the moving average
-  (Flax calls it `momentum`; PyTorch's `momentum` is 1 - statistics_decay).
-* A batch is normalised with its biased variance (divisor m, Algorithm 1); the
-  moving average holds the unbiased one (divisor m - 1, Algorithm 2 line 10),
-  as in PyTorch and unlike Flax.
-* The moving average warms up: see `warmed_up_decay`.
+The rest supports them: statistics shared by several devices, and array types. The
+file imports nothing else from this package. docs/batch_norm.md compares the
+conventions with other frameworks' and shows how to use the layer.
 """
 
 import math
 import numbers
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from bn_inception.arrays import (
-  as_real,
-  on_auto_axes,
-  vary_alike,
-  varying_axes,
-  widen,
-)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
-Pool = Callable[[jax.Array], jax.Array]
+
+# The paper states neither. These are TF-Slim's for its Inception networks.
+EPSILON = 1e-3
+STATISTICS_DECAY = 0.9997
 
 
 class BatchStats(NamedTuple):
@@ -46,56 +36,72 @@ class BatchStats(NamedTuple):
   var: Array
 
 
+def batch_normalize(
+  x: Array,
+  scale: Array | None,
+  bias: Array | None,
+  epsilon: float,
+  axes: tuple[int, ...],
+  axis_name: str | tuple | None = None,
+  custom_vjp: bool = True,
+) -> tuple[Array, BatchStats]:
+  """Algorithm 1, of m values x_1 ... x_m of each feature.
+
+    mean  = 1/m sum x_i
+    var   = 1/m sum (x_i - mean)^2
+    x_hat = (x - mean) / sqrt(var + epsilon)
+    y     = scale * x_hat + bias
+
+  Args:
+    x: real values; computed in float32 (float64 in float64).
+    scale: gamma, with the shape of the trailing axes that it applies to; None
+      for 1.
+    bias: beta, likewise; None for 0.
+    epsilon: added to the variance.
+    axes: the axes to reduce: (0, 1, 2) for NHWC (Section 3.2: one mean and
+      variance per feature map), (0,) for per-activation statistics.
+    axis_name: mapped mesh axis (or axes) whose members share the statistics,
+      each holding equally many examples; None if the statistics are local.
+    custom_vjp: False for JAX's own derivatives, which also have forward mode
+      (`jvp`, `jacfwd`, `linearize`).
+
+  Returns:
+    (y, stats): y with the shape and dtype of `x` (float32 for integers); stats
+    without the reduced axes, float32 (float64 for float64).
+
+  Raises:
+    TypeError: for complex numbers.
+  """
+  x = as_real(x)
+  axes = tuple(axis % x.ndim for axis in axes)
+  x, scale, bias = vary_alike(x, scale, bias)
+  stats = batch_statistics(x, axes, axis_name)
+  transform = _normalize_batch if custom_vjp else _normalize_expanded
+  return transform(x, scale, bias, stats, epsilon, axes, axis_name), stats
+
+
 def batch_statistics(
   x: Array, axes: tuple[int, ...], axis_name: str | tuple | None = None
 ) -> BatchStats:
   """Mean and biased variance of a mini-batch (Algorithm 1, lines 1 and 2).
 
-  Two passes: the variance is the mean of (x - mean)^2, so that it keeps its
-  digits however far the mean is from zero (`E[x^2] - E[x]^2` was off by 29 % at
-  mean = 1000 std) and is never negative. The mean itself may be off by 2e-5 of its
-  value where XLA adds up less than 4,096 numbers on a CPU (docs/batch_norm.md).
-  results/batch_statistics.md has the accuracy and cost of the alternatives.
+  Takes two passes: E[(x - mean)^2] is never negative and stays accurate however
+  far the mean is from zero, where E[x^2] - E[x]^2 is 29 % off at mean = 1000 std
+  (results/batch_statistics.md has accuracy and cost of the alternatives). The mean
+  itself may be off by 2e-5 of its value where XLA sums fewer than 4,096 numbers
+  on a CPU.
 
   Args:
-    x: real values; reduced in float32 (float64 in float64).
-    axes: the axes to reduce: (0, 1, 2) for NHWC (Section 3.2: one mean and
-      variance per feature map), (0,) for per-activation statistics.
-    axis_name: mapped mesh axis (or axes) whose members share the statistics,
-      each holding equally many examples; costs one `all_gather`. None: no
-      communication.
+    x, axes, axis_name: see `batch_normalize`. An axis name costs one
+      `all_gather`.
 
   Returns:
-    float32 `BatchStats` with the shape of the axes that were not reduced.
+    float32 `BatchStats` (float64 for float64) without the reduced axes.
   """
   x = widen(x)
   mean = jnp.mean(x, axes)
   var = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
-  is_tracked = _is_tracked(axis_name)
-  if _axis_size(axis_name) == 1 and not is_tracked:
-    return BatchStats(mean, var)
-  to = 'invarying' if is_tracked else 'varying'
-  both = jax.lax.all_gather(jnp.stack([mean, var]), axis_name, axis=1, to=to)
-  return combine_statistics(BatchStats(*both))
-
-
-def combine_statistics(parts: BatchStats) -> BatchStats:
-  """Statistics of the union of equally large parts (Chan et al. 1979).
-
-  mean = E[mean_i];  var = E[var_i] + E[(mean_i - mean)^2]
-
-  Exact, unlike averages of mean and mean^2, which cancel where the mean is far
-  from zero.
-
-  Args:
-    parts: float32 [parts, ...], biased variances.
-
-  Returns:
-    `BatchStats` without the leading axis.
-  """
-  mean = jnp.mean(parts.mean, 0)
-  spread = jnp.mean(jnp.square(parts.mean - mean), 0)
-  return BatchStats(mean, jnp.mean(parts.var, 0) + spread)
+  return _share(BatchStats(mean, var), axis_name)
 
 
 def normalize(
@@ -105,170 +111,137 @@ def normalize(
   bias: Array | None,
   epsilon: float,
 ) -> Array:
-  """y = scale * (x - mean) / sqrt(var + epsilon) + bias (Algorithm 1, 3 and 4).
+  """y = scale * (x - mean) / sqrt(var + epsilon) + bias.
+
+  Lines 3 and 4 of Algorithm 1 with the statistics of a mini-batch, line 11 of
+  Algorithm 2 with those of the population.
 
   Args:
     x: real values; computed in float32 (float64 in float64).
     stats: mean and variance, broadcastable against `x`.
-    scale: gamma, or None for 1.
-    bias: beta, or None for 0.
-    epsilon: added to the variance.
+    scale, bias, epsilon: see `batch_normalize`.
 
   Returns:
-    y with the shape of `x` and its dtype; float32 for integers.
+    y with the shape and dtype of `x`; float32 for integers.
   """
   x = as_real(x)
   factor = jax.lax.rsqrt(stats.var + epsilon)
   if scale is not None:
     factor = factor * scale
-  # The mean is subtracted first: folding it into the bias would cancel digits.
+  # Folding the mean into the bias, as the paper prints line 11, cancels digits.
   y = (widen(x) - stats.mean) * factor
   if bias is not None:
     y = y + bias
   return y.astype(x.dtype)
 
 
-def batch_normalize(
+def input_gradient(
   x: Array,
+  dy: Array,
   scale: Array | None,
-  bias: Array | None,
+  stats: BatchStats,
+  sums: Array,
   epsilon: float,
   axes: tuple[int, ...],
-  axis_name: str | tuple | None = None,
-  pool: Pool | None = None,
-  custom_vjp: bool = True,
-) -> tuple[Array, BatchStats]:
-  """Algorithm 1: x normalised by its own statistics, and the statistics.
+  axis_name: Any,
+) -> Array:
+  """dx of Algorithm 1. Section 3 derives it by the chain rule:
 
-  The gradient is Section 3's, simplified (x_hat = (x - mean) / std,
-  std = sqrt(var + epsilon), E over the values that share statistics):
+    dx_hat = dy * scale
+    dvar   = sum dx_hat * (x - mean) * -1/2 (var + epsilon)^(-3/2)
+    dmean  = sum dx_hat * -1 / sqrt(var + epsilon) + dvar * sum -2 (x - mean) / m
+    dx     = dx_hat / sqrt(var + epsilon) + dvar * 2 (x - mean) / m + dmean / m
+    dscale = sum dy * x_hat
+    dbias  = sum dy
 
-    dx = scale / std * (dy - E[dy] - x_hat * E[dy * x_hat])
-    dscale = sum of dy * x_hat;  dbias = sum of dy
+  The sum of x - mean is 0, so that dx is
 
-  Both averages travel in one `psum`; of the activations only x is kept for the
-  backward pass. The statistics that come out have JAX's own gradient (m values
-  share one): dx = (dmean + 2 (x - mean) * dvar) / m. A second derivative needs it
-  as well as a loss of the statistics; where nothing does, it costs nothing.
-  Reverse-mode derivatives of every order are right, and so are those in forward
-  mode of a gradient (`jvp(grad(f))`, `hessian`). Forward mode of y itself (`jvp`,
-  `jacfwd`, `linearize`) needs `custom_vjp=False`: JAX has none for a custom VJP.
+    dx = scale / sqrt(var + epsilon) * (dy - dbias / m - x_hat * dscale / m)
 
-  With a `pool` only the maxima are normalised, by the statistics of all of x.
-  dy is then the gradient of the maxima, and both sums run over the maxima only; m
-  stays the number of all values:
-  dx = scale / std * (scattered dy - sum / m - x_hat * sum / m).
+  Both sums travel in one `psum`. For the backward pass only x is kept of the
+  activations; on CPUs this moves 0.78 of the bytes of JAX's own gradient.
 
   Args:
-    x: real values.
-    scale, bias: gamma and beta, with the shape of the trailing axes that they
-      belong to; or None.
-    epsilon: added to the variance.
-    axes, axis_name: see `batch_statistics`.
-    pool: picks maxima of [N, H, W, C], and `scale` is not negative: y is then
-      what the pool would pick of all the normalised values.
-    custom_vjp: False for JAX's own derivatives, also in forward mode.
-
-  Returns:
-    (y, stats): y as `x`, or as it is pooled; stats float32 (float64 for
-    float64), without the reduced axes.
+    x, scale, epsilon, axes, axis_name: as given to `batch_normalize`.
+    dy: gradient of y.
+    stats: mean and variance of x.
+    sums: this device's dbias and dscale, from `parameter_sums`.
   """
-  x = as_real(x)
-  axes = tuple(axis % x.ndim for axis in axes)
-  x, scale, bias = vary_alike(x, scale, bias)
-  stats = batch_statistics(x, axes, axis_name)
-  normalize_own = _normalize_own if custom_vjp else _normalize_given
-  y = normalize_own(x, scale, bias, stats, epsilon, axes, axis_name, pool)
-  return y, stats
+  mean, var = _expand(stats, axes)
+  inverse_std = jax.lax.rsqrt(var + epsilon)
+  x_hat = (widen(x) - mean) * inverse_std
+  num_values = _axis_size(axis_name) * math.prod(x.shape[i] for i in axes)
+  dbias_by_m, dscale_by_m = jnp.expand_dims(
+    _sum_over_devices(sums, axis_name) / num_values,
+    [axis + 1 for axis in axes],
+  )
+  factor = inverse_std if scale is None else inverse_std * scale
+  dx = factor * (widen(dy) - dbias_by_m - x_hat * dscale_by_m)
+  return dx.astype(x.dtype)
 
 
-def _pooled(x: Array, pool: Pool | None) -> Array:
-  """`pool` of [..., H, W, C], whatever comes before; x itself without one."""
-  if pool is None:
-    return x
-  y = pool(x.reshape(-1, *x.shape[-3:]))
-  return y.reshape(*x.shape[:-3], *y.shape[1:])
+def parameter_sums(
+  x: Array, dy: Array, stats: BatchStats, epsilon: float, axes: tuple[int, ...]
+) -> Array:
+  """(dbias, dscale) = sums of dy and of dy * x_hat over `axes`, stacked."""
+  mean, var = _expand(stats, axes)
+  x_hat = (widen(x) - mean) * jax.lax.rsqrt(var + epsilon)
+  dy = widen(dy)
+  return jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * x_hat, axes)])
 
 
-def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
-  """Puts back the reduced axes, with length 1."""
-  return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
+def parameter_gradients(
+  scale: Array | None, bias: Array | None, sums: Array
+) -> tuple[Array | None, Array | None]:
+  """(dscale, dbias) with the shapes of the parameters, from `parameter_sums`."""
+
+  def gradient(parameter, own_sum):
+    if parameter is None:
+      return None
+    groups = tuple(range(own_sum.ndim - parameter.ndim))
+    return jnp.sum(own_sum, groups).astype(parameter.dtype)
+
+  dbias, dscale = sums
+  return gradient(scale, dscale), gradient(bias, dbias)
 
 
-def _normalize_given(x, scale, bias, stats, epsilon, axes, axis_name, pool):
+def _normalize_expanded(x, scale, bias, stats, epsilon, axes, axis_name):
   del axis_name
-  stats = _expand(stats, axes)
-  return normalize(_pooled(x, pool), stats, scale, bias, epsilon)
+  return normalize(x, _expand(stats, axes), scale, bias, epsilon)
 
 
-# The gradient returned for x includes the path through `stats`, so that of `stats`
-# is None.
-_normalize_own = jax.custom_vjp(_normalize_given, nondiff_argnums=(4, 5, 6, 7))
+_normalize_batch = jax.custom_vjp(
+  _normalize_expanded, nondiff_argnums=(4, 5, 6)
+)
 
 
-def _normalize_forward(x, scale, bias, stats, *sizes):
-  # Not `_normalize_own`: a jvp of the gradient passes through here.
-  y = _normalize_given(x, scale, bias, stats, *sizes)
+def _forward(x, scale, bias, stats, *options):
+  # Not `_normalize_batch`: the jvp of a gradient passes through here.
+  y = _normalize_expanded(x, scale, bias, stats, *options)
   return y, (x, scale, bias, stats)
 
 
-def _normalize_backward(epsilon, axes, axis_name, pool, residuals, dy):
+def _backward(epsilon, axes, axis_name, residuals, dy):
   x, scale, bias, stats = residuals
-  mean, var = _expand(stats, axes)
-  inverse_std = jax.lax.rsqrt(var + epsilon)
-  pooled, scatter = jax.vjp(partial(_pooled, pool=pool), x)
-  pooled_hat = (widen(pooled) - mean) * inverse_std
-  own_sums = jnp.stack(
-    [jnp.sum(widen(dy), axes), jnp.sum(widen(dy) * pooled_hat, axes)]
-  )
-  sums = _sum_over_devices(own_sums, axis_name)
-  mean_dy, mean_dy_x_hat = jnp.expand_dims(
-    sums / _num_values(x, axes, axis_name), [axis + 1 for axis in axes]
-  )
-  factor = inverse_std if scale is None else inverse_std * scale
-  x_hat = (widen(x) - mean) * inverse_std
-  (dy,) = scatter(dy)  # at its place in x
-  dx = factor * (widen(dy) - mean_dy - x_hat * mean_dy_x_hat)
-
-  def parameter_gradient(parameter, own_sum):
-    if parameter is None:
-      return None
-    leading = tuple(range(own_sum.ndim - parameter.ndim))  # the groups
-    return jnp.sum(own_sum, leading).astype(parameter.dtype)
-
-  return (
-    dx.astype(x.dtype),
-    parameter_gradient(scale, own_sums[1]),
-    parameter_gradient(bias, own_sums[0]),
-    None,
-  )
+  sums = parameter_sums(x, dy, stats, epsilon, axes)
+  dx = input_gradient(x, dy, scale, stats, sums, epsilon, axes, axis_name)
+  # dx includes the path through `stats`, whose gradient here is None. A loss of
+  # the statistics that `batch_normalize` returns has JAX's own.
+  return dx, *parameter_gradients(scale, bias, sums), None
 
 
-_normalize_own.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _sum_over_devices(x: Array, axis_name: Any) -> Array:
-  # XLA:CPU keeps a collective of one device, and its copies, in the program.
-  return x if _axis_size(axis_name) == 1 else jax.lax.psum(x, axis_name)
-
-
-def _num_values(x: Array, axes: tuple[int, ...], axis_name: Any) -> int:
-  """m, the values behind each statistic."""
-  return _axis_size(axis_name) * math.prod(x.shape[axis] for axis in axes)
+_normalize_batch.defvjp(_forward, _backward)
 
 
 def unbiased(stats: BatchStats, num_values: int) -> BatchStats:
-  """Variance with divisor m - 1 from that with divisor m (Algorithm 2, line 10).
+  """Var[x] = m / (m - 1) * var of a mini-batch (Algorithm 2, line 10).
 
   Args:
     stats: biased statistics of one mini-batch.
     num_values: m, the values behind each statistic: examples x height x width.
 
-  Returns:
-    `BatchStats` with var * m / (m - 1).
-
   Raises:
-    ValueError: for m < 2, where the variance of a mini-batch is undefined.
+    ValueError: for m < 2, where the unbiased variance is undefined.
   """
   _check_num_values(num_values)
   return BatchStats(stats.mean, stats.var * (num_values / (num_values - 1)))
@@ -282,16 +255,6 @@ def _check_num_values(num_values: int) -> None:
     )
 
 
-def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
-  """The decay of update number t: min(statistics_decay, (1 + t) / (10 + t)).
-
-  At a fixed 0.9997 the initial (0, 1) would still weigh 0.57 after 1,875
-  updates, and early accuracies would measure that lag, not the network.
-  """
-  t = num_updates.astype(jnp.float32)
-  return jnp.minimum(statistics_decay, (1.0 + t) / (10.0 + t))
-
-
 def update_moving_average(
   moving: BatchStats, new: BatchStats, decay: float | Array
 ) -> BatchStats:
@@ -301,79 +264,85 @@ def update_moving_average(
   )
 
 
+def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
+  """The decay of update number t: min(statistics_decay, (1 + t) / (10 + t)).
+
+  At a fixed 0.9997 the initial (0, 1) would still weigh 0.57 after 1,875
+  updates, and early accuracies would measure that lag instead of the network.
+  """
+  t = num_updates.astype(jnp.float32)
+  return jnp.minimum(statistics_decay, (1.0 + t) / (10.0 + t))
+
+
 class BatchNorm(nn.Module):
   """Normalises each feature over the examples and positions that share it.
 
-  In training y is computed from the statistics of the mini-batch (Algorithm 1)
-  and the collection `batch_stats` {mean, var, num_updates} is updated, which
-  must then be mutable; otherwise y uses the moving averages and is a function
-  of its own input alone (Algorithm 2, line 11).
+  In training it applies Algorithm 1 and updates the collection `batch_stats`
+  {mean, var, num_updates}, which must be mutable. In evaluation it normalises
+  with the moving averages (Algorithm 2, line 11).
 
-  With several groups in the batch (`norm_batch_size` below the batch size)
-  each is normalised by itself, and the moving averages take the average over
-  the groups of a device; the train step averages those over the devices.
+  Where frameworks differ, this layer:
 
-  Reverse-mode derivatives of every order are right, of y and of the updated
-  `batch_stats` (through which regularisers of statistics, as in DeepInversion,
-  get their gradient). It runs under plain `jit`, on arrays divided over a mesh of
-  Auto or Explicit axes, and under `jax.shard_map` with `check_vma` either way;
-  docs/batch_norm.md has an example of each. `custom_vjp=False` is needed for forward
-  mode (but not of a gradient), and for `grad` around `vmap(..., axis_name=...)` or
-  `nn.vmap(..., axis_name=...)`, which ends in "unbound axis name" otherwise.
+  * counts `statistics_decay` as the weight of the *old* value, as Flax's
+    `momentum`; PyTorch's `momentum` is 1 - statistics_decay;
+  * normalises a batch with the biased variance (divisor m, Algorithm 1) and
+    averages the unbiased one (divisor m - 1, Algorithm 2), as PyTorch and unlike
+    Flax;
+  * warms up the moving averages: see `warmed_up_decay`.
+
+  A batch may hold several groups (`norm_batch_size` below the batch size). Each
+  is normalised by itself, and the moving averages take the mean over the groups
+  of a device; the train step averages over devices.
+
+  Reverse-mode derivatives of every order are exact, of y and of the updated
+  `batch_stats`. The layer runs under plain `jit`, on arrays split over Auto or
+  Explicit mesh axes, and under `jax.shard_map` with either `check_vma`;
+  docs/batch_norm.md has an example of each.
 
   Attributes:
     train: use and record the statistics of the mini-batch.
-    norm_batch_size: how many examples share statistics; 0 = all of the global
-      batch. Up to the per-device batch the groups are a reshape and need no
-      communication; beyond it they extend over `axis_name`.
-    axis_name: mapped mesh axis over which a group extends, `mesh.MEMBER` in
-      this project; None outside of `shard_map`. `init` does not need the map:
-      it computes no moving averages, and y from the statistics of its own x.
+    norm_batch_size: how many examples share statistics; 0 for the whole global
+      batch. Groups up to the per-device batch are a reshape, without
+      communication; larger ones extend over `axis_name`.
+    axis_name: mapped mesh axis over which a group extends (`mesh.MEMBER` in this
+      project); None outside of `shard_map`. `init` works outside of the map.
     statistics_decay: weight of the old value in the moving averages.
-    epsilon: added to the variance; the paper does not state it.
+    epsilon: added to the variance.
     use_scale: learn gamma, one per feature, initially 1.
     use_bias: learn beta, one per feature, initially 0.
-    per_activation: statistics, gamma and beta of every activation by itself
-      (Section 4.2.3), not of every feature map.
-    custom_vjp: the gradient of the paper, which costs less than what JAX
-      derives; False for JAX's own derivatives, which also have forward mode:
-      `jvp`, `jacfwd`, `linearize`. A `pool` has such an argument of its own.
+    per_activation: statistics, gamma and beta for every activation (Section
+      4.2.3) instead of every feature map.
+    custom_vjp: False for JAX's own derivatives, which cost more. Forward mode
+      needs them (`jvp`, `jacfwd`, `linearize`, but not `jvp` of a gradient or
+      `hessian`), and so does `grad` around `vmap(..., axis_name=...)`, which
+      otherwise fails with "unbound axis name".
   """
 
   train: bool
   norm_batch_size: int = 0
   axis_name: Any = None
-  statistics_decay: float = 0.9997
-  epsilon: float = 1e-3
+  statistics_decay: float = STATISTICS_DECAY
+  epsilon: float = EPSILON
   use_scale: bool = True
   use_bias: bool = True
   per_activation: bool = False
   custom_vjp: bool = True
 
   @nn.compact
-  def __call__(self, x: Array, pool: Pool | None = None) -> Array:
-    """Normalises `x` [N, ..., C] over all its axes but the last.
+  def __call__(self, x: Array) -> Array:
+    """Normalises `x` [N, ..., C] over all axes but the last.
 
     (Over the first axis only, if `per_activation`.)
 
-    Args:
-      x: real values.
-      pool: max pooling of [N, H, W, C] to do of the normalised values. It is
-        done before, since the order of values stays when they are normalised,
-        or turns around, for a negative scale: to the same bits, for less.
-
     Returns:
-      y with the dtype of `x` (float32 for integers), and its shape but for the
-      pooling; parameters and statistics are float32.
+      y with the shape and dtype of `x` (float32 for integers). Parameters and
+      statistics are float32.
 
     Raises:
       TypeError: for complex numbers.
-      ValueError: if the batch cannot be cut into groups of `norm_batch_size`, if
-        a feature has fewer than two values to train on, or for a pool of what is
-        normalised per activation.
+      ValueError: if the batch does not divide into groups of `norm_batch_size`,
+        or if a feature has fewer than two values to train on.
     """
-    if self.per_activation and pool is not None:
-      raise ValueError('per activation, normalisation does not keep the order')
     x = as_real(x)
     shape = x.shape[1:] if self.per_activation else x.shape[-1:]
     scale = bias = None
@@ -381,20 +350,23 @@ class BatchNorm(nn.Module):
       scale = self.param('scale', nn.initializers.ones, shape)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, shape)
-    moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-    moving_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    var = self.variable('batch_stats', 'var', jnp.ones, shape)
     num_updates = self.variable(
       'batch_stats', 'num_updates', jnp.zeros, (), jnp.int32
     )
-    moving = BatchStats(moving_mean.value, moving_var.value)
-    sign = 1
-    if pool is not None and scale is not None:
-      sign = jnp.where(scale < 0, -1, 1)
-      x, scale = x * sign.astype(x.dtype), scale * sign
+    moving = BatchStats(mean.value, var.value)
     if not self.train:
-      moving = BatchStats(moving.mean * sign, moving.var)
-      return normalize(_pooled(x, pool), moving, scale, bias, self.epsilon)
+      return self._normalize(x, moving, scale, bias)
+    y, new = self._normalize_groups(x, scale, bias)
+    if not self.is_initializing():
+      decay = warmed_up_decay(self.statistics_decay, num_updates.value)
+      mean.value, var.value = update_moving_average(moving, new, decay)
+      num_updates.value = num_updates.value + 1
+    return y
 
+  def _normalize_groups(self, x, scale, bias):
+    """y, and the unbiased statistics averaged over the groups."""
     if x.ndim < 2:
       raise ValueError(f'expected x [N, ..., C] to train, got shape {x.shape}')
     size, axis_name = self._group(x.shape[0])
@@ -404,25 +376,25 @@ class BatchNorm(nn.Module):
     if not self.is_initializing():
       _check_num_values(num_values)
 
-    def normalize_groups(x, scale, bias):
+    def normalize_each(x, scale, bias):
       x = x.reshape(-1, size, *x.shape[1:])
       axes = (1,) if self.per_activation else tuple(range(1, x.ndim - 1))
-      y, stats = batch_normalize(
-        x, scale, bias, self.epsilon, axes, axis_name, pool, self.custom_vjp
-      )
+      y, stats = self._batch_normalize(x, scale, bias, axes, axis_name)
       return y.reshape(-1, *y.shape[2:]), stats
 
-    y, stats = on_auto_axes(normalize_groups, x)(x, scale, bias)
-    stats = BatchStats(stats.mean * sign, stats.var)
-    if not self.is_initializing():
-      decay = warmed_up_decay(self.statistics_decay, num_updates.value)
-      group_average = jax.tree.map(
-        lambda s: jnp.mean(s, 0), unbiased(stats, num_values)
-      )
-      new = update_moving_average(moving, group_average, decay)
-      moving_mean.value, moving_var.value = new
-      num_updates.value = num_updates.value + 1
-    return y
+    y, stats = on_auto_axes(normalize_each, x)(x, scale, bias)
+    if self.is_initializing():
+      return y, None
+    stats = unbiased(stats, num_values)
+    return y, jax.tree.map(lambda s: jnp.mean(s, 0), stats)
+
+  def _normalize(self, x, stats, scale, bias):
+    return normalize(x, stats, scale, bias, self.epsilon)
+
+  def _batch_normalize(self, x, scale, bias, axes, axis_name):
+    return batch_normalize(
+      x, scale, bias, self.epsilon, axes, axis_name, self.custom_vjp
+    )
 
   def _group(self, local: int) -> tuple[int, Any]:
     """How many of a device's examples share statistics, and over which axis."""
@@ -443,12 +415,123 @@ class BatchNorm(nn.Module):
     )
 
 
+def combine_statistics(parts: BatchStats) -> BatchStats:
+  """Statistics of the union of equally large parts (Chan et al. 1979).
+
+    mean = E[mean_i]
+    var  = E[var_i] + E[(mean_i - mean)^2]
+
+  Exact, unlike averages of mean and mean^2, which cancel where the mean is far
+  from zero.
+
+  Args:
+    parts: float32 [parts, ...], biased variances.
+
+  Returns:
+    `BatchStats` without the leading axis.
+  """
+  mean = jnp.mean(parts.mean, 0)
+  spread = jnp.mean(jnp.square(parts.mean - mean), 0)
+  return BatchStats(mean, jnp.mean(parts.var, 0) + spread)
+
+
+def _share(stats: BatchStats, axis_name: Any) -> BatchStats:
+  """Statistics of the examples of all members of a mesh axis."""
+  is_tracked = _is_tracked(axis_name)
+  if _axis_size(axis_name) == 1 and not is_tracked:
+    return stats
+  to = 'invarying' if is_tracked else 'varying'
+  both = jax.lax.all_gather(jnp.stack(stats), axis_name, axis=1, to=to)
+  return combine_statistics(BatchStats(*both))
+
+
+def _sum_over_devices(x: Array, axis_name: Any) -> Array:
+  # XLA:CPU keeps a collective of one device, and its copies, in the program.
+  return x if _axis_size(axis_name) == 1 else jax.lax.psum(x, axis_name)
+
+
 def _axis_size(axis_name: Any) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def _is_tracked(axis_name: Any) -> bool:
-  """Whether a `shard_map` tracks what varies over the axis: `check_vma=True`."""
+  """Whether `shard_map` tracks what varies over the axis: `check_vma=True`."""
   return axis_name is not None and bool(
     varying_axes(jax.lax.axis_index(axis_name))
+  )
+
+
+def _expand(stats: BatchStats, axes: tuple[int, ...]) -> BatchStats:
+  """Puts back the reduced axes, with length 1."""
+  return jax.tree.map(lambda s: jnp.expand_dims(s, axes), stats)
+
+
+def as_real(x: Array) -> Array:
+  """`x` as floating-point numbers: integers and booleans become float32.
+
+  Raises:
+    TypeError: for complex numbers and everything else that is not real.
+  """
+  x = jnp.asarray(x)
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
+    return x.astype(jnp.float32)
+  raise TypeError(f'expected real numbers, got an array of {x.dtype}')
+
+
+def widen(x: Array) -> Array:
+  """Real `x` in the dtype of sums and statistics: float32, or float64 if it is."""
+  x = as_real(x)
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+  """Mesh axes over which `x` may differ, according to its type.
+
+  Empty outside of `jax.shard_map` and with `check_vma=False`.
+  """
+  return jax.typeof(x).mat.varying
+
+
+def vary_alike(*arrays: Array | None) -> list[Array | None]:
+  """Types all arrays as varying over the axes that any of them varies over.
+
+  For the arguments of a custom VJP. Its gradients then have one type, and JAX
+  itself sums those of parameters, which are the same on all devices.
+  """
+  axes = frozenset[str]().union(
+    *(varying_axes(x) for x in arrays if x is not None)
+  )
+  return [
+    None
+    if x is None
+    else jax.lax.pcast(x, tuple(sorted(axes - varying_axes(x))), to='varying')
+    for x in arrays
+  ]
+
+
+def on_auto_axes(f: Callable, x: Array) -> Callable:
+  """Wraps `f` so that it sees the Explicit axes of a mesh as Auto.
+
+  Inside, the compiler chooses how arrays are split. On Explicit axes (the default
+  of `jax.make_mesh`) JAX refuses a reshape that cuts a split axis. Returns `f`
+  itself if `x` is not split over an Explicit axis.
+
+  Args:
+    f: returns (y, others); y has as many axes as `x`.
+    x: y is split like it; the others are replicated.
+  """
+  sharding = jax.typeof(x).sharding
+  mesh = sharding.mesh
+  explicit = tuple(
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == AxisType.Explicit
+  )
+  if not explicit or all(part is None for part in sharding.spec):
+    return f
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return jax.sharding.auto_axes(
+    f, axes=explicit, out_sharding=(sharding, replicated)
   )

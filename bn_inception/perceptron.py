@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import batch_norm, config_keys
-from bn_inception.arrays import as_real
+from bn_inception.batch_norm import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.layers import NONLINEARITIES
 
@@ -18,9 +18,9 @@ Array = jax.Array
 class Perceptron(nn.Module):
   """Hidden layers y = g(BN(Wu)), or g(Wu + b), and a linear layer.
 
-  In training it sows 'sigmoid_input' [N] into the collection `measurements`:
-  what one unit of the last hidden layer feeds its nonlinearity, of each example
-  (of BN, its output). Figure 1 (b, c) plots percentiles of it.
+  In training it sows 'sigmoid_input' [N] into the collection `measurements`: the
+  input of one unit's nonlinearity in the last hidden layer, for each example.
+  Figure 1 (b, c) plots its percentiles.
 
   Attributes:
     num_classes: outputs of the final linear layer.
@@ -29,8 +29,8 @@ class Perceptron(nn.Module):
     use_batch_norm: normalise the input of every nonlinearity; otherwise the
       layers have biases.
     nonlinearity: 'sigmoid' or 'relu'.
-    initial_std: of the Gaussian initial weights; biases are 0.
-    measured_unit: which unit of the last hidden layer.
+    initial_std: of the Gaussian initial weights; biases start at 0.
+    measured_unit: which unit of the last hidden layer is sown.
     norm_batch_size, axis_name, statistics_decay, epsilon, use_scale,
       custom_vjp: see `BatchNorm`.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
@@ -45,8 +45,8 @@ class Perceptron(nn.Module):
   measured_unit: int = 0
   norm_batch_size: int = 0
   axis_name: Any = None
-  statistics_decay: float = 0.9997
-  epsilon: float = 1e-3
+  statistics_decay: float = batch_norm.STATISTICS_DECAY
+  epsilon: float = batch_norm.EPSILON
   use_scale: bool = True
   dtype: str = 'float32'
   custom_vjp: bool = True
@@ -68,16 +68,11 @@ class Perceptron(nn.Module):
       )
     super().__post_init__()
 
-  def fewest_values(self, image_size: int) -> int:
-    """How many values each example gives a batch-norm layer's statistics."""
-    del image_size
-    return 1
-
   @nn.compact
-  def __call__(self, image: Array, example_index: Array) -> Array:
+  def __call__(self, image: Array, example_index: Array | None = None) -> Array:
     """Logits, float32 [N, num_classes], of scaled images [N, H, W, C].
 
-    `example_index` [N], which keys dropout elsewhere, has no influence.
+    `example_index`, which keys dropout in `Inception`, is not used.
 
     Raises:
       TypeError: for complex numbers.
@@ -109,3 +104,8 @@ class Perceptron(nn.Module):
       use_scale=self.use_scale,
       custom_vjp=self.custom_vjp,
     )
+
+  def fewest_values(self, image_size: int) -> int:
+    """How many values each example gives a batch-norm layer's statistics."""
+    del image_size
+    return 1

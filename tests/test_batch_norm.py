@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bn_inception import batch_norm, mesh
 from bn_inception.batch_norm import BatchNorm, BatchStats
+from bn_inception.kernels.pooled_batch_norm import pool_first
 from bn_inception.kernels.pooling import pool3x3
 
 EPSILON = 1e-3
@@ -57,6 +58,7 @@ def reference_backward(x, scale, dy, epsilon=EPSILON):
 def apply_layer(x, scale, bias, pool=None, **fields):
   """y and the updated batch_stats of a layer with fresh statistics."""
   layer = BatchNorm(train=True, epsilon=EPSILON, **fields)
+  layer = layer if pool is None else pool_first(layer, pool)
   variables = {
     'params': {'scale': jnp.float32(scale), 'bias': jnp.float32(bias)},
     'batch_stats': {
@@ -65,7 +67,7 @@ def apply_layer(x, scale, bias, pool=None, **fields):
       'num_updates': jnp.int32(0),
     },
   }
-  return layer.apply(variables, x, pool, mutable=['batch_stats'])
+  return layer.apply(variables, x, mutable=['batch_stats'])
 
 
 def test_forward_equals_algorithm_1(x, scale_bias):
@@ -101,62 +103,6 @@ def test_gradient_equals_printed_equations_and_finite_differences(
     np.testing.assert_allclose(
       gradients[0][position], slope / (2 * step), rtol=1e-4, atol=1e-5
     )
-
-
-@pytest.mark.parametrize('norm_batch_size', [0, 4])
-@pytest.mark.parametrize('train', [True, False])
-def test_pooling_first_equals_pooling_of_the_normalised(train, norm_batch_size):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(5 + 3 * rng.normal(size=(8, 7, 6, 4)), jnp.float32)
-  variables = {
-    # Half of them negative: there the smallest x has the largest y.
-    'params': {
-      'scale': jnp.asarray([1.0, -2.0, 0.01, -0.1]),
-      'bias': jnp.asarray([0.0, 0.3, -0.5, 1.0]),
-    },
-    'batch_stats': {
-      'mean': jnp.full(4, 4.0),
-      'var': jnp.full(4, 2.0),
-      'num_updates': jnp.int32(9),
-    },
-  }
-  layer = BatchNorm(train=train, norm_batch_size=norm_batch_size)
-  pool = partial(pool3x3, kind='max', stride=2)
-  dy = jnp.asarray(rng.normal(size=(8, 4, 3, 4)), jnp.float32)
-
-  def compute(is_first):
-    def loss_of(params, x):
-      y, changed = layer.apply(
-        {**variables, 'params': params},
-        x,
-        pool if is_first else None,
-        mutable=['batch_stats'],
-      )
-      y = jnp.maximum(y if is_first else pool(y), 0)
-      return (y * dy).sum(), (y, changed)
-
-    (_, (y, changed)), gradients = jax.jit(
-      jax.value_and_grad(loss_of, (0, 1), has_aux=True)
-    )(variables['params'], x)
-    return y, (changed, gradients)
-
-  (y, others), (expected, expected_others) = compute(True), compute(False)
-  np.testing.assert_array_equal(y, expected)
-  assert 0.2 < (y == 0).mean() < 0.8  # the nonlinearity acts
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(others),
-    jax.tree.leaves(expected_others),
-    strict=True,
-  ):
-    tolerance = 2e-6 * np.abs(b).max()
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
-
-
-def test_pooling_is_refused_where_every_position_has_its_own_scale():
-  layer = BatchNorm(train=True, per_activation=True)
-  pool = partial(pool3x3, kind='max', stride=2)
-  with pytest.raises(ValueError, match='does not keep the order'):
-    layer.init(jax.random.key(0), jnp.ones((2, 4, 4, 1)), pool)
 
 
 def test_moving_averages_hold_unbiased_variance_with_warm_up(x, scale_bias):

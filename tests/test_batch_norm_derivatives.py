@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from bn_inception.batch_norm import BatchNorm, batch_normalize
 from bn_inception.kernels.convolution import convolve
+from bn_inception.kernels.pooled_batch_norm import pool_first
 from bn_inception.kernels.pooling import pool3x3
 
 EPSILON = 1e-3
@@ -104,7 +105,9 @@ def layer_terms(mode, g, is_mapped, x, scale, bias, w, u, custom_vjp=True):
     custom_vjp=custom_vjp,
     **fields,
   )
-  pool = partial(pool3x3, kind='max', stride=2, custom_vjp=custom_vjp)
+  if is_pooled:
+    pool = partial(pool3x3, kind='max', stride=2, custom_vjp=custom_vjp)
+    layer = pool_first(layer, pool)
   variables = {
     'params': {'scale': scale, 'bias': bias},
     'batch_stats': {
@@ -113,9 +116,7 @@ def layer_terms(mode, g, is_mapped, x, scale, bias, w, u, custom_vjp=True):
       'num_updates': jnp.int32(0),
     },
   }
-  y, updates = layer.apply(
-    variables, x, pool if is_pooled else None, mutable=['batch_stats']
-  )
+  y, updates = layer.apply(variables, x, mutable=['batch_stats'])
   mean, var = (updates['batch_stats'][name] for name in ('mean', 'var'))
   for axis in AXES if is_mapped else ():  # over the groups
     mean, var = jax.lax.pmean((mean, var), axis)

@@ -82,7 +82,9 @@ def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
     changes_function=True,
     before=[1],
   )
-  monkeypatch.setitem(config_keys.KEYS, 'model.new', newer)
+  width = config_keys.KEYS['model.width']
+  keys = {'model.width': width, 'model.new': newer}
+  monkeypatch.setattr(config_keys, 'KEYS', keys)
   old = {'model.width': 2.0}
   for values in config_keys.identity, config_keys.function:
     assert values(old | {'model.new': [1]}) == old

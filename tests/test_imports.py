@@ -11,8 +11,8 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'arrays', 'errors', 'markdown', 'metrics'},
-  {'batch_norm', 'kernels', 'machine', 'mesh', 'presets'},
+  {'batch_norm', 'errors', 'markdown', 'metrics'},
+  {'kernels', 'machine', 'mesh', 'presets'},
   {'config_flag', 'config_keys', 'layers', 'scripts'},
   {'data', 'inception', 'optimizer', 'perceptron'},
   {'train_state'},

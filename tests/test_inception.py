@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from bn_inception import inception, layers
 from bn_inception.errors import UserError
@@ -144,6 +145,56 @@ def test_branches_are_concatenated_in_the_order_of_figure_5():
     assert not zero[:start].all() or not zero[stop:].all(), branch
 
 
+def test_features_of_all_69_units_can_be_captured():
+  x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+  model = Inception(10, stem='small', stem_stride=1, width=0.125)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  logits, captured = jax.jit(
+    partial(
+      model.apply,
+      capture_intermediates=lambda module, _: isinstance(
+        module, layers.ConvUnit
+      ),
+    )
+  )(variables, x)
+  features = {
+    path[:-1]: value
+    for path, (value,) in flatten_dict(captured['intermediates']).items()
+  }
+  units = {
+    path[:-2]
+    for path in flatten_dict(variables['params'])
+    if path[-2:] == ('conv', 'kernel')
+  }
+  assert set(features) == units and len(units) == 69
+  scale = {path: value.shape[-1] for path, value in features.items()}
+  assert scale == {
+    path: flatten_dict(variables['params'])[*path, 'norm', 'scale'].size
+    for path in units
+  }
+  last = ['conv1x1', 'conv3x3', 'double3x3_b', 'projection']
+  y = jnp.concatenate([features['inception_5b', name] for name in last], -1)
+  y = jnp.mean(y, (1, 2))
+  kernel = variables['params']['logits']['kernel']
+  np.testing.assert_allclose(logits, y @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_linen_uses_need_no_example_index():
+  x = jnp.ones((2, 8, 8, 1))
+  model = Inception(
+    10, train=True, stem='small', stem_stride=1, width=0.125, dropout_rate=0.4,
+    rows=FEW_ROWS[:1],
+  )  # fmt: skip
+  variables = model.init(jax.random.key(0), x)
+  table = model.tabulate(jax.random.key(0), x)
+  assert 'inception_3a/conv3x3' in table and 'example_index' not in table
+  assert model.clone(train=False).apply(variables, x).shape == (2, 10)
+  with pytest.raises(ValueError, match='example_index'):
+    model.apply(
+      variables, x, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
+    )
+
+
 def test_average_pooling_leaves_padding_out():
   ones = jnp.ones((1, 4, 4, 1))
   np.testing.assert_array_equal(inception.pool3x3(ones, 'avg', 1), ones)
@@ -173,7 +224,7 @@ def test_images_that_caffe_cannot_halve_are_refused():
   model = Inception(
     10, stem='small', width=0.125, rows=FEW_ROWS, stride_padding='caffe',
   )  # fmt: skip
-  with pytest.raises(UserError, match='at 3c an image has come down to 7 x 7'):
+  with pytest.raises(UserError, match='3c gets images of 7 x 7'):
     shapes_of(model, 14)
 
 
@@ -351,9 +402,8 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
   )  # fmt: skip
   variables = model.init(jax.random.key(0), jnp.float32(x), jnp.arange(1))
   _, captured = model.apply(
-    variables, jnp.float32(x), jnp.arange(1),
-    capture_intermediates=lambda module, name: name == 'activate',
-  )  # fmt: skip
+    variables, jnp.float32(x), capture_intermediates=True
+  )
   outputs, params = captured['intermediates'], variables['params']
 
   def conv1x1(x, unit):
@@ -362,7 +412,7 @@ def test_lrn_stands_after_pool_1_and_before_pool_2():
     )
 
   def output_of(unit):
-    return unit['activate'][0]
+    return unit['__call__'][0]
 
   lrn = layers.local_response_normalization
   before_reduce = lrn(output_of(outputs['conv1']))  # with pool 1 in it

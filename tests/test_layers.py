@@ -10,6 +10,7 @@ import pytest
 
 from bn_inception import layers
 from bn_inception.batch_norm import BatchNorm
+from bn_inception.kernels.convolution import convolve
 from bn_inception.kernels.pooling import pool3x3
 
 
@@ -73,6 +74,15 @@ def test_dropout_does_nothing_in_evaluation_or_at_rate_zero():
     np.testing.assert_array_equal(layer.apply({}, x, index), x)
 
 
+def test_dropout_needs_the_examples_only_where_it_drops():
+  x = jnp.ones((2, 3))
+  layer = layers.Dropout(0.4, train=True)
+  y, _ = layer.init_with_output(jax.random.key(0), x)
+  np.testing.assert_array_equal(y, x)
+  with pytest.raises(ValueError, match='example_index'):
+    layer.apply({}, x, rngs={'dropout': jax.random.key(0)})
+
+
 def test_truncated_normal_is_linens_distribution():
   shape = (3, 3, 64, 96)
   ours = layers.truncated_normal(layers.HE_GAIN)(jax.random.key(0), shape)
@@ -130,6 +140,41 @@ def test_conv_unit_pools_what_it_returns(nonlinearity, is_normalised):
     for p in (pool, None)
   )
   np.testing.assert_array_equal(y, pool(z))
+
+
+@pytest.mark.parametrize(
+  'make_norm, names',
+  [
+    (lambda: lambda z: z - jnp.mean(z, -1, keepdims=True), set()),
+    (lambda: nn.GroupNorm(2), {'scale', 'bias'}),
+    (partial(nn.LayerNorm, use_bias=False), {'scale'}),
+  ],
+  ids=['function', 'GroupNorm', 'LayerNorm'],
+)
+def test_conv_unit_takes_any_norm(make_norm, names):
+  x = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
+  pool = partial(pool3x3, kind='max', stride=2)
+  unit = layers.ConvUnit(8, 3, nn.relu, make_norm, pool=pool)
+  variables = unit.init(jax.random.key(0), x)
+  params = variables['params']
+  assert set(params['conv']) == {'kernel'}
+  assert set(params.get('norm', {})) == names
+  z = convolve(x, params['conv']['kernel'], 1, ((1, 1), (1, 1)))
+  norm = make_norm()
+  if names:
+    z = norm.apply({'params': params['norm']}, z)
+  else:
+    z = norm(z)
+  expected = pool(nn.relu(z))
+  np.testing.assert_allclose(unit.apply(variables, x), expected, rtol=1e-5)
+
+
+def test_conv_unit_of_a_convolution_that_is_given():
+  x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+  unit = layers.ConvUnit(8, 1, nn.relu, None)
+  variables = unit.init(jax.random.key(0), x)
+  wu = jnp.linspace(-1, 1, 2 * 4 * 4 * 8).reshape(2, 4, 4, 8)
+  np.testing.assert_array_equal(unit.apply(variables, x, wu), nn.relu(wu))
 
 
 @pytest.mark.parametrize('name', layers.NONLINEARITIES)

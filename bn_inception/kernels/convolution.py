@@ -1,11 +1,15 @@
-"""Convolution of NHWC images, with the lowering that is fast on each platform.
+"""Convolution of NHWC images, lowered to what is fast on each platform.
 
-One function, `convolve`. On accelerators it is XLA's convolution. On CPUs, in
-float32, it is oneDNN's where `python -m bn_inception.kernels.native` has built it;
-otherwise XLA's, but for 1x1 kernels, which XLA does faster as matrix products.
-The numbers are those of `jax.lax.conv_general_dilated`, up to rounding.
+Accelerators run XLA's convolution. CPUs run oneDNN's in float32 if
+`python -m bn_inception.kernels.native` has built it; otherwise XLA's, except that
+1x1 kernels become matrix products. The numbers are those of
+`jax.lax.conv_general_dilated`, up to rounding.
+
+Measured: with oneDNN's convolutions and the joined 1x1 products a training step of
+BN-Inception on two CPU cores takes a third of its time (docs/speed.md).
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -13,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_inception.arrays import as_real, vary_alike
+from bn_inception.batch_norm import as_real, vary_alike
 from bn_inception.kernels import native
 
 Array = jax.Array
@@ -29,15 +33,16 @@ def convolve(
   padding: Padding,
   custom_vjp: bool = True,
 ) -> Array:
-  """Cross-correlation, as convolutions are in neural networks.
+  """Cross-correlation, which neural networks call convolution.
 
   Args:
     x: [N, H, W, C], real.
     kernel: [height, width, C, features], of the dtype of `x`.
     stride: in both directions.
-    padding: zeros before and behind, in height and width.
+    padding: zeros before and after, in height and width.
     custom_vjp: False for XLA's convolution everywhere, with JAX's own
-      derivatives, in forward mode (`jvp`, `jacfwd`, `linearize`, `hessian`), too.
+      derivatives, which include forward mode (`jvp`, `jacfwd`, `linearize`,
+      `hessian`).
 
   Returns:
     [N, H', W', features], of the dtype of `x`; float32 for integers.
@@ -49,6 +54,37 @@ def convolve(
   if not custom_vjp:
     return _general(stride, padding, x, kernel)
   return _convolve(*vary_alike(x, kernel), stride, padding)
+
+
+def joined_1x1(
+  x: Array, kernels: Sequence[Array], custom_vjp: bool = True
+) -> list[Array]:
+  """Several 1x1 convolutions of one input, computed as one product.
+
+  Measured: x is read once instead of once for each kernel; see
+  benchmarks/bytes.py for what that saves.
+
+  Args:
+    x: [N, H, W, C], real.
+    kernels: each [1, 1, C, features], of the dtype of `x`.
+    custom_vjp: see `convolve`.
+
+  Returns:
+    One [N, H, W, features] for each kernel.
+  """
+  joined = jnp.concatenate(kernels, axis=-1)
+  y = convolve(x, joined, 1, ((0, 0), (0, 0)), custom_vjp)
+  ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
+  return jnp.split(y, ends[:-1], axis=-1)
+
+
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+  """TensorFlow's 'SAME' zeros (before, after) an axis: ceil(size / stride) outputs.
+
+  An odd zero comes after: (0, 1) for a 3x3 of stride 2 on an even size.
+  """
+  total = max(0, (-(-size // stride) - 1) * stride + window - size)
+  return total // 2, total - total // 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -106,7 +142,7 @@ def _general(stride, padding, x, kernel):
 
 
 def _on_cpu(x, kernel, stride, padding):
-  """Its forward and its backward computation."""
+  """The forward and the backward computation on CPUs."""
   sizes = stride, padding
   if x.dtype == jnp.float32 and native.load():
     return partial(_native_forward, *sizes), partial(_native_backward, *sizes)

@@ -19,7 +19,6 @@ from bn_inception.metrics import MOVING, NONE, POPULATION
 from bn_inception.runs import json_files, run_directory
 from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.study.runs import EVALUATION_FILE, FINISHED, Run, values_hash
-from configs.studies import Paper
 
 CONFIDENCE = 0.95
 NETWORKS = {False: 'without BN', True: 'with BN'}
@@ -193,7 +192,7 @@ class Group:
   problems: Mapping[int, Sequence[str]] = dataclasses.field(
     default_factory=dict
   )
-  paper: Paper | None = None
+  paper: studies.Paper | None = None
 
   @property
   def config(self) -> dict:
@@ -252,7 +251,7 @@ class Group:
 
 def read_groups(
   runs: Iterable[Run],
-  papers: Mapping[str, Paper | None] = MappingProxyType({}),
+  papers: Mapping[str, studies.Paper | None] = MappingProxyType({}),
   archive: Mapping[str, Source] = MappingProxyType({}),
 ) -> dict[str, list[Group]]:
   """Reads runs from their folders or an archive.
@@ -280,7 +279,7 @@ def read_groups(
 def _read_group(
   name: str,
   runs: Sequence[Run],
-  paper: Paper | None,
+  paper: studies.Paper | None,
   archive: Mapping[str, Source],
 ) -> Group:
   outcomes, problems = [], {}

@@ -10,7 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bn_inception.kernels import convolution, native
-from bn_inception.kernels.convolution import convolve
+from bn_inception.kernels.convolution import (
+  convolve,
+  joined_1x1,
+  same_padding,
+)
 
 NONE, ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 SIZES = {
@@ -287,3 +291,37 @@ def test_on_accelerators_it_is_xlas(monkeypatch):
   for platform in 'tpu', 'cuda':
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert 'custom_call' not in text and 'stablehlo.convolution' in text
+
+
+@pytest.mark.parametrize('custom_vjp', [True, False])
+def test_joined_1x1_equals_one_after_the_other(custom_vjp):
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(2, 3, 4, 5)))
+  kernels = [np.float32(rng.normal(size=(1, 1, 5, n))) for n in (4, 1, 7)]
+  weights = [np.float32(rng.normal(size=(2, 3, 4, n))) for n in (4, 1, 7)]
+
+  def loss(x, kernels):
+    found = joined_1x1(x, kernels, custom_vjp)
+    total = sum(jnp.sum(y * w) for y, w in zip(found, weights, strict=True))
+    return total, found
+
+  (dx, dkernels), found = jax.grad(loss, (0, 1), has_aux=True)(x, kernels)
+  expected = [x @ kernel[0, 0] for kernel in kernels]
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected
+  )
+  dx_expected = sum(
+    w @ k[0, 0].T for w, k in zip(weights, kernels, strict=True)
+  )
+  np.testing.assert_allclose(dx, dx_expected, rtol=1e-4, atol=1e-5)
+  for dkernel, w in zip(dkernels, weights, strict=True):
+    one = np.einsum('nhwc,nhwf->cf', x, w)
+    np.testing.assert_allclose(dkernel[0, 0], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('window', [1, 3, 7])
+def test_same_padding_is_that_of_jax(window, stride):
+  for size in range(1, 12):
+    [expected] = jax.lax.padtype_to_pads([size], [window], [stride], 'SAME')
+    assert same_padding(size, window, stride) == tuple(expected)

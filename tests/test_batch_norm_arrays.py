@@ -1,4 +1,4 @@
-"""Real numbers, and JAX's types of meshes."""
+"""Array types in batch_norm.py: real numbers, and how meshes split them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bn_inception import arrays
+from bn_inception import batch_norm
 
 
 @pytest.mark.parametrize(
@@ -15,28 +15,30 @@ from bn_inception import arrays
 )
 def test_integers_become_float32(dtype):
   x = np.array([0, 1, 100]).astype(dtype)
-  assert arrays.as_real(x).dtype == jnp.float32
-  np.testing.assert_array_equal(arrays.as_real(x), x)
+  assert batch_norm.as_real(x).dtype == jnp.float32
+  np.testing.assert_array_equal(batch_norm.as_real(x), x)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
 def test_floating_point_numbers_stay_and_are_widened(dtype):
   x = jnp.ones(3, dtype)
-  assert arrays.as_real(x) is x
-  assert arrays.widen(x).dtype == jnp.float32
+  assert batch_norm.as_real(x) is x
+  assert batch_norm.widen(x).dtype == jnp.float32
 
 
 def test_float64_is_not_cut():
   with jax.enable_x64(True):
     x = jnp.ones(3, 'float64')
-    assert arrays.as_real(x).dtype == arrays.widen(x).dtype == jnp.float64
+    assert (
+      batch_norm.as_real(x).dtype == batch_norm.widen(x).dtype == jnp.float64
+    )
 
 
 def test_what_is_no_real_number_is_refused_by_name():
   with pytest.raises(TypeError, match='complex64'):
-    arrays.as_real(jnp.ones(2, 'complex64'))
+    batch_norm.as_real(jnp.ones(2, 'complex64'))
   with pytest.raises(TypeError, match='key<fry>'):
-    arrays.as_real(jax.random.key(0))
+    batch_norm.as_real(jax.random.key(0))
 
 
 @pytest.mark.parametrize('check_vma', [True, False])
@@ -51,9 +53,9 @@ def test_gradients_of_what_is_shared_are_summed(check_vma):
 
   def gradient(x, y):
     def loss(x, y):
-      x, none, y = arrays.vary_alike(x, None, y)
+      x, none, y = batch_norm.vary_alike(x, None, y)
       assert none is None
-      assert arrays.varying_axes(y) == ({'data'} if check_vma else set())
+      assert batch_norm.varying_axes(y) == ({'data'} if check_vma else set())
       own = product(x, y).sum()
       return jax.lax.psum(own, 'data') if check_vma else own
 
@@ -80,7 +82,7 @@ def test_reshapes_of_divided_axes(axis_type):
 
   @jax.jit
   def compute(x):
-    return arrays.on_auto_axes(sums_of_pairs, x)(x, 2)
+    return batch_norm.on_auto_axes(sums_of_pairs, x)(x, 2)
 
   with jax.set_mesh(mesh):
     split = NamedSharding(mesh, P('data'))
