@@ -177,8 +177,12 @@ def live_programs():
 
 def test_programs_of_steps_end_with_their_setup():
   config = compose.perceptron('batch_norm,digits').to_dict()
+  config['augment']['photometric_strength'] = 0.0
   setup = make_setup(config, jax.devices()[:1], 10, 1)
-  variables = setup.create_state(jax.random.key(0)).evaluation_variables
+  variables = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    setup.abstract_state().evaluation_variables,
+  )
   batch = next(setup.statistics_batches(DigitsSource('test'), 1, seed=0))
   name, before = 'jit_statistics_step', live_programs()
   setup.statistics_step(variables, batch, jax.random.key(0))
