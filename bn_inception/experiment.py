@@ -101,7 +101,8 @@ class Setup:
   """A config on some devices: the network, the recipe, the steps and the batches.
 
   `make_setup` makes one, `setup_of_checkpoint` one to evaluate with. Each step
-  compiles at its first call; its program lives as long as the setup.
+  compiles at its first call; its program lives as long as the setup. (So a step
+  must not refer to the setup: JAX's caches would then keep both for ever.)
 
   Attributes:
     config: the plain nested dict of configs/.
@@ -113,7 +114,7 @@ class Setup:
       without batch normalization.
     device_mesh: the devices; in training, in groups for this number.
     scale: image -> the network's input.
-    distort: (image, index, key) -> image, in training.
+    distort_and_scale: (image, index, key) -> the network's input in training.
   """
 
   config: dict
@@ -124,7 +125,7 @@ class Setup:
   norm_batch_size: int
   device_mesh: jax.sharding.Mesh
   scale: Callable[[jax.Array], jax.Array]
-  distort: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+  distort_and_scale: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
   @property
   def batch_size(self) -> int:
@@ -148,7 +149,7 @@ class Setup:
       self.device_mesh,
       optimizer=self.optimizer,
       model=self._training_model,
-      prepare=self.training_input,
+      prepare=self.distort_and_scale,
     )
 
   @cached_property
@@ -169,18 +170,14 @@ class Setup:
   def statistics_step(self) -> Callable:
     """(variables, batch, rng) -> batch_stats: see `steps.statistics_step`."""
     return steps.make_statistics_step(
-      self.device_mesh, model=self._training_model, prepare=self.training_input
+      self.device_mesh,
+      model=self._training_model,
+      prepare=self.distort_and_scale,
     )
 
   @property
   def _training_model(self) -> nn.Module:
     return self.model.clone(train=True, axis_name=mesh.MEMBER)
-
-  def training_input(
-    self, image: jax.Array, index: jax.Array, key: jax.Array
-  ) -> jax.Array:
-    """The network's input in training: distorted, then scaled."""
-    return self.scale(self.distort(image, index, key))
 
   def create_state(self, key: jax.Array) -> TrainState:
     """The initial state, on every device.
@@ -342,7 +339,16 @@ def make_setup(
       optimizer.accumulate_steps,
       fewest=2 if norm_batch_size and is_single else 1,
     )
-  setup = Setup(
+  scale = partial(augment.scale_image, **config['input_scaling'])
+  distort = partial(augment.photometric_distortion, **config['augment'])
+
+  def distort_and_scale(image, index, key):
+    return scale(distort(image, index, key))
+
+  # Tried on nothing, so that a misfit of the channels fails here, not in a step.
+  image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
+  jax.eval_shape(distort_and_scale, image, jnp.zeros(1, int), jax.random.key(0))
+  return Setup(
     config=config,
     input_options=input_options,
     num_channels=num_channels,
@@ -350,15 +356,9 @@ def make_setup(
     optimizer=optimizer,
     norm_batch_size=norm_batch_size,
     device_mesh=device_mesh,
-    scale=partial(augment.scale_image, **config['input_scaling']),
-    distort=partial(augment.photometric_distortion, **config['augment']),
+    scale=scale,
+    distort_and_scale=distort_and_scale,
   )
-  # Tried on nothing, so that a misfit of the channels fails here, not in a step.
-  image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
-  jax.eval_shape(
-    setup.training_input, image, jnp.zeros(1, int), jax.random.key(0)
-  )
-  return setup
 
 
 def setup_of_checkpoint(

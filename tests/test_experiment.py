@@ -1,5 +1,7 @@
 """Assembly: sections are keyword arguments; the full network takes a step."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -167,13 +169,34 @@ def test_abstract_arguments_are_those_of_a_run(
     assert expected.sharding.is_equivalent_to(actual.sharding, actual.ndim)
 
 
+def live_programs():
+  gc.collect()
+  live = jax.devices()[0].client.live_executables()
+  return [module.name for program in live for module in program.hlo_modules()]
+
+
+def test_programs_of_steps_end_with_their_setup():
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['augment']['photometric_strength'] = 0.0
+  setup = make_setup(config, jax.devices()[:1], 10, 1)
+  variables = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    setup.abstract_state().evaluation_variables,
+  )
+  batch = next(setup.statistics_batches(DigitsSource('test'), 1, seed=0))
+  name, before = 'jit_statistics_step', live_programs()
+  setup.statistics_step(variables, batch, jax.random.key(0))
+  assert live_programs().count(name) == before.count(name) + 1
+  del setup
+  assert live_programs().count(name) == before.count(name)
+
+
 @pytest.mark.slow
 def test_the_program_of_the_initial_state_is_not_kept(digits_config, few_rows):
   experiment = make_experiment(digits_config, None)
   state = experiment.create_state()
   assert state.step == 0
-  live = jax.devices()[0].client.live_executables()
-  names = [module.name for program in live for module in program.hlo_modules()]
+  names = live_programs()
   assert names and 'jit_create_initial_state' not in names
 
 
