@@ -683,7 +683,6 @@ STUDIES: dict[str, Callable[[str, str, Sequence[Group]], Part]] = {
   'figure2': _figure_2,
   'leave_one_out': _differences,
   'add_one_in': _differences,
-  'trial_changes': _differences,
   'batch_statistics': _batch_statistics,
   'learning_rates': _learning_rates,
   'figure1_rates': _rates,
