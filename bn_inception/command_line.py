@@ -56,10 +56,10 @@ def run(
 ) -> None:
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
-  Exit status: 0; 2 for what the user can mend; 128 + the signal's number for a
-  program that was asked to stop, also by `head`, which closes its stdout; 1 for a
-  defect, which keeps its traceback. Programs of several processes go on
-  without stdout, and others that call `streams.continue_without_stdout`.
+  Exit status: 0; 2 for an error that the user can fix; 128 + the signal's number
+  for a program that was asked to stop, also by `head`, which closes its stdout;
+  1 for a defect, which keeps its traceback. Programs of several processes
+  continue without stdout, as do others that call `streams.continue_without_stdout`.
 
   Args:
     main: reads its flags itself.

@@ -153,7 +153,7 @@ _OUTPUT = define_path(
   'output',
   None,
   'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '
-  'beside the checkpoint, with unusual settings and other data in its name. Example: --output=digits.json',
+  'next to the checkpoint, with unusual settings and other data in its name. Example: --output=digits.json',
 )
 
 
@@ -173,7 +173,7 @@ def main() -> None:
     return
   if _CHECKPOINT.value and _STEP.value is not None:
     raise UserError(
-      '--step chooses in --workdir: leave it out beside --checkpoint'
+      '--step chooses in --workdir: leave it out with --checkpoint'
     )
   paths = _CHECKPOINT.value or [
     checkpoints.find_checkpoint(_WORKDIR.value, _STEP.value)
@@ -258,7 +258,7 @@ def write(
 
 
 def refuse_others(name: str, useful: set[str]) -> None:
-  """Flags that were given beside another, but have no influence there."""
+  """Refuses flags that have no effect with the one named."""
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.present and flag.name not in useful:
       raise UserError(f'--{name} has no use for --{flag.name}: leave it out')

@@ -1,4 +1,4 @@
-"""Predicts how a training run uses a TPU pod, on a machine without one.
+r"""Predicts how a training run uses a TPU pod, on a machine without one.
 
     pip install -r requirements-pod.txt
     python -m bn_inception.dryrun --config=configs/bn_x30.py:imagenet \

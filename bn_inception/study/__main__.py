@@ -190,9 +190,7 @@ def run_all(
       stop_signal = requests.reached(0)
       is_late = deadline is not None and time.monotonic() >= deadline
       if stop_signal is not None:
-        raise Interrupted(
-          'stopped; the same command goes on from there', stop_signal
-        )
+        raise Interrupted('stopped; the same command resumes', stop_signal)
       if is_late:
         print(f'the time is over; {len(waiting) + len(workers)} runs are left')
         return failures
@@ -224,7 +222,7 @@ def _stop_all(workers: Sequence[Worker]) -> None:
 
 
 def print_status(name: str, runs: Sequence[Run]) -> None:
-  """How many runs of a study are how far."""
+  """Counts the runs of a study by how far they are."""
   statuses = [run.status() for run in runs]
   counts = [
     f'{statuses.count(status)} {status}'
@@ -277,7 +275,7 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'minutes',
     None,
-    'Stop after so long; the same command goes on. Example: --minutes=90',
+    'Stop after this long; the same command resumes. Example: --minutes=90',
   )
 
 

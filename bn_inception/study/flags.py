@@ -1,4 +1,4 @@
-"""The flags that say which runs of which studies are meant."""
+"""The flags that select runs of studies."""
 
 import ast
 from collections.abc import Sequence

@@ -45,7 +45,7 @@ class Run:
     task: of configs/paper.py, or the data set of the perceptrons.
     seed: see `studies.Study`.
     config: the plain nested dict, resolved.
-    arguments: of train.py, from which it follows.
+    arguments: of the training program, which give that config.
     split: where it is evaluated at the end; None: where it was followed.
     identity: 'vVERSION-VALUES', such as 'v1-89a19a24'.
     folder: its run directory.

@@ -84,7 +84,7 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(tmp_path):
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 128 + signal.SIGTERM
-  assert output.endswith('stopped; the same command goes on from there\n')
+  assert output.endswith('stopped; the same command resumes\n')
   log = pathlib.Path(first.folder, study_runs.LOG_FILE)
   saved = 'which is saved' in log.read_text()
   again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
