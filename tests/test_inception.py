@@ -146,35 +146,32 @@ def test_branches_are_concatenated_in_the_order_of_figure_5():
 
 
 def test_features_of_all_69_units_can_be_captured():
+  image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+  model = Inception(1000)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  _, captured = jax.eval_shape(
+    partial(model.apply, capture_intermediates=True), variables, image
+  )
+  params = flatten_dict(variables['params'])
+  found = flatten_dict(captured['intermediates'])
+  units = [path[:-2] for path in params if path[-2:] == ('conv', 'kernel')]
+  assert len(units) == 69
+  for unit in units:
+    (features,) = found[*unit, '__call__']
+    assert features.shape[-1] == params[*unit, 'norm', 'scale'].size, unit
+
+
+def test_captured_features_are_those_of_the_logits():
   x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
-  model = Inception(10, stem='small', stem_stride=1, width=0.125)
-  variables = jax.jit(model.init)(jax.random.key(0), x)
-  logits, captured = jax.jit(
-    partial(
-      model.apply,
-      capture_intermediates=lambda module, _: isinstance(
-        module, layers.ConvUnit
-      ),
-    )
-  )(variables, x)
-  features = {
-    path[:-1]: value
-    for path, (value,) in flatten_dict(captured['intermediates']).items()
-  }
-  units = {
-    path[:-2]
-    for path in flatten_dict(variables['params'])
-    if path[-2:] == ('conv', 'kernel')
-  }
-  assert set(features) == units and len(units) == 69
-  scale = {path: value.shape[-1] for path, value in features.items()}
-  assert scale == {
-    path: flatten_dict(variables['params'])[*path, 'norm', 'scale'].size
-    for path in units
-  }
-  last = ['conv1x1', 'conv3x3', 'double3x3_b', 'projection']
-  y = jnp.concatenate([features['inception_5b', name] for name in last], -1)
-  y = jnp.mean(y, (1, 2))
+  model = Inception(
+    10, stem='small', stem_stride=1, width=0.125, rows=FEW_ROWS[:1]
+  )
+  variables = model.init(jax.random.key(0), x)
+  logits, captured = model.apply(variables, x, capture_intermediates=True)
+  module = captured['intermediates']['inception_3a']
+  last = ('conv1x1', 'conv3x3', 'double3x3_b', 'projection')
+  features = jnp.concatenate([module[n]['__call__'][0] for n in last], -1)
+  y = jnp.mean(features, (1, 2))
   kernel = variables['params']['logits']['kernel']
   np.testing.assert_allclose(logits, y @ kernel, rtol=1e-4, atol=1e-5)
 
@@ -186,7 +183,7 @@ def test_linen_uses_need_no_example_index():
     rows=FEW_ROWS[:1],
   )  # fmt: skip
   variables = model.init(jax.random.key(0), x)
-  table = model.tabulate(jax.random.key(0), x)
+  table = model.tabulate(jax.random.key(0), x, console_kwargs={'width': 200})
   assert 'inception_3a/conv3x3' in table and 'example_index' not in table
   assert model.clone(train=False).apply(variables, x).shape == (2, 10)
   with pytest.raises(ValueError, match='example_index'):
