@@ -11,10 +11,10 @@ if __name__ == '__main__':
 import os
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 from bn_inception import command_line, config_keys, presets, training
 from bn_inception.machine.path_flags import define_path
-from bn_inception.runs.run_directory import flatten
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 
@@ -69,9 +69,9 @@ def main() -> None:
 
 def show(config: dict) -> None:
   """What --print_config and --diff ask for."""
-  values = flatten(config)
+  values = flatten_dict(config, sep='.')
   if _DIFF.value is not None:
-    other = flatten(presets.load(_DIFF.value, '--diff').to_dict())
+    other = flatten_dict(presets.load(_DIFF.value, '--diff').to_dict(), sep='.')
     print(presets.describe_difference(values, other, ('--config', '--diff')))
     return
   origins = presets.compose.origins(flags.FLAGS.config)
