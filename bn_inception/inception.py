@@ -75,38 +75,38 @@ class InceptionModule(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), sum of widths]."""
-    row = self.row
-    on_x, wx = self._convolve_1x1(x)
+    row, unit = self.row, self.unit
+    first = self._first_1x1(x)
     branches = []
 
     if row.conv1x1:
-      branches.append(on_x['conv1x1'](x, wx['conv1x1']))
+      branches.append(first['conv1x1'])
 
-    y = on_x['reduce3x3'](x, wx['reduce3x3'])
-    y = self.unit(row.conv3x3, 3, stride=row.stride, name='conv3x3')(y)
+    y = first['reduce3x3']
+    y = unit(row.conv3x3, 3, stride=row.stride, name='conv3x3')(y)
     branches.append(y)
 
-    y = on_x['reduce_double3x3'](x, wx['reduce_double3x3'])
-    y = self.unit(row.double3x3, 3, name='double3x3_a')(y)
-    y = self.unit(row.double3x3, 3, stride=row.stride, name='double3x3_b')(y)
+    y = first['reduce_double3x3']
+    y = unit(row.double3x3, 3, name='double3x3_a')(y)
+    y = unit(row.double3x3, 3, stride=row.stride, name='double3x3_b')(y)
     branches.append(y)
 
-    if 'projection' in on_x:
-      pooled = self.pool(wx['projection'], row.pool, row.stride)
-      y = on_x['projection'](x, pooled)
+    if 'projection' in first:
+      y = first['projection']
     else:
       y = self.pool(x, row.pool, row.stride)
       if row.projection:
-        y = self.unit(row.projection, 1, name='projection')(y)
+        y = unit(row.projection, 1, name='projection')(y)
     branches.append(y)
+
     self._check_sizes(x, branches)
     return jnp.concatenate(branches, axis=-1)
 
-  def _convolve_1x1(self, x: Array) -> tuple[dict, dict]:
-    """The 1x1 units that read x, and their convolutions of it, both by name.
+  def _first_1x1(self, x: Array) -> dict[str, Array]:
+    """Outputs of the 1x1 units that read x, by name.
 
-    The projection is one of them behind an average pool, with which it commutes:
-    averaging its output is cheaper.
+    They are convolved as one product. A projection of the average pool is one of
+    them: averaging commutes with it and is cheaper afterwards.
     """
     row = self.row
     widths = {
@@ -121,8 +121,14 @@ class InceptionModule(nn.Module):
       if width
     }
     kernels = [unit.weights(x.shape[-1])[0] for unit in units.values()]
-    products = joined_1x1(x, kernels, self.custom_vjp)
-    return units, dict(zip(units, products, strict=True))
+    products = dict(
+      zip(units, joined_1x1(x, kernels, self.custom_vjp), strict=True)
+    )
+    if 'projection' in products:
+      products['projection'] = self.pool(
+        products['projection'], row.pool, row.stride
+      )
+    return {name: unit(x, products[name]) for name, unit in units.items()}
 
   def _check_sizes(self, x: Array, branches: list[Array]) -> None:
     if branches[-1].shape[1:3] != branches[0].shape[1:3]:

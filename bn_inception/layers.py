@@ -70,11 +70,11 @@ class ConvUnit(nn.Module):
       self.depthwise = Weights(False, kernel_init)
     self.conv = Weights(self.make_norm is None, kernel_init)
     norm = None if self.make_norm is None else self.make_norm()
-    pooled = None
+    pooled_norm = None  # or the pooling itself, before a bias
     if self.pool is not None and self.nonlinearity in NEVER_DECREASING:
-      pooled = self.pool if norm is None else pool_first(norm, self.pool)
-    self.pools_first = pooled is not None
-    self.norm = pooled if self.pools_first else norm
+      pooled_norm = self.pool if norm is None else pool_first(norm, self.pool)
+    self.pools_first = pooled_norm is not None
+    self.norm = pooled_norm if self.pools_first else norm
 
   def __call__(self, x: Array, wu: Array | None = None) -> Array:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features], pooled.

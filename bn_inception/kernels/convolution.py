@@ -5,8 +5,8 @@ Accelerators run XLA's convolution. CPUs run oneDNN's in float32 if
 1x1 kernels become matrix products. The numbers are those of
 `jax.lax.conv_general_dilated`, up to rounding.
 
-Measured: with oneDNN's convolutions and the joined 1x1 products a training step of
-BN-Inception on two CPU cores takes a third of its time (docs/speed.md).
+Measured on two CPU cores, batch 16, all 3x3 convolutions of BN-Inception: oneDNN
+takes 267 instead of 361 ms forward, 620 instead of 1,625 backward (docs/speed.md).
 """
 
 from collections.abc import Sequence
@@ -61,8 +61,8 @@ def joined_1x1(
 ) -> list[Array]:
   """Several 1x1 convolutions of one input, computed as one product.
 
-  Measured: x is read once instead of once for each kernel; see
-  benchmarks/bytes.py for what that saves.
+  Measured on two CPU cores, batch 8, forward and backward: the separate ones take
+  1.46 (module 3a), 1.17 (4a) and 1.13 (5a) times as long, and twice the memory.
 
   Args:
     x: [N, H, W, C], real.
