@@ -107,8 +107,8 @@ def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
     'class_names': [str(i) for i in range(10)],
     'num_channels': 1,
   }
-  with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
-    checkpoint.save(checkpoints, state, description, top1=None)
+  with checkpoint.open_checkpoints(directory, 1, 1) as opened:
+    checkpoint.save(opened, state, description, top1=None)
   path = digits_config['init_from'] = f'{directory}/0'
   options = checkpoints.EvaluationOptions()
   for use in (
