@@ -80,6 +80,50 @@ def with_warmup(schedule: Schedule, num_steps: float) -> Schedule:
   return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / num_steps)
 
 
+def make_schedule(
+  learning_rate: float,
+  steps_per_epoch: float | None,
+  schedule: str,
+  decay_factor: float,
+  decay_epochs: float,
+  warmup_epochs: float,
+) -> Schedule:
+  """A schedule whose lengths are given in epochs.
+
+  Args:
+    learning_rate: initial rate.
+    steps_per_epoch: None: a schedule that raises a ValueError.
+    schedule: 'staircase' or 'cosine'.
+    decay_factor, decay_epochs: of the staircase; a factor of 1 keeps the rate
+      constant. A cosine falls to 0 in `decay_epochs` and has no factor.
+    warmup_epochs: see `with_warmup`; 0 = none.
+
+  Raises:
+    UserError: for a number out of its range, or an unknown schedule.
+  """
+  config_keys.check_section(
+    'optimizer',
+    {
+      'decay_factor': decay_factor,
+      'decay_epochs': decay_epochs,
+      'warmup_epochs': warmup_epochs,
+    },
+  )
+  check_choice('optimizer.schedule', schedule, ('staircase', 'cosine'))
+  if steps_per_epoch is None:
+    return _no_schedule
+  num_steps = decay_epochs * steps_per_epoch
+  if schedule == 'cosine':
+    decay = cosine_decay(learning_rate, num_steps)
+  else:
+    decay = staircase_decay(learning_rate, decay_factor, num_steps)
+  return with_warmup(decay, warmup_epochs * steps_per_epoch)
+
+
+def _no_schedule(step: jax.Array) -> jax.Array:
+  raise ValueError('this optimizer was made without steps_per_epoch')
+
+
 def kernel_mask(params):
   """True for convolution and linear kernels: what the L2 loss applies to."""
   return jax.tree_util.tree_map_with_path(
@@ -123,16 +167,13 @@ def make_optimizer(
     momentum: of the velocity v.
     nesterov: evaluate v one step ahead.
     weight_decay: of the kernels.
-    decay_factor, decay_epochs: of the staircase; a factor of 1 keeps the rate
-      constant. A cosine falls to 0 in `decay_epochs` and has no factor.
+    schedule, decay_factor, decay_epochs, warmup_epochs: see `make_schedule`.
     average_decay: of the Polyak average of the parameters; 0 = none. Moving
       averages of batch norm belong to the parameters themselves: evaluate the
       average with population statistics.
     accumulate_steps: cut the batch into so many micro-batches, each with batch
       statistics of its own, and average their gradients; for batches that do
       not fit a device.
-    schedule: 'staircase' or 'cosine'.
-    warmup_epochs: see `with_warmup`; 0 = none.
     max_gradient_norm: scale gradients whose global norm is larger down to it,
       before weight decay; 0 = never.
 
@@ -140,8 +181,8 @@ def make_optimizer(
     An `Optimizer`.
 
   Raises:
-    UserError: for a number out of its range (`config_keys.KEYS`), an unknown
-      schedule, or if the batch cannot be cut.
+    UserError: as `make_schedule`, for a number out of its range
+      (`config_keys.KEYS`), or if the batch cannot be cut.
   """
   config_keys.check_section(
     'optimizer',
@@ -149,15 +190,11 @@ def make_optimizer(
       'learning_rate': learning_rate,
       'momentum': momentum,
       'weight_decay': weight_decay,
-      'decay_factor': decay_factor,
-      'decay_epochs': decay_epochs,
       'average_decay': average_decay,
       'accumulate_steps': accumulate_steps,
-      'warmup_epochs': warmup_epochs,
       'max_gradient_norm': max_gradient_norm,
     },
   )
-  check_choice('optimizer.schedule', schedule, ('staircase', 'cosine'))
   if batch_size % accumulate_steps:
     raise UserError(
       f'optimizer.accumulate_steps {accumulate_steps} does not divide '
@@ -166,15 +203,9 @@ def make_optimizer(
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32
   )
-  learning_rate_fn = _no_schedule
-  if steps_per_epoch is not None:
-    decay_steps = decay_epochs * steps_per_epoch
-    learning_rate_fn = with_warmup(
-      cosine_decay(rate, decay_steps)
-      if schedule == 'cosine'
-      else staircase_decay(rate, decay_factor, decay_steps),
-      warmup_epochs * steps_per_epoch,
-    )
+  learning_rate_fn = make_schedule(
+    rate, steps_per_epoch, schedule, decay_factor, decay_epochs, warmup_epochs
+  )
   clip = [optax.clip_by_global_norm(max_gradient_norm)] * bool(
     max_gradient_norm
   )
@@ -187,7 +218,3 @@ def make_optimizer(
   return Optimizer(
     transform, learning_rate_fn, average_decay, accumulate_steps, rate
   )
-
-
-def _no_schedule(step: jax.Array) -> jax.Array:
-  raise ValueError('this optimizer was made without steps_per_epoch')

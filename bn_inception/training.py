@@ -510,10 +510,17 @@ def _describe_order(experiment: Experiment) -> str:
 def _describe_learning_rate(experiment: Experiment) -> str:
   options = experiment.setup.config['optimizer']
   rule = 'per 32 examples' if options['learning_rate_per_32'] else 'as given'
+  decay = (
+    f'x {options["decay_factor"]:g} every {options["decay_epochs"]:.3g} epochs'
+  )
+  if options['schedule'] == 'cosine':
+    decay = f'a cosine to 0 in {options["decay_epochs"]:.3g} epochs'
+  if options['warmup_epochs']:
+    decay += f', {options["warmup_epochs"]:.3g} epochs of warm-up'
   return (
     f'{experiment.setup.optimizer.learning_rate:g} '
-    f'({options["learning_rate"]:g} {rule}), x {options["decay_factor"]:g} every '
-    f'{options["decay_epochs"]:.3g} epochs, momentum {options["momentum"]:g}'
+    f'({options["learning_rate"]:g} {rule}), {decay}, '
+    f'momentum {options["momentum"]:g}'
   )
 
 

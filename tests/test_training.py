@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+import types
 from types import SimpleNamespace
 
 import cv2
@@ -638,3 +639,15 @@ def test_what_was_left_out_is_said_at_the_start():
     'pets: 1,200 images of 2 classes (train), 12 (validation)',
     f'{"":14} train: not read: 1 file (.txt 1)',
   ]
+
+
+def test_the_summary_tells_the_schedule(digits_config):
+  digits_config['optimizer'].update(schedule='cosine', warmup_epochs=5.0)
+  setup = types.SimpleNamespace(
+    config=digits_config, optimizer=types.SimpleNamespace(learning_rate=0.12)
+  )
+  experiment = types.SimpleNamespace(setup=setup)
+  assert training._describe_learning_rate(experiment) == (
+    '0.12 (0.015 as given), a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, '
+    'momentum 0.9'
+  )
