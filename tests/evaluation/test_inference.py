@@ -42,7 +42,7 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   text.write_text('no image')
   for name, message in (
     (str(text), f'{text}: 8 bytes do not decode to an image'),
-    ('/no/such.png', '/no/such.png: it cannot be read'),
+    ('/no/such.png', '/no/such.png: cannot be read'),
   ):
     with pytest.raises(UserError, match=message):
       apply([images[0], name])
