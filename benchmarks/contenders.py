@@ -3,7 +3,7 @@
   python -m benchmarks.contenders NAME TASK BATCH_SIZE IMAGE_SIZE
 
 Says, as lines of JSON, that it is ready; then, for each number that it reads,
-takes so many steps and says how long they took. `contest.py` has several of
+takes a given number of steps and says how long they took. `contest.py` has several of
 these take turns. Each holds its images on its device already: what is compared
 are the networks, not the reading.
 

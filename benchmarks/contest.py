@@ -147,7 +147,7 @@ def compete(
   seconds: float,
   before: str | None = None,
 ) -> list[Contender]:
-  """Lets all take `num_rounds` turns of about so many seconds.
+  """Lets all take `num_rounds` turns of about this many seconds.
 
   Args:
     setups: of the contenders.
@@ -233,7 +233,7 @@ def use_cores(count: int | None) -> list[int]:
   """So many of those that this process may use; None: all.
 
   Raises:
-    UserError: if there are not so many.
+    UserError: if there are fewer.
   """
   cores = sorted(os.sched_getaffinity(0))
   if count is not None and not 1 <= count <= len(cores):

@@ -192,7 +192,7 @@ def send_to_group(number: int) -> Callable:
 
 
 def spread_steps(rng: random.Random, count: int, last: int) -> list[int]:
-  """Random steps in a row, in each of so many parts of a run."""
+  """Random steps in a row, one in each equal part of a run."""
   return [
     rng.randrange(i * last // count + 3, (i + 1) * last // count)
     for i in range(count)

@@ -4,7 +4,7 @@
 
 Traces some steps with JAX's profiler, and adds up the times of the operations of
 the compiled program: by opcode and by the layer that they come from. Operations
-may run beside each other, so that the times can add up to more than the step.
+may run at the same time, so that the times can add up to more than the step.
 """
 
 import collections

@@ -21,7 +21,7 @@ from bn_inception.errors import UserError
 
 IMAGE_SIZE = 224
 NUM_TFRECORD_FILES = 16  # as many as tfds.load reads at a time
-TFDS_READ_BLOCK = 16  # and so many examples of one before the next
+TFDS_READ_BLOCK = 16  # and this many examples of one before the next
 FLAX_SHUFFLED_BATCHES = 16
 FLAX_PREFETCHED_BATCHES = 10
 ENDLESS = 10**9  # steps

@@ -80,7 +80,7 @@ _STATISTICS = flags.DEFINE_enum(
   'moving',
   ['moving', 'population', 'both'],
   'What batch normalization uses: moving averages, population statistics '
-  '(Algorithm 2, from training mini-batches), or both beside each other. '
+  '(Algorithm 2, from training mini-batches), or both. '
   'Example: --statistics=both',
 )
 _STATISTICS_BATCHES = flags.DEFINE_integer(

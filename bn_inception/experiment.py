@@ -102,7 +102,7 @@ class Setup:
 
   `make_setup` makes one, `setup_of_checkpoint` one to evaluate with. Each step
   compiles at its first call; its program lives as long as the setup. (So a step
-  must not refer to the setup: JAX's caches would then keep both for ever.)
+  must not refer to the setup: JAX's caches would then keep both forever.)
 
   Attributes:
     config: the plain nested dict of configs/.

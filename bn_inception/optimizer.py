@@ -161,24 +161,17 @@ def make_optimizer(
     steps_per_epoch: training examples / global batch; need not be whole. None:
       for creating and restoring states, which do not depend on the schedule;
       an update raises a ValueError.
-    batch_size: global batch, for `learning_rate_per_32`.
-    learning_rate: initial rate.
-    learning_rate_per_32: multiply the rate by batch_size / 32.
-    momentum: of the velocity v.
+    batch_size: global batch.
+    learning_rate, learning_rate_per_32: see `effective_learning_rate`.
     nesterov: evaluate v one step ahead.
-    weight_decay: of the kernels.
     schedule, decay_factor, decay_epochs, warmup_epochs: see `make_schedule`.
     average_decay: of the Polyak average of the parameters; 0 = none. Moving
       averages of batch norm belong to the parameters themselves: evaluate the
       average with population statistics.
-    accumulate_steps: cut the batch into so many micro-batches, each with batch
-      statistics of its own, and average their gradients; for batches that do
-      not fit a device.
+    accumulate_steps: number of micro-batches whose gradients are averaged, each
+      with its own batch statistics; for batches that do not fit a device.
     max_gradient_norm: scale gradients whose global norm is larger down to it,
       before weight decay; 0 = never.
-
-  Returns:
-    An `Optimizer`.
 
   Raises:
     UserError: as `make_schedule`, for a number out of its range

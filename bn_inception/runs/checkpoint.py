@@ -126,7 +126,7 @@ class _KeepUntilReadBack(checkpoint_managers.PreservationPolicy):
     return [True] * len(is_kept)
 
 
-# After one failure Orbax raises up to so many errors when it is closed.
+# After one failure Orbax raises up to this many errors when it is closed.
 _MOST_ERRORS = 10
 
 

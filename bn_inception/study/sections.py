@@ -337,7 +337,7 @@ def _differences(name: str, task: str, groups: Sequence[Group]) -> Part:
   ]
   for verdict_value, text in (
     (False, 'This scale cannot resolve: {}.'),
-    (None, 'No interval, for want of two pairs of seeds: {}.'),
+    (None, 'No interval, since there are fewer than two pairs of seeds: {}.'),
   ):
     names = [g.name for g in others if resolved(g) is verdict_value]
     notes += [text.format(', '.join(names))] if names else []
