@@ -13,8 +13,9 @@ import os
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from bn_inception import command_line, config_keys, presets, training
-from bn_inception.machine.path_flags import define_path
+from bn_inception import config_keys, training
+from bn_inception.programs import command_line, presets
+from bn_inception.programs.path_flags import define_path
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from bn_inception import config_keys, presets
+from bn_inception import config_keys
 from bn_inception.errors import UserError
-from bn_inception.presets import paper, studies
+from bn_inception.programs import presets
+from bn_inception.programs.presets import paper, studies
 from bn_inception.runs import json_files, logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
 

@@ -3,8 +3,8 @@
 import pytest
 from absl import flags
 
-from bn_inception import config_flag
 from bn_inception.errors import UserError
+from bn_inception.programs import config_flag
 
 DEFAULT = 'configs/bn_x5.py:digits'
 

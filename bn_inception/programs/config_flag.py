@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import presets
 from bn_inception.errors import UserError
+from bn_inception.programs import presets
 
 flags.disclaim_key_flags()
 
