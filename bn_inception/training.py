@@ -434,7 +434,7 @@ class _Loop:
   def _evaluate_with(self, variables: dict) -> dict[str, float]:
     setup, source = self.experiment.setup, self.experiment.eval_source
     return evaluate(
-      setup.eval_step, variables, setup.eval_batches(source), len(source)
+      setup.eval_step, variables, setup.batches.evaluation(source), len(source)
     )
 
   def _draw(self) -> None:
@@ -496,7 +496,7 @@ def _print_summary(experiment: Experiment, state: TrainState) -> None:
 
 
 def _describe_order(experiment: Experiment) -> str:
-  options = experiment.setup.input_options
+  options = experiment.setup.batches.options
   shards = ''
   if options.shuffle != 'global':
     shards = f', {options.num_shards} shards'

@@ -24,10 +24,11 @@ from absl import flags
 
 from bn_inception import config_keys
 from bn_inception.data import imagenet
+from bn_inception.data.sources import open_split
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
 from bn_inception.errors import UserError, writing
-from bn_inception.experiment import make_setup, open_split
+from bn_inception.experiment import make_setup
 from bn_inception.machine import streams
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
