@@ -18,10 +18,11 @@ from benchmarks.contenders import NUM_CLASSES
 from benchmarks.contest import check_output, write_json
 from benchmarks.linen_inception import LinenInception, make_training
 from benchmarks.results import print_table
-from bn_inception import command_line, mesh
+from bn_inception import mesh
 from bn_inception.dryrun import hlo_text, prediction
 from bn_inception.experiment import make_setup
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from configs import compose
 
 HEADER = [

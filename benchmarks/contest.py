@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks.contenders import Setup
 from benchmarks.results import divide, machine, print_table, spread
 from bn_inception.errors import UserError
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs.path_flags import define_path
 
 ROOT = pathlib.Path(__file__).parent.parent
 BEFORE = 'before: '  # of a contender's name: of the version in --before

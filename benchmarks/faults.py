@@ -54,9 +54,9 @@ from benchmarks.fault_trials import (
   try_refused,
 )
 from benchmarks.results import machine, print_table
-from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs import checkpoint_folder, integrity
 
 _QUICK = flags.DEFINE_bool('quick', False, 'Few repetitions of each.')

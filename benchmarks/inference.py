@@ -8,7 +8,7 @@ in plain linen. The contenders take turns: see train_step.py.
 
 from benchmarks import contest
 from benchmarks.contenders import PYTORCH_TABLE
-from bn_inception import command_line
+from bn_inception.programs import command_line
 
 TABLES = {
   "the paper's network": ('ours', 'linen'),

@@ -28,9 +28,9 @@ from absl import flags
 
 from benchmarks import photographs, readers
 from benchmarks.results import Row, label, machine, print_results, write_json
-from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 
 ROOT = pathlib.Path(__file__).parent.parent
 INSTALL = 'pip install -r requirements-bench.txt'

@@ -18,8 +18,8 @@ from absl import flags
 
 from benchmarks import contenders
 from benchmarks.results import print_table
-from bn_inception import command_line
 from bn_inception.errors import UserError
+from bn_inception.programs import command_line
 
 NUM_STEPS = 4
 _OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = (.*)$')

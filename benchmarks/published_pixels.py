@@ -18,12 +18,12 @@ import numpy as np
 import PIL.Image
 
 from benchmarks.results import print_table
-from bn_inception import command_line
 from bn_inception.data import images
 from bn_inception.data.input_pipeline import (
   InputOptions,
   prepare_evaluation_image,
 )
+from bn_inception.programs import command_line
 
 SIZE = 224
 HEADER = [

@@ -31,9 +31,9 @@ from benchmarks.contest import (
   write_json,
 )
 from benchmarks.results import machine, print_table, spread
-from bn_inception import command_line
 from bn_inception.errors import UserError
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.logbook import read_metrics
 
 BATCH_SIZE, NUM_EXAMPLES = 32, 60_000

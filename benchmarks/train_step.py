@@ -10,7 +10,7 @@ of PyTorch need requirements-bench.txt (`make benchmarks`).
 
 from benchmarks import contest
 from benchmarks.contenders import PYTORCH_TABLE
-from bn_inception import command_line
+from bn_inception.programs import command_line
 
 # Each table compares its first contender with the others.
 TABLES = {

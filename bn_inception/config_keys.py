@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bn_inception.errors import UserError
-from bn_inception.machine import paths
 
 
 class Number(NamedTuple):
@@ -106,7 +105,7 @@ _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
 _TEXT = Kind((str,), 'a name')
 _NAMES = Kind((list, tuple), 'names in brackets')
-_PATH = Kind((str,), 'a path')
+PATH = Kind((str,), 'a path')
 
 
 class Key(NamedTuple):
@@ -139,7 +138,7 @@ KEYS: dict[str, Key] = {
   'name': _outside(_TEXT),
   'seed': Key(Number(0, _SEED, is_whole=True)),
   'architecture': _function(_TEXT),
-  'init_from': Key(_PATH),
+  'init_from': Key(PATH),
   'batch_size': Key(_COUNT),
   'eval_batch_size': _outside(_COUNT),
   'norm_batch_size': Key(_COUNT_OR_0),
@@ -286,23 +285,6 @@ def check_section(section: str, values: Mapping[str, object]) -> None:
   for key, value in values.items():
     if f'{section}.{key}' in KEYS:
       check_value(f'{section}.{key}', value)
-
-
-def expand_paths(config: dict) -> dict:
-  """A config with its paths as `paths.expand` gives them.
-
-  Args:
-    config: the plain nested dict of configs/.
-
-  Raises:
-    UserError: as `paths.expand`; values that are not text are left alone.
-  """
-  expanded = {
-    key: paths.expand(value, f'--config.{key}')
-    for key, value in config.items()
-    if key in KEYS and KEYS[key].allowed is _PATH and isinstance(value, str)
-  }
-  return config | expanded
 
 
 def check_config(config: dict) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.data import imagenet
 from bn_inception.errors import UserError, check_room, writing
 from bn_inception.evaluation import (
@@ -22,7 +21,8 @@ from bn_inception.evaluation import (
   scores,
 )
 from bn_inception.machine import distributed
-from bn_inception.machine.path_flags import define_path, define_paths
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path, define_paths
 from bn_inception.runs import run_directory
 
 CROPS = {

@@ -17,7 +17,6 @@ of one's own:
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
@@ -27,21 +26,11 @@ import jax.numpy as jnp
 
 from bn_inception import config_keys, inception, mesh, perceptron, steps
 from bn_inception.data import augment, data_facts
-from bn_inception.data.crops import NUM_CROPS
-from bn_inception.data.in_memory import InMemory
-from bn_inception.data.input_pipeline import (
-  DeviceBatches,
-  InputOptions,
-  abstract_training_batch,
-  evaluation_batches,
-  evaluation_load,
-  training_batches,
-  training_load,
-)
+from bn_inception.data.batches import Batches
+from bn_inception.data.input_pipeline import DeviceBatches, InputOptions
 from bn_inception.data.order import met_again_fraction
-from bn_inception.data.sources import Source, make_source
+from bn_inception.data.sources import Source, open_split
 from bn_inception.errors import UserError, check_choice
-from bn_inception.machine import distributed, shared_memory
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.train_state import TrainState, create_train_state
 
@@ -95,6 +84,20 @@ class TrainingOptions:
       checkpoint_every_steps=self.checkpoint_every_steps or epoch,
     )
 
+  def num_steps(self, steps_per_epoch: float) -> int:
+    """Updates of the whole run.
+
+    Raises:
+      UserError: if they are too many to be counted.
+    """
+    num_steps = max(1, round(self.num_epochs * steps_per_epoch))
+    if num_steps > _MAX_STEPS:
+      raise UserError(
+        f'training.num_epochs {self.num_epochs:g} is {num_steps:,} updates: at '
+        f'most {_MAX_STEPS:,} can be counted'
+      )
+    return num_steps
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -106,36 +109,27 @@ class Setup:
 
   Attributes:
     config: the plain nested dict of configs/.
-    input_options: its section `data`.
-    num_channels: of the images.
+    batches: what `train_step` and the others are applied to.
     model: the network, in evaluation mode.
     optimizer: see `make_optimizer`.
     norm_batch_size: how many examples share batch statistics in training; 0
       without batch normalization.
-    device_mesh: the devices; in training, in groups for this number.
     scale: image -> the network's input.
     distort_and_scale: (image, index, key) -> the network's input in training.
   """
 
   config: dict
-  input_options: InputOptions
-  num_channels: int
+  batches: Batches
   model: nn.Module
   optimizer: Optimizer
   norm_batch_size: int
-  device_mesh: jax.sharding.Mesh
   scale: Callable[[jax.Array], jax.Array]
   distort_and_scale: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
   @property
-  def batch_size(self) -> int:
-    """The global batch of an update."""
-    return self.config['batch_size']
-
-  @property
-  def micro_batch_size(self) -> int:
-    """The global batch of a forward pass in training."""
-    return self.batch_size // self.optimizer.accumulate_steps
+  def device_mesh(self) -> jax.sharding.Mesh:
+    """The devices; in training, in groups that share batch statistics."""
+    return self.batches.device_mesh
 
   @property
   def replicated(self) -> jax.sharding.Sharding:
@@ -195,8 +189,8 @@ class Setup:
     return jax.jit(create_initial_state, out_shardings=self.replicated)(key)
 
   def _create_state(self, key: jax.Array) -> TrainState:
-    size = self.input_options.image_size
-    shape = (size, size, self.num_channels)
+    size = self.batches.options.image_size
+    shape = (size, size, self.batches.num_channels)
     return create_train_state(self.model, self.optimizer, key, shape)
 
   def abstract_state(self) -> TrainState:
@@ -211,88 +205,7 @@ class Setup:
       ),
       (self.abstract_state(), jax.eval_shape(jax.random.key, 0)),
     )
-    accumulate_steps = self.optimizer.accumulate_steps
-    batch = abstract_training_batch(
-      self.input_options,
-      self.batch_size,
-      self.num_channels,
-      mesh.split_batch(self.device_mesh, accumulate_steps > 1),
-      accumulate_steps,
-    )
-    return state, batch, rng
-
-  def train_batches(
-    self, source: Source, first_step: int, last_step: int
-  ) -> DeviceBatches:
-    """The batches of updates first_step .. last_step - 1."""
-    accumulate_steps = self.optimizer.accumulate_steps
-    batches = training_batches(
-      source,
-      self.input_options,
-      self.batch_size,
-      self.config['seed'],
-      first_step,
-      last_step,
-      accumulate_steps,
-    )
-    return DeviceBatches(batches, self.device_mesh, accumulate_steps > 1)
-
-  def eval_batches(
-    self, source: Source, num_inputs: int | None = None
-  ) -> DeviceBatches:
-    """One pass over a source, padded and masked.
-
-    Args:
-      source: to evaluate on.
-      num_inputs: of the network at a time, whatever the crops; None: the
-        config's `eval_batch_size`.
-    """
-    batch_size = self._eval_batch_size(num_inputs)
-    return DeviceBatches(
-      evaluation_batches(source, self.input_options, batch_size),
-      self.device_mesh,
-    )
-
-  def _eval_batch_size(self, num_inputs: int | None = None) -> int:
-    """In images, a multiple of the devices."""
-    num_inputs = num_inputs or self.config['eval_batch_size']
-    num_images = max(1, num_inputs // NUM_CROPS[self.input_options.eval_crop])
-    num_devices = self.device_mesh.devices.size
-    return -(-num_images // num_devices) * num_devices
-
-  def statistics_batches(
-    self, source: Source, num_batches: int, seed: int
-  ) -> DeviceBatches:
-    """Batches to take statistics from, as large and as distorted as in training.
-
-    Labels have no influence, so a source of other classes will do.
-
-    Args:
-      source: of images with `num_channels`.
-      num_batches: how many.
-      seed: of their order.
-    """
-    options = self.input_options
-    if options.num_shards > len(source):  # fewer examples than in training
-      options = dataclasses.replace(options, shuffle='global')
-    return DeviceBatches(
-      training_batches(
-        source, options, self.micro_batch_size, seed, 0, num_batches
-      ),
-      self.device_mesh,
-    )
-
-  def evaluation_loads(
-    self, source: Source, statistics_batches: int = sys.maxsize
-  ) -> list[shared_memory.Load]:
-    """Of `eval_batches` and of `statistics_batches`, never both at a time."""
-    options = self.input_options
-    return [
-      evaluation_load(options, self._eval_batch_size(), source),
-      training_load(
-        options, self.micro_batch_size, self.num_channels, statistics_batches
-      ),
-    ]
+    return state, self.batches.abstract_training(), rng
 
 
 def make_setup(
@@ -322,7 +235,7 @@ def make_setup(
     batch_size=batch_size,
     **config['optimizer'],
   )
-  input_options = InputOptions(**config['data'])
+  options = InputOptions(**config['data'])
   model = make_model(config, num_classes)
   norm_batch_size = 0
   if config['model']['use_batch_norm']:
@@ -331,7 +244,7 @@ def make_setup(
   device_mesh = mesh.make_evaluation_mesh(devices)
   if with_batch_statistics:
     # Section 3: a variance needs m > 1 values.
-    is_single = model.fewest_values(input_options.image_size) == 1
+    is_single = model.fewest_values(options.image_size) == 1
     device_mesh = mesh.make_training_mesh(
       devices,
       batch_size,
@@ -350,12 +263,18 @@ def make_setup(
   jax.eval_shape(distort_and_scale, image, jnp.zeros(1, int), jax.random.key(0))
   return Setup(
     config=config,
-    input_options=input_options,
-    num_channels=num_channels,
+    batches=Batches(
+      options=options,
+      num_channels=num_channels,
+      batch_size=batch_size,
+      accumulate_steps=optimizer.accumulate_steps,
+      eval_batch_size=config['eval_batch_size'],
+      seed=config['seed'],
+      device_mesh=device_mesh,
+    ),
     model=model,
     optimizer=optimizer,
     norm_batch_size=norm_batch_size,
-    device_mesh=device_mesh,
     scale=scale,
     distort_and_scale=distort_and_scale,
   )
@@ -423,7 +342,7 @@ class Experiment:
   @property
   def batch_size(self) -> int:
     """The global batch."""
-    return self.setup.batch_size
+    return self.setup.batches.batch_size
 
   @property
   def steps_per_epoch(self) -> float:
@@ -452,7 +371,7 @@ class Experiment:
 
   def batches(self, first_step: int) -> DeviceBatches:
     """The batches from a step to the end of the run."""
-    return self.setup.train_batches(self.source, first_step, self.num_steps)
+    return self.setup.batches.training(self.source, first_step, self.num_steps)
 
 
 def make_experiment(config: dict, data_dir: str | None) -> Experiment:
@@ -479,78 +398,27 @@ def make_experiment(config: dict, data_dir: str | None) -> Experiment:
     source.num_channels,
     len(source),
   )
-  _check_splits(names, source, eval_source)
-  steps_per_epoch = len(source) / setup.batch_size
+  data_facts.check_same_classes(
+    source, names['train_split'], eval_source, names['eval_split']
+  )
+  batches = setup.batches
+  steps_per_epoch = len(source) / batches.batch_size
   options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
-  experiment = Experiment(
+  num_steps = options.num_steps(steps_per_epoch)
+  batches.check_shared_memory(
+    num_steps, eval_source, options.population_batches
+  )
+  return Experiment(
     setup=setup,
     source=source,
     eval_source=eval_source,
     options=options,
-    num_steps=_count_steps(options.num_epochs, steps_per_epoch),
+    num_steps=num_steps,
     met_again_fraction=met_again_fraction(
       len(source),
-      setup.input_options.num_shards,
-      setup.input_options.shuffle,
+      batches.options.num_shards,
+      batches.options.shuffle,
       config['seed'],
-      setup.norm_batch_size or setup.batch_size,
+      setup.norm_batch_size or batches.batch_size,
     ),
   )
-  _check_shared_memory(experiment)
-  return experiment
-
-
-def _check_shared_memory(experiment: Experiment) -> None:
-  """Training batches stay while evaluations come and go."""
-  setup = experiment.setup
-  options = setup.input_options
-  if options.num_workers == 0:
-    return
-  training = training_load(
-    options, setup.batch_size, setup.num_channels, experiment.num_steps
-  )
-  for other in setup.evaluation_loads(
-    experiment.eval_source, experiment.options.population_batches
-  ):
-    shared_memory.check(
-      options.num_workers,
-      options.prefetch,
-      [training, other],
-      distributed.processes_on_this_host(),
-    )
-
-
-def _count_steps(num_epochs: float, steps_per_epoch: float) -> int:
-  num_steps = max(1, round(num_epochs * steps_per_epoch))
-  if num_steps > _MAX_STEPS:
-    raise UserError(
-      f'training.num_epochs {num_epochs:g} is {num_steps:,} updates: at most '
-      f'{_MAX_STEPS:,} can be counted'
-    )
-  return num_steps
-
-
-def open_split(
-  config: dict, dataset: str, split: str, data_dir: str | None
-) -> Source:
-  """A split of a data set, usually that of the config; see `make_source`."""
-  # What the run held out means nothing for another data set.
-  names = config['source']
-  num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
-  source = make_source(dataset, split, data_dir, num_holdout)
-  if names['keep_in_memory']:
-    return InMemory(source, max(1, config['data']['num_workers']))
-  return source
-
-
-def _check_splits(names: dict, source: Source, eval_source: Source) -> None:
-  different = data_facts.first_difference(
-    data_facts.describe_network(source),
-    data_facts.describe_network(eval_source),
-  )
-  if different:
-    raise UserError(
-      f'the splits {names["train_split"]} and {names["eval_split"]} of '
-      f'{source.name} are of other classes or images ({different}): give splits '
-      'that fit each other'
-    )

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.errors import UserError, writing
 from bn_inception.machine import paths
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.logbook import METRICS_FILE, read_metrics
 from bn_inception.study import charts, figures
 from bn_inception.study.plots import Curve, Plot, Point

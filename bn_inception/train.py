@@ -13,8 +13,9 @@ import os
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from bn_inception import command_line, config_keys, presets, training
-from bn_inception.machine.path_flags import define_path
+from bn_inception import config_keys, training
+from bn_inception.programs import command_line, config_flag, presets
+from bn_inception.programs.path_flags import define_path
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
 
@@ -57,7 +58,7 @@ def main() -> None:
   config = flags.FLAGS.config.to_dict()
   if _INIT_FROM.value is not None:
     config['init_from'] = _INIT_FROM.value
-  config = config_keys.expand_paths(config)
+  config = config_flag.expand_paths(config)
   if _PRINT_CONFIG.value or _DIFF.value is not None:
     show(config)
     return

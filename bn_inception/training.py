@@ -5,12 +5,11 @@ import dataclasses
 import json
 import os
 import signal
-import statistics
 import time
 
 import jax
 
-from bn_inception import mesh, metrics
+from bn_inception import mesh
 from bn_inception.data import data_facts
 from bn_inception.data.input_pipeline import DeviceBatches
 from bn_inception.errors import UserError
@@ -19,20 +18,21 @@ from bn_inception.evaluation.passes import (
   with_population_statistics,
 )
 from bn_inception.experiment import Experiment, make_experiment
-from bn_inception.kernels import native
 from bn_inception.kernels.host import release_memory
-from bn_inception.machine import accelerators, distributed
+from bn_inception.machine import distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
-from bn_inception.optimizer import PAPER_BATCH_SIZE
-from bn_inception.runs import (
-  checkpoint,
-  checkpoint_folder,
-  json_files,
-  learning_curve,
-  logbook,
-  run_directory,
+from bn_inception.runs import checkpoint, json_files, resume, run_directory
+from bn_inception.runs.recorder import (
+  Recorder,
+  draw_learning_curve,
+  open_recorder,
 )
-from bn_inception.runs.display import ProgressDisplay, format_seconds
+from bn_inception.runs.result import (
+  diverged_result,
+  make_result,
+  print_result,
+)
+from bn_inception.runs.summary import print_summary
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -42,7 +42,6 @@ from bn_inception.weights.initial_weights import (
 # If the host ran further ahead, batches would pile up on the devices, and waiting
 # for the devices would look like waiting for input.
 MAX_STEPS_AHEAD = 2
-_SECONDS_BETWEEN_DRAWINGS = 30.0  # of the learning curve, at least
 _STOP_PROMISE = (
   'stopping after the step or evaluation in progress, which is saved; Ctrl-C '
   'again ends the run at once'
@@ -60,7 +59,7 @@ def train_and_evaluate(
     data_dir: where TFDS data sets are; None: TFDS's default.
 
   Returns:
-    The content of result.json: see `_result`.
+    The content of result.json: see `result.make_result`.
 
   Raises:
     UserError: for whatever the caller can fix; nothing is lost.
@@ -69,31 +68,31 @@ def train_and_evaluate(
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)
-  if config['init_from'] and not _checkpoint_steps(workdir):
+  if config['init_from'] and not resume.checkpoint_steps(workdir):
     # Before a folder is made.
     check_first_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
     run_lock = run_directory.open_run(workdir, config, data)
     distributed.from_first(lambda: stack.enter_context(run_lock))
-    finished = distributed.from_first(lambda: _diverged_result(workdir))
+    finished = distributed.from_first(lambda: diverged_result(workdir))
     if finished:
-      _print_result(finished, workdir)
+      print_result(finished, workdir)
       return finished
-    path = distributed.from_first(lambda: _choose_checkpoint(workdir))
+    path = distributed.from_first(lambda: resume.choose_checkpoint(workdir))
     if path is not None:
       saved = checkpoint.read_description(path)
       run_directory.check_same_run(path, saved, config, data)
-      distributed.from_first(lambda: _check_records(workdir, path))
+      distributed.from_first(lambda: resume.check_records(workdir, path))
     distributed.from_first(
       lambda: run_directory.record_start(workdir, config, data, source.origin())
     )
     state = _create_or_restore(experiment, path)
-    _print_summary(experiment, state)
+    print_summary(experiment, count_parameters(state.params))
     records = _train(experiment, workdir, state, entry_time)
     result = distributed.from_first(
       lambda: _write_result(experiment, records, workdir)
     )
-    _print_result(result, workdir)
+    print_result(result, workdir)
     return result
 
 
@@ -109,57 +108,28 @@ def _train(
       options.keep_last_checkpoints,
       options.keep_best_checkpoints,
     ) as checkpoints,
-    logbook.Logbook(workdir, first_step, distributed.is_first()) as book,
-    ProgressDisplay(
-      first_step, experiment.num_steps, experiment.steps_per_epoch
-    ) as display,
+    open_recorder(experiment, workdir, first_step, entry_time) as recorder,
   ):
-    earlier = book.records[-1]['seconds'] if book.records else 0.0
     loop = _Loop(
       experiment=experiment,
-      workdir=workdir,
       checkpoints=checkpoints,
-      book=book,
-      display=display,
+      recorder=recorder,
       stop_requests=stop_requests,
-      entry_time=entry_time,
-      seconds_before=earlier,
     )
     loop.train(state)
-    return book.records
+    return recorder.records
 
 
 def _write_result(
   experiment: Experiment, records: list[dict], workdir: str
 ) -> dict:
-  result = _result(experiment, records)
+  config = experiment.setup.config
+  result = make_result(config, records, len(experiment.source))
   json_files.write_json(
     os.path.join(workdir, run_directory.RESULT_FILE), result
   )
-  _draw_learning_curve(experiment, records, workdir)
+  draw_learning_curve(experiment, records, workdir)
   return result
-
-
-def _draw_learning_curve(
-  experiment: Experiment, records: list[dict], workdir: str
-) -> None:
-  path = os.path.join(workdir, 'learning_curve.png')
-  learning_curve.draw(records, path, experiment.setup.config['name'])
-
-
-def _checkpoint_steps(workdir: str) -> list[int]:
-  return checkpoint_folder.list_steps(
-    os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-  )
-
-
-def _diverged_result(workdir: str) -> dict | None:
-  """The result of a run that diverged; None for any other."""
-  path = os.path.join(workdir, run_directory.RESULT_FILE)
-  if not os.path.exists(path):
-    return None
-  result = json_files.read_json(path)
-  return result if result['diverged'] else None
 
 
 def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
@@ -183,79 +153,19 @@ def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
   return state
 
 
-def _choose_checkpoint(workdir: str) -> str | None:
-  """The path of the one to resume from; None: a new run."""
-  if _checkpoint_steps(workdir):
-    return checkpoint_folder.choose_to_resume(
-      os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
-    )
-  if os.path.exists(os.path.join(workdir, run_directory.RESULT_FILE)):
-    raise UserError(
-      f'{workdir} holds a finished run whose checkpoints are gone: give '
-      'another --workdir, or remove this one to train again'
-    )
-  return None
-
-
-def _check_records(workdir: str, path: str) -> None:
-  """Refuses to resume a run whose records end before its checkpoint.
-
-  Its result would miss some. A step is recorded before it is saved.
-
-  Args:
-    workdir: the run directory.
-    path: of the checkpoint; imported weights are step 0, without records.
-
-  Raises:
-    UserError: if metrics.jsonl is gone, cut short, or damaged.
-  """
-  step = int(os.path.basename(path))
-  if step == 0:
-    return
-  metrics_path = os.path.join(workdir, logbook.METRICS_FILE)
-  remedy = 'restore it, or give another --workdir'
-  if not os.path.exists(metrics_path):
-    raise UserError(f'{metrics_path} is gone, and {path} needs it: {remedy}')
-  records = logbook.read_metrics(workdir)
-  end = max((r['step'] for r in records if r['kind'] == 'train'), default=0)
-  if end >= step:
-    return
-  if any(earlier <= end for earlier in _checkpoint_steps(workdir)):
-    remedy += f', or move the checkpoints after step {end} away'
-  raise UserError(
-    f'{metrics_path} was cut short: it ends at step {end}, before the checkpoint '
-    f'of step {step}: {remedy}'
-  )
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Loop:
-  """The loop of one process and its clock. "Step" means updates done.
+  """The loop of one process. "Step" means updates done.
 
   Attributes:
-    experiment, workdir: of the run.
-    checkpoints, book, display, stop_requests: open until the loop ends.
-    entry_time: when this process began with the run.
-    seconds_before: spent by earlier processes.
-    next_drawing: when the learning curve may be drawn again.
+    experiment: the run.
+    checkpoints, recorder, stop_requests: open until the loop ends.
   """
 
   experiment: Experiment
-  workdir: str
   checkpoints: checkpoint.Checkpoints
-  book: logbook.Logbook
-  display: ProgressDisplay
+  recorder: Recorder
   stop_requests: StopRequests
-  entry_time: float
-  seconds_before: float
-  next_drawing: float = dataclasses.field(
-    default_factory=lambda: time.monotonic() + _SECONDS_BETWEEN_DRAWINGS
-  )
-
-  @property
-  def seconds(self) -> float:
-    """Spent on the run so far, by all its processes one after the other."""
-    return self.seconds_before + time.monotonic() - self.entry_time
 
   def train(self, state: TrainState) -> None:
     """Trains to the last step, or to the first non-finite one."""
@@ -268,15 +178,14 @@ class _Loop:
       self._train_on(batches, state, step)
 
   def _has_evaluation(self) -> bool:
-    return any(r['kind'] == 'eval' for r in self.book.records)
+    return any(r['kind'] == 'eval' for r in self.recorder.records)
 
   def _train_on(
     self, batches: DeviceBatches, state: TrainState, step: int
   ) -> None:
     experiment, options = self.experiment, self.experiment.options
-    pending, logged_step, first_step = [], step, step + 1
-    self.display.compiling()
-    interval_start = None  # the first interval would measure compilation
+    pending, first_step = [], step + 1
+    self.recorder.compiling()
     for batch in batches:
       state, step_metrics = experiment.train_step(state, batch, experiment.rng)
       pending.append(step_metrics)
@@ -284,7 +193,9 @@ class _Loop:
         jax.block_until_ready(pending[-1 - MAX_STEPS_AHEAD])
       step += 1
       if step == first_step:
-        self._log_first_step(step, step_metrics)
+        jax.block_until_ready(step_metrics)
+        release_memory()
+        self.recorder.first_step(step)
         self.stop_requests.begin()
       stop_signal = self.stop_requests.reached(step)
       is_last = step == experiment.num_steps
@@ -295,42 +206,23 @@ class _Loop:
         continue
       # Fetching waits for the devices; until here the host only ran ahead.
       fetched, pending = jax.device_get(pending), []
-      self._log_replaced(step, batches.take_replaced())
-      speed, waited = {}, batches.take_wait_seconds()
-      if interval_start is not None:
-        seconds = time.monotonic() - interval_start
-        num_examples = (step - logged_step) * experiment.batch_size
-        speed = {
-          'images_per_second': num_examples / seconds,
-          'input_wait_fraction': waited / seconds,
-        }
-      self._log(step, fetched, speed)
+      self.recorder.replaced(step, batches.take_replaced())
+      self.recorder.training(step, fetched, batches.take_wait_seconds())
       if fetched[-1]['first_nonfinite_step'] >= 0:
         return
       self._evaluate_and_save(step, state, is_eval, is_save)
       if stop_signal is not None and not is_last:
         self._stop(step, stop_signal)
-      interval_start, logged_step = time.monotonic(), step
+      self.recorder.begin_interval(step)
 
   def _stop(self, step: int, stop_signal: int) -> None:
     self.checkpoints.wait()  # what stops a run may not wait for a picture
     if distributed.is_first():
-      self._draw()
+      self.recorder.draw()
     raise Interrupted(
       f'stopped by {signal.Signals(stop_signal).name} after step {step}, '
       'which is saved: the same command resumes from there',
       stop_signal,
-    )
-
-  def _log_first_step(self, step: int, step_metrics: dict) -> None:
-    jax.block_until_ready(step_metrics)
-    release_memory()
-    seconds = time.monotonic() - self.entry_time
-    self.book.write(
-      'start', step, seconds_to_first_step=seconds, seconds=self.seconds
-    )
-    self.display.message(
-      f'first step after {seconds:.1f} s, with reading and compiling'
     )
 
   def _evaluate_and_save(
@@ -360,55 +252,13 @@ class _Loop:
         'checkpoint, or starts over if there is none'
       )
 
-  def _log_replaced(self, step: int, replaced: list[int]) -> None:
-    """Names the bad examples that others stood in for."""
-    for index in distributed.gather(replaced):
-      self.book.write('replaced', step, index=index)
-      self.display.message(
-        f'replaced a bad image: {self.experiment.source.describe(index)}'
-      )
-
-  def _log(self, step: int, fetched: list[dict], speed: dict) -> None:
-    averages = metrics.averages(metrics.add_sums(fetched))
-    measured = metrics.percentiles([f['measurements'] for f in fetched])
-    latest = fetched[-1]
-    bad_step = int(latest['first_nonfinite_step'])
-    self.book.write(
-      'train',
-      step,
-      **averages,
-      **measured,
-      learning_rate=float(latest['learning_rate']),
-      gradient_norm=float(latest['gradient_norm']),
-      first_nonfinite_step=bad_step,
-      seconds=self.seconds,
-      **speed,
-    )
-    if bad_step >= 0:
-      self.display.message(
-        f'diverged: loss or gradient was not finite at step {bad_step}'
-      )
-      return
-    if speed:
-      rate = speed['images_per_second']
-      left = (self.experiment.num_steps - step) * self.experiment.batch_size
-      self.display.update(
-        step,
-        averages['loss'],
-        averages['top1'],
-        rate,
-        speed['input_wait_fraction'],
-        left / rate,
-      )
-
   def _evaluate(self, step: int, state: TrainState) -> float:
     """Evaluates and records; returns top-1 with moving averages, in percent."""
     experiment, variables = self.experiment, state.evaluation_variables
-    values = self._evaluate_with(variables)
-    population, note = {}, ''
+    values, population = self._evaluate_with(variables), {}
     num_batches = experiment.options.population_batches
     if num_batches and experiment.setup.norm_batch_size:
-      found = self._evaluate_with(
+      population = self._evaluate_with(
         with_population_statistics(
           experiment.setup,
           variables,
@@ -417,33 +267,17 @@ class _Loop:
           experiment.setup.config['seed'],
         )
       )
-      population = {
-        f'population_{name}': found[name] for name in ('loss', 'top1', 'top5')
-      }
-      note = f'; population statistics: top-1 {found["top1"]:.2f} %'
-    self.book.write('eval', step, **values, **population, seconds=self.seconds)
-    self.display.message(
-      f'evaluation at step {step}: top-1 {values["top1"]:.2f} %, top-5 '
-      f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
-      f'({values["examples"]} examples){note}'
-    )
-    if distributed.is_first() and time.monotonic() >= self.next_drawing:
-      self._draw()
+    self.recorder.evaluation(step, values, population)
     return values['top1']
 
   def _evaluate_with(self, variables: dict) -> dict[str, float]:
     setup, source = self.experiment.setup, self.experiment.eval_source
     return evaluate(
-      setup.eval_step, variables, setup.eval_batches(source), len(source)
+      setup.eval_step,
+      variables,
+      setup.batches.evaluation(source),
+      len(source),
     )
-
-  def _draw(self) -> None:
-    """Draws the learning curve so far, at most for 1 % of the time."""
-    start = time.monotonic()
-    _draw_learning_curve(self.experiment, self.book.records, self.workdir)
-    end = time.monotonic()
-    pause = max(_SECONDS_BETWEEN_DRAWINGS, 100 * (end - start))
-    self.next_drawing = end + pause
 
 
 def _description(experiment: Experiment) -> dict:
@@ -458,169 +292,4 @@ def _data_facts(experiment: Experiment) -> dict:
     names['train_split'],
     experiment.eval_source,
     names['eval_split'],
-  )
-
-
-def _print_summary(experiment: Experiment, state: TrainState) -> None:
-  setup, config = experiment.setup, experiment.setup.config
-  batch_size, num_steps = experiment.batch_size, experiment.num_steps
-  device = jax.devices()[0].device_kind
-  micro_batches = processes = ''
-  if setup.optimizer.accumulate_steps > 1:
-    micro_batches = f' in {setup.optimizer.accumulate_steps} micro-batches'
-  if jax.process_count() > 1:
-    processes = f', in {jax.process_count()} processes'
-  lines = {
-    'run': config['name'],
-    'data': _in_lines(*_describe_data(config['source'], experiment)),
-    'devices': _in_lines(
-      f'{jax.device_count()} x {device}{processes}', *accelerators.remarks()
-    ),
-    'convolutions': native.describe(),
-    'batch': f'{batch_size} examples{micro_batches}',
-    'normalisation': f'{setup.norm_batch_size} examples share statistics'
-    if setup.norm_batch_size
-    else 'none',
-    'order': _describe_order(experiment),
-    'learning rate': _describe_learning_rate(experiment),
-    'L2': f'{config["optimizer"]["weight_decay"]:g} on kernels',
-    'steps': (
-      f'{num_steps} = {num_steps / experiment.steps_per_epoch:g} epochs '
-      f'= {num_steps * batch_size / PAPER_BATCH_SIZE:g} steps of the paper '
-      f'({PAPER_BATCH_SIZE} examples each)'
-    ),
-    'parameters': f'{count_parameters(state.params):,}',
-  }
-  for name, value in lines.items():
-    print(f'{name:14} {value}')
-
-
-def _describe_order(experiment: Experiment) -> str:
-  options = experiment.setup.input_options
-  shards = ''
-  if options.shuffle != 'global':
-    shards = f', {options.num_shards} shards'
-  return (
-    f'{options.shuffle}{shards}: '
-    f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
-    'meet again in the next epoch'
-  )
-
-
-def _describe_learning_rate(experiment: Experiment) -> str:
-  options = experiment.setup.config['optimizer']
-  rule = 'per 32 examples' if options['learning_rate_per_32'] else 'as given'
-  decay = (
-    f'x {options["decay_factor"]:g} every {options["decay_epochs"]:.3g} epochs'
-  )
-  if options['schedule'] == 'cosine':
-    decay = f'a cosine to 0 in {options["decay_epochs"]:.3g} epochs'
-  if options['warmup_epochs']:
-    decay += f', {options["warmup_epochs"]:.3g} epochs of warm-up'
-  return (
-    f'{experiment.setup.optimizer.learning_rate:g} '
-    f'({options["learning_rate"]:g} {rule}), {decay}, '
-    f'momentum {options["momentum"]:g}'
-  )
-
-
-def _in_lines(*texts: str) -> str:
-  """Texts below each other, right of a name of the summary."""
-  return f'\n{"":14} '.join(texts)
-
-
-def _describe_data(names: dict, experiment: Experiment) -> list[str]:
-  """What was found and what was left out, one line each."""
-  train, evaluated = experiment.source, experiment.eval_source
-  sources = {names['train_split']: train, names['eval_split']: evaluated}
-  return [
-    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
-    f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
-    *(
-      f'{split}: {remark}'
-      for split, source in sources.items()
-      for remark in source.remarks()
-    ),
-  ]
-
-
-def _result(experiment: Experiment, records: list[dict]) -> dict:
-  """The outcome of a run, from its records.
-
-  Returns:
-    `top1` and `top5`, in percent, are from the last evaluation; `max_top1` is the
-    best of all evaluations; `population_top1` and `max_population_top1` are the
-    same with population statistics, None if they were not taken;
-    `steps_to_target` is the step of the first evaluation that reached the target,
-    None if none did; `images_per_second` and `input_wait_fraction` (the fraction
-    of the time spent waiting for the host's input) are medians over the logged
-    intervals; `seconds_to_first_step` is that of the last start;
-    `replaced_examples` counts bad images; `wall_seconds` counts from each start
-    to its last record, with reading and compiling.
-  """
-  config = experiment.setup.config
-  train = [r for r in records if r['kind'] == 'train']
-  starts = [r for r in records if r['kind'] == 'start']
-  evals = [r for r in records if r['kind'] == 'eval']
-  bad_step = train[-1]['first_nonfinite_step']
-  step = bad_step if bad_step >= 0 else records[-1]['step']
-  examples = step * experiment.batch_size
-  target = experiment.options.target_accuracy
-  reached = [r['step'] for r in evals if r['top1'] >= target]
-  last = evals[-1] if evals else {}
-  return {
-    'name': config['name'],
-    'config': config,
-    'steps': step,
-    'epochs': step / experiment.steps_per_epoch,
-    'examples': examples,
-    'paper_steps': examples / PAPER_BATCH_SIZE,
-    'eval_split': config['source']['eval_split'],
-    'eval_examples': last.get('examples'),
-    'top1': last.get('top1'),
-    'top5': last.get('top5'),
-    'loss': last.get('loss'),
-    'max_top1': max((r['top1'] for r in evals), default=None),
-    'population_top1': last.get('population_top1'),
-    'max_population_top1': max(
-      (r['population_top1'] for r in evals if 'population_top1' in r),
-      default=None,
-    ),
-    'statistics': metrics.MOVING
-    if experiment.setup.norm_batch_size
-    else metrics.NONE,
-    'target_accuracy': target,
-    'steps_to_target': reached[0] if reached else None,
-    'diverged': bad_step >= 0,
-    'first_nonfinite_step': bad_step if bad_step >= 0 else None,
-    'images_per_second': _median(train, 'images_per_second'),
-    'input_wait_fraction': _median(train, 'input_wait_fraction'),
-    'seconds_to_first_step': starts[-1]['seconds_to_first_step']
-    if starts
-    else None,
-    'replaced_examples': sum(r['kind'] == 'replaced' for r in records),
-    'wall_seconds': records[-1]['seconds'],
-  }
-
-
-def _median(records: list[dict], name: str) -> float | None:
-  values = [r[name] for r in records if r.get(name) is not None]
-  return statistics.median(values) if values else None
-
-
-def _print_result(result: dict, workdir: str) -> None:
-  if result['diverged']:
-    print(
-      f'result: diverged at step {result["first_nonfinite_step"]} '
-      f'(written to {workdir}/{run_directory.RESULT_FILE})'
-    )
-    return
-  reached = result['steps_to_target']
-  target = f'{result["target_accuracy"]:g} %'
-  print(
-    f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
-    f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
-    f'{f"reached at step {reached}" if reached else "not reached"}; '
-    f'{format_seconds(result["wall_seconds"])} in all; written to '
-    f'{workdir}/{run_directory.RESULT_FILE}'
   )

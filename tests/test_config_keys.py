@@ -163,15 +163,3 @@ def test_keys_that_are_unknown_or_missing_are_named():
   del whole['model']['remat']
   config_keys.check_config(whole)
   assert 'optimizer.momentum' in flatten_dict(whole, sep='.')
-
-
-def test_paths_in_a_config_are_expanded(monkeypatch):
-  monkeypatch.setenv('HOME', '/home/u')
-  config = compose.preset('bn_x5', 'digits').to_dict()
-  assert config_keys.expand_paths(config) == config
-  config |= {'init_from': '~/a/checkpoints/9', 'name': '~/a'}
-  expanded = config_keys.expand_paths(config)
-  assert expanded == config | {'init_from': '/home/u/a/checkpoints/9'}
-  with pytest.raises(UserError, match='--config.init_from=gs://b/9: '):
-    config_keys.expand_paths(config | {'init_from': 'gs://b/9'})
-  assert config_keys.expand_paths(config | {'init_from': 3})['init_from'] == 3

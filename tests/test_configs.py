@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from bn_inception.presets import compose, paper
+from bn_inception.programs.presets import compose, paper
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -312,7 +312,7 @@ def run_in(folder, *command):
 
 
 MADE_UP = """
-from bn_inception.presets import studies
+from bn_inception.programs.presets import studies
 from bn_inception.study import report, runs
 from tests.study import study_files
 selection = runs.Selection('runs', is_quick=True)

@@ -126,7 +126,7 @@ def test_examples_share_statistics_of_a_micro_batch_at_most(
   digits_config['norm_batch_size'] = norm_batch_size
   digits_config['optimizer']['accumulate_steps'] = 2
   setup = make_setup(digits_config, jax.devices()[:2], 10, 1)
-  assert (setup.micro_batch_size, setup.norm_batch_size) == (8, shared)
+  assert (setup.batches.micro_batch_size, setup.norm_batch_size) == (8, shared)
   # Of 4 examples on each device, one device or two share statistics.
   assert setup.device_mesh.shape['member'] == (1 if shared == 4 else 2)
 
@@ -183,7 +183,7 @@ def test_programs_of_steps_end_with_their_setup():
     lambda x: np.zeros(x.shape, x.dtype),
     setup.abstract_state().evaluation_variables,
   )
-  batch = next(setup.statistics_batches(DigitsSource('test'), 1, seed=0))
+  batch = next(setup.batches.statistics(DigitsSource('test'), 1, seed=0))
   name, before = 'jit_statistics_step', live_programs()
   setup.statistics_step(variables, batch, jax.random.key(0))
   assert live_programs().count(name) == before.count(name) + 1

@@ -11,25 +11,27 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'batch_norm', 'errors', 'markdown', 'metrics'},
-  {'kernels', 'machine', 'mesh', 'presets'},
-  {'config_flag', 'config_keys', 'layers', 'scripts'},
-  {'data', 'inception', 'optimizer', 'perceptron'},
-  {'train_state'},
-  {'process', 'runs', 'steps'},
-  {'command_line', 'experiment'},
-  {'evaluation', 'weights'},
-  {'claims', 'training'},
-  {'dryrun', 'study'},
+  {'batch_norm', 'errors', 'metrics'},
+  {'config_keys', 'machine', 'mesh'},
+  {'kernels', 'optimizer'},
+  {'data', 'layers', 'train_state'},
+  {'inception', 'perceptron', 'programs', 'steps'},
+  {'experiment'},
+  {'runs'},
+  {'claims', 'dryrun', 'evaluation', 'study', 'weights'},
+  {'training'},
   {'eval', 'plot', 'train'},
 ]
 FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PROGRAMS = {'eval', 'plot', 'study.report', 'train'}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
-SEE_FLAGS = {  # beside programs
-  'command_line', 'config_flag', 'machine.path_flags', 'presets', 'process',
-  'study.flags',
+SEE_FLAGS = {'study.flags'}  # with programs and what runs them
+SEE_FLAGS |= {
+  f'programs.{name}'
+  for name in (
+    'command_line', 'config_flag', 'path_flags', 'presets', 'process',
+  )
 }  # fmt: skip
 
 

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import time
-import types
-from types import SimpleNamespace
 
 import cv2
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 from bn_inception import training
-from bn_inception.data.sources import ListedImages, make_source
+from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints
 from bn_inception.experiment import make_experiment
@@ -27,6 +25,7 @@ from bn_inception.runs import (
   integrity,
   learning_curve,
   logbook,
+  recorder,
 )
 from configs import compose
 from tests import conftest
@@ -584,7 +583,7 @@ def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
   config['training'].update(
     num_epochs=6 * 64 / 1442, eval_every_steps=3, checkpoint_every_steps=6
   )
-  monkeypatch.setattr(training, '_SECONDS_BETWEEN_DRAWINGS', 0.0)
+  monkeypatch.setattr(recorder, 'SECONDS_BETWEEN_DRAWINGS', 0.0)
   drawn = []
 
   def draw(records, path, title):
@@ -621,33 +620,3 @@ def test_learning_curve_is_drawn_when_a_run_is_stopped(tmp_path, monkeypatch):
     training.train_and_evaluate(config, workdir)
   # What stops a run may kill it soon: the checkpoint comes first.
   assert drawn == [(2, f'{workdir}/learning_curve.png', [2])]
-
-
-def test_what_was_left_out_is_said_at_the_start():
-  class Remarkable(ListedImages):
-    name = 'pets'
-
-    def remarks(self):
-      return ['not read: 1 file (.txt 1)'] if len(self) == 1200 else []
-
-  train = Remarkable([b''] * 1200, ['cat', 'dog'], 3)
-  evaluated = Remarkable([b''] * 12, ['cat', 'dog'], 3)
-  experiment = SimpleNamespace(source=train, eval_source=evaluated)
-  names = {'train_split': 'train', 'eval_split': 'validation'}
-  lines = training._describe_data(names, experiment)
-  assert training._in_lines(*lines).split('\n') == [
-    'pets: 1,200 images of 2 classes (train), 12 (validation)',
-    f'{"":14} train: not read: 1 file (.txt 1)',
-  ]
-
-
-def test_the_summary_tells_the_schedule(digits_config):
-  digits_config['optimizer'].update(schedule='cosine', warmup_epochs=5.0)
-  setup = types.SimpleNamespace(
-    config=digits_config, optimizer=types.SimpleNamespace(learning_rate=0.12)
-  )
-  experiment = types.SimpleNamespace(setup=setup)
-  assert training._describe_learning_rate(experiment) == (
-    '0.12 (0.015 as given), a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, '
-    'momentum 0.9'
-  )

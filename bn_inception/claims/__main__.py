@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.claims import networks, transform
 from bn_inception.claims.transform import Claim
 from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.json_files import write_json
 from bn_inception.runs.run_directory import check_output, manifest
 

@@ -23,10 +23,10 @@ from collections.abc import Callable
 
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.data import check, imagenet, shrink
 from bn_inception.machine import streams
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 
 
 def define_common_flags() -> None:

@@ -7,6 +7,7 @@ used again. The folder is not one of them: a copy elsewhere is the same data.
 from collections.abc import Mapping
 
 from bn_inception.data.source import Source
+from bn_inception.errors import UserError
 
 _NAMES = {
   'dataset': 'data set',
@@ -52,6 +53,20 @@ def describe_network(source: Source) -> dict:
     'class_names': list(source.class_names),
     'num_channels': source.num_channels,
   }
+
+
+def check_same_classes(
+  source: Source, split: str, eval_source: Source, eval_split: str
+) -> None:
+  """Raises UserError unless one network fits both splits; see `describe`."""
+  different = first_difference(
+    describe_network(source), describe_network(eval_source)
+  )
+  if different:
+    raise UserError(
+      f'the splits {split} and {eval_split} of {source.name} are of other '
+      f'classes or images ({different}): give splits that fit each other'
+    )
 
 
 def first_difference(

@@ -17,6 +17,7 @@ from bn_inception.data.directories import (
   require_folder,
 )
 from bn_inception.data.folders import ImageFolderSource, ValidationArchiveSource
+from bn_inception.data.in_memory import InMemory
 from bn_inception.data.source import (
   DIGITS,
   IMAGE_FOLDER,
@@ -29,7 +30,7 @@ from bn_inception.data.source import (
 from bn_inception.data.tfds_source import TfdsSource, is_prepared
 from bn_inception.errors import UserError
 
-__all__ = ['ListedImages', 'Source', 'make_source']
+__all__ = ['ListedImages', 'Source', 'make_source', 'open_split']
 
 HOLDOUT_SPLIT = 'train_holdout'
 
@@ -37,6 +38,19 @@ HOLDOUT_SPLIT = 'train_holdout'
 PREPARED = 'prepared by TFDS'
 FOLDERS = 'image folders'
 ARCHIVES = 'official tars'
+
+
+def open_split(
+  config: dict, dataset: str, split: str, data_dir: str | None
+) -> Source:
+  """A split of a data set, usually that of a config; see `make_source`."""
+  # What the run held out means nothing for another data set.
+  names = config['source']
+  num_holdout = names['num_holdout'] if dataset == names['dataset'] else 0
+  source = make_source(dataset, split, data_dir, num_holdout)
+  if names['keep_in_memory']:
+    return InMemory(source, max(1, config['data']['num_workers']))
+  return source
 
 
 def make_source(

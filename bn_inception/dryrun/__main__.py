@@ -22,14 +22,16 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from bn_inception import command_line, config_keys
+from bn_inception import config_keys
 from bn_inception.data import imagenet
+from bn_inception.data.sources import open_split
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
 from bn_inception.errors import UserError, writing
-from bn_inception.experiment import make_setup, open_split
+from bn_inception.experiment import make_setup
 from bn_inception.machine import streams
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line, config_flag
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.json_files import write_json
 from bn_inception.runs.run_directory import check_output, manifest
 
@@ -213,7 +215,7 @@ def main() -> None:
   # Leaves a TPU alone if this machine has one.
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
-  config = config_keys.expand_paths(values.config.to_dict())
+  config = config_flag.expand_paths(values.config.to_dict())
   if values.batch_size is not None:
     if values.images_per_chip is not None:
       raise UserError('give either --batch_size or --images_per_chip')

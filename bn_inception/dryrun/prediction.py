@@ -168,7 +168,8 @@ def predict(setup: Setup, topology: str) -> Prediction:
   flops = factor * costs['flops']
   seconds_for_flops = flops / chip.flops_per_second
   seconds_for_hbm = count.hbm_bytes / chip.hbm_bytes_per_second
-  num_chips, batch_size = setup.device_mesh.devices.size, setup.batch_size
+  num_chips = setup.device_mesh.devices.size
+  batch_size = setup.batches.batch_size
   rate = batch_size / max(seconds_for_flops, seconds_for_hbm)
   return Prediction(
     topology=topology,

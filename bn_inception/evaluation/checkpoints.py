@@ -10,12 +10,12 @@ import numpy as np
 from bn_inception import config_keys, inception
 from bn_inception.data import data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
-from bn_inception.data.sources import Source
+from bn_inception.data.sources import Source, open_split
 from bn_inception.errors import UserError
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.passes import predict, with_population_statistics
 from bn_inception.evaluation.predictions import Predictions, average
-from bn_inception.experiment import Setup, open_split, setup_of_checkpoint
+from bn_inception.experiment import Setup, setup_of_checkpoint
 from bn_inception.machine import accelerators, shared_memory
 from bn_inception.metrics import MOVING, NONE, POPULATION
 from bn_inception.runs import checkpoint, checkpoint_folder, run_directory
@@ -315,10 +315,10 @@ def _open_statistics_source(
   source = open_split(
     setup.config, population.dataset, population.split, data_dir
   )
-  if source.num_channels != setup.num_channels:
+  if source.num_channels != setup.batches.num_channels:
     raise UserError(
       f'{source.name} has images of {source.num_channels} channels and the '
-      f'network takes {setup.num_channels}: take statistics from another data '
+      f'network takes {setup.batches.num_channels}: take statistics from another data '
       'set'
     )
   return source
@@ -333,10 +333,9 @@ def limit_workers(setup: Setup, source: Source) -> Setup:
     setup: to evaluate with.
     source: to evaluate on.
   """
-  wanted, prefetch = (
-    setup.input_options.num_workers, setup.input_options.prefetch,
-  )  # fmt: skip
-  loads = setup.evaluation_loads(source)
+  batches = setup.batches
+  wanted, prefetch = batches.options.num_workers, batches.options.prefetch
+  loads = batches.evaluation_loads(source)
   fitting = min(
     shared_memory.fitting_workers(wanted, prefetch, [load]) for load in loads
   )
@@ -349,8 +348,10 @@ def limit_workers(setup: Setup, source: Source) -> Setup:
     f'{shared_memory.PLACE} has room for {fitting} of {wanted} worker '
     f'processes: all need `docker run --shm-size={-(-needed // 2**20)}m`'
   )
-  options = dataclasses.replace(setup.input_options, num_workers=fitting)
-  return dataclasses.replace(setup, input_options=options)
+  options = dataclasses.replace(batches.options, num_workers=fitting)
+  return dataclasses.replace(
+    setup, batches=dataclasses.replace(batches, options=options)
+  )
 
 
 def _name_images(
@@ -445,7 +446,7 @@ def _origin_of_statistics(member: Member) -> dict:
   population = dataclasses.asdict(member.population)
   return {
     **{f'statistics_{name}': value for name, value in population.items()},
-    'statistics_batch_size': member.setup.micro_batch_size,
+    'statistics_batch_size': member.setup.batches.micro_batch_size,
     'norm_batch_size': member.setup.norm_batch_size,
   }
 
@@ -455,7 +456,7 @@ def _predict(setup: Setup, variables: dict, source: Source, fold: bool):
     model, variables = inception.fold_batch_norm(setup.model, variables)
     setup = dataclasses.replace(setup, model=model)
   return predict(
-    setup.predict_step, variables, setup.eval_batches(source), source
+    setup.predict_step, variables, setup.batches.evaluation(source), source
   )
 
 

@@ -51,13 +51,13 @@ def load(
     source = ListedImages(
       images, description['class_names'], description['num_channels']
     )
-    num_inputs = len(images) * NUM_CROPS[setup.input_options.eval_crop]
+    num_inputs = len(images) * NUM_CROPS[setup.batches.options.eval_crop]
     # A power of two, so that few sizes are compiled.
     enough = 1 << max(0, num_inputs - 1).bit_length()
     log_probabilities, _, _ = predict(
       setup.predict_step,
       state.evaluation_variables,
-      setup.eval_batches(source, min(config['eval_batch_size'], enough)),
+      setup.batches.evaluation(source, at_most=enough),
       source,
     )
     return np.exp(log_probabilities)

@@ -156,7 +156,7 @@ def with_population_statistics(
   batch_stats = estimate_population_statistics(
     setup.statistics_step,
     variables,
-    setup.statistics_batches(source, num_batches, seed),
+    setup.batches.statistics(source, num_batches, seed),
     mesh.replicate(jax.random.key(seed), setup.device_mesh),
   )
   return {**variables, 'batch_stats': batch_stats}

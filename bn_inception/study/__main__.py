@@ -24,13 +24,13 @@ from types import MappingProxyType
 import jax
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
 from bn_inception.machine.interruption import Interrupted, StopRequests
-from bn_inception.machine.path_flags import define_path
-from bn_inception.presets import studies
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
+from bn_inception.programs.presets import studies
 from bn_inception.runs.display import format_seconds
 from bn_inception.runs.logbook import open_at_end
 from bn_inception.study import flags as study_flags

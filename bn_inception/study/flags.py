@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from bn_inception.errors import UserError
-from bn_inception.machine.path_flags import define_path
-from bn_inception.presets import studies
+from bn_inception.programs.path_flags import define_path
+from bn_inception.programs.presets import studies
 from bn_inception.study.runs import Selection
 
 flags.disclaim_key_flags()  # they belong to the program that defines them

@@ -12,8 +12,7 @@ import string
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 
-from bn_inception import markdown
-from bn_inception.study import charts, figures, summary
+from bn_inception.study import charts, figures, markdown, summary
 from bn_inception.study.plots import Plot, Section, Table
 from bn_inception.study.results import Group
 

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 from absl import flags
 
-from bn_inception import command_line
 from bn_inception.errors import UserError, writing
 from bn_inception.machine import streams
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line
+from bn_inception.programs.path_flags import define_path
 from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study import archive
 from bn_inception.study import figures as report_figures

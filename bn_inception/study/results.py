@@ -16,7 +16,7 @@ from scipy import stats
 
 from bn_inception.errors import UserError
 from bn_inception.metrics import MOVING, NONE, POPULATION
-from bn_inception.presets import studies
+from bn_inception.programs.presets import studies
 from bn_inception.runs import json_files, run_directory
 from bn_inception.runs.logbook import METRICS_FILE
 from bn_inception.study.runs import EVALUATION_FILE, FINISHED, Run, values_hash

@@ -16,9 +16,10 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from bn_inception import config_keys, presets
+from bn_inception import config_keys
 from bn_inception.errors import UserError
-from bn_inception.presets import paper, studies
+from bn_inception.programs import config_flag, presets
+from bn_inception.programs.presets import paper, studies
 from bn_inception.runs import json_files, logbook, run_directory
 from bn_inception.steps import RESULTS_VERSION
 
@@ -218,7 +219,7 @@ def make_run(
     overrides[key] = value
   for key, value in overrides.items():
     _replace(config, key, value)
-  config = config_keys.expand_paths(config)
+  config = config_flag.expand_paths(config)
   config_keys.check_config(config)
   values_digits = values_hash(config)
   flags = [f'--config.{key}={value}' for key, value in overrides.items()]

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception import command_line, presets
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import UserError, check_choice, check_writable, writing
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.machine import streams
-from bn_inception.machine.path_flags import define_path
+from bn_inception.programs import command_line, presets
+from bn_inception.programs.path_flags import define_path
 from bn_inception.runs import (
   checkpoint,
   checkpoint_folder,

@@ -140,7 +140,7 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
   description['config']['data']['eval_crop'] = 'ten'
   setup = setup_of_checkpoint(description)
   state = checkpoint.restore(path, setup.abstract_state(), setup.replicated)
-  batch = next(setup.eval_batches(make_source('digits', 'test')))
+  batch = next(setup.batches.evaluation(make_source('digits', 'test')))
   views = np.asarray(batch['image'])[:6]
   assert views.shape == (6, 5, 8, 8, 1)
   total = 0.0
@@ -317,7 +317,7 @@ def test_programs_without_a_flag_for_it_use_fewer_workers(monkeypatch, capsys):
       config, jax.devices()[:1], 1000, 3, with_batch_statistics=False
     )
     limited = checkpoints.limit_workers(setup, source)
-    return limited.input_options.num_workers
+    return limited.batches.options.num_workers
 
   # The statistics' batches of 32 need 10 x 4.6 MB a worker, and 5 more.
   assert num_workers() == 0

@@ -71,7 +71,7 @@ def test_population_statistics_equal_numpy_over_the_same_batches(digits_config):
   assert found['params'] is variables['params']
   kernel = np.asarray(variables['params']['conv1']['conv']['kernel'])
   means, variances = [], []
-  for batch in setup.statistics_batches(source, 3, seed=4):
+  for batch in setup.batches.statistics(source, 3, seed=4):
     image = np.float32(batch['image']) / 127.5 - 1
     u = jax.lax.conv_general_dilated(
       image, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -93,7 +93,7 @@ def test_statistics_may_be_of_other_classes(digits_config):
   setup = make_setup(digits_config, jax.devices(), 7, 1)
   source = make_source('digits', 'train')  # of ten classes
   state = setup.abstract_state()
-  (batch,) = setup.statistics_batches(source, 1, seed=0)
+  (batch,) = setup.batches.statistics(source, 1, seed=0)
   stats = jax.eval_shape(
     setup.statistics_step,
     state.evaluation_variables,
@@ -110,7 +110,7 @@ def test_statistics_of_fewer_examples_than_shards_are_shuffled_globally(
 
   def first_indices():
     setup = make_setup(digits_config, jax.devices(), 10, 1)
-    (batch,) = setup.statistics_batches(source, 1, seed=0)
+    (batch,) = setup.batches.statistics(source, 1, seed=0)
     return np.asarray(batch['index'])
 
   digits_config['data'].update(num_shards=2000, shuffle='shards')

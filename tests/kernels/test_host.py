@@ -100,7 +100,7 @@ def test_a_step_uses_the_memory_of_the_one_before(kind, is_kept):
 def test_programs_keep_memory():
   program = """
 from jax._src import xla_bridge
-from bn_inception import command_line
+from bn_inception.programs import command_line
 from bn_inception.kernels import host
 command_line.define_process_flags()  # as train.py
 has_devices = xla_bridge.backends_are_initialized

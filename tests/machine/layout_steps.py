@@ -71,7 +71,7 @@ def take_steps(folder: str, layout: str) -> dict:
   values = evaluate(
     setup.eval_step,
     last.evaluation_variables,
-    setup.eval_batches(eval_source),
+    setup.batches.evaluation(eval_source),
     len(eval_source),
   )
   with checkpoint.open_checkpoints(f'{folder}/{layout}', 1, 0) as checkpoints:

@@ -153,7 +153,7 @@ def test_other_errors_are_not_explained():
 def test_a_missing_platform_gets_one_line():
   program = """
 import jax
-from bn_inception import command_line
+from bn_inception.programs import command_line
 command_line.run(jax.devices)
 """
   done = subprocess.run(

@@ -240,7 +240,7 @@ def test_a_failure_of_jax_to_join_is_an_error(joined, monkeypatch):
 
 MEET = """
 import sys
-from bn_inception import command_line
+from bn_inception.programs import command_line
 from bn_inception.machine import distributed, rendezvous
 rendezvous.TIMEOUT_SECONDS = float(sys.argv.pop(1))
 command_line.define_process_flags()

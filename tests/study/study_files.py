@@ -2,10 +2,9 @@
 
 import json
 import pathlib
-import types
 
-from bn_inception import training
 from bn_inception.runs import json_files
+from bn_inception.runs.result import make_result
 from bn_inception.study.runs import Run, Selection, list_runs
 
 MANIFEST = {
@@ -55,19 +54,14 @@ def write_run(
   if diverged_at is not None:
     records.append(_train_record(run, diverged_at + 9, diverged_at))
   records[-1]['seconds'] = wall_seconds
-  experiment = types.SimpleNamespace(
-    setup=types.SimpleNamespace(
-      config=run.config, norm_batch_size=run.config['model']['use_batch_norm']
-    ),
-    batch_size=run.config['batch_size'],
-    steps_per_epoch=100.0,
-    options=types.SimpleNamespace(target_accuracy=80.0),
+  result = make_result(
+    run.config, records, num_examples=100 * run.config['batch_size']
   )
   folder = pathlib.Path(run.folder)
   folder.mkdir(parents=True, exist_ok=True)
   _write(folder / 'config.json', run.config)
   _write(folder / 'manifest.json', {'starts': [MANIFEST]})
-  _write(folder / 'result.json', training._result(experiment, records))
+  _write(folder / 'result.json', result)
   text = ''.join(json.dumps(record) + '\n' for record in records)
   (folder / 'metrics.jsonl').write_text(text)
   (folder / 'train.log').write_text(f'run {run.config["name"]}\n')

@@ -10,9 +10,10 @@ import sys
 import pytest
 from flax.traverse_util import flatten_dict
 
-from bn_inception import config_keys, presets
+from bn_inception import config_keys
 from bn_inception.errors import UserError
-from bn_inception.presets import compose, paper, studies
+from bn_inception.programs import presets
+from bn_inception.programs.presets import compose, paper, studies
 from bn_inception.steps import RESULTS_VERSION
 from bn_inception.study import archive
 from bn_inception.study import runs as study_runs

@@ -18,9 +18,9 @@ import subprocess
 
 import jax
 
-from bn_inception import command_line
 from bn_inception.errors import UserError
 from bn_inception.kernels.native import LIBRARY, PREFIX
+from bn_inception.programs import command_line
 
 SOURCE = pathlib.Path(__file__).with_name('convolution.cc')
 _REMEDY = 'pip install -r requirements-native.txt, then give this command again'

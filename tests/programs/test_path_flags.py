@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from bn_inception.errors import UserError
-from bn_inception.machine import path_flags
+from bn_inception.programs import path_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = [

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from bn_inception import presets
 from bn_inception.errors import UserError
-from bn_inception.presets import compose
+from bn_inception.programs import presets
+from bn_inception.programs.presets import compose
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_another_package_of_the_name_configs_is_not_taken(folder):
   (folder / 'configs' / 'compose.py').write_text('raise ValueError')
   code = (
     'import sys; sys.path.insert(0, "."); import configs; '
-    'from bn_inception import presets; import configs; '
+    'from bn_inception.programs import presets; import configs; '
     'print(*configs.__path__, presets.compose.__file__)'
   )
   done = subprocess.run(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bn_inception import presets
+from bn_inception.config_keys import KEYS, PATH
 from bn_inception.errors import UserError
+from bn_inception.machine import paths
+from bn_inception.programs import presets
 
 flags.disclaim_key_flags()
 
@@ -55,6 +57,23 @@ def define(
   flag.default_as_str = f"'{default}'"
   flag_values.register_key_flag_for_module(sys.argv[0], flag)
   return others
+
+
+def expand_paths(config: dict) -> dict:
+  """A config with its paths as `paths.expand` gives them.
+
+  Args:
+    config: the plain nested dict of configs/.
+
+  Raises:
+    UserError: as `paths.expand`; values that are not text are left alone.
+  """
+  expanded = {
+    key: paths.expand(value, f'--config.{key}')
+    for key, value in config.items()
+    if key in KEYS and KEYS[key].allowed is PATH and isinstance(value, str)
+  }
+  return config | expanded
 
 
 def _take(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

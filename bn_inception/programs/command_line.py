@@ -11,7 +11,6 @@ import jax
 from absl import app, flags
 from flax.traverse_util import flatten_dict
 
-from bn_inception import config_flag, process
 from bn_inception.errors import UserError
 from bn_inception.machine import (
   accelerators,
@@ -20,6 +19,7 @@ from bn_inception.machine import (
   streams,
 )
 from bn_inception.machine.interruption import Interrupted
+from bn_inception.programs import config_flag, process
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from bn_inception.errors import UserError
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 # A wheel has it in the package, a checkout next to it.
 _HOME = _PACKAGE if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
 FOLDER = _HOME / 'configs'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bn_inception import markdown
+from bn_inception.study import markdown
 
 
 def test_table():

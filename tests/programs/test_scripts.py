@@ -9,9 +9,9 @@ import tomllib
 
 import pytest
 
-from bn_inception import scripts
+from bn_inception.programs import scripts
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
 
@@ -23,7 +23,7 @@ def test_every_command_runs_a_program(monkeypatch):
   )
   for command in PROJECT['project']['scripts'].values():
     module, _, function = command.partition(':')
-    assert module == 'bn_inception.scripts'
+    assert module == 'bn_inception.programs.scripts'
     getattr(scripts, function)()
   assert len(ran) == 8
   for name in ran:

@@ -3,8 +3,9 @@
 import pytest
 from absl import flags
 
-from bn_inception import config_flag
 from bn_inception.errors import UserError
+from bn_inception.programs import config_flag
+from configs import compose
 
 DEFAULT = 'configs/bn_x5.py:digits'
 
@@ -56,3 +57,15 @@ def test_the_default(values):
 def test_bad_arguments_are_named(values, arguments, message):
   with pytest.raises(UserError, match=message):
     config_flag.define(arguments, DEFAULT, values)
+
+
+def test_paths_in_a_config_are_expanded(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/u')
+  config = compose.preset('bn_x5', 'digits').to_dict()
+  assert config_flag.expand_paths(config) == config
+  config |= {'init_from': '~/a/checkpoints/9', 'name': '~/a'}
+  expanded = config_flag.expand_paths(config)
+  assert expanded == config | {'init_from': '/home/u/a/checkpoints/9'}
+  with pytest.raises(UserError, match='--config.init_from=gs://b/9: '):
+    config_flag.expand_paths(config | {'init_from': 'gs://b/9'})
+  assert config_flag.expand_paths(config | {'init_from': 3})['init_from'] == 3

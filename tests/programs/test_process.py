@@ -2,8 +2,8 @@
 
 import jax
 
-from bn_inception import process
 from bn_inception.errors import UserError
+from bn_inception.programs import process
 
 
 def test_without_a_home_folder_compiled_programs_are_not_kept(

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from bn_inception import command_line, presets
 from bn_inception.experiment import setup_of_checkpoint
-from bn_inception.presets import paper
+from bn_inception.programs import command_line, presets
+from bn_inception.programs.presets import paper
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from tests.ports import free_port
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = [sys.executable, 'train.py']
 EVAL = [sys.executable, 'eval.py']
 SHORT = [
@@ -469,7 +469,7 @@ def test_diff_prints_what_differs(environment):
 
 def test_a_program_that_ends_with_a_text_says_it(environment):
   script = (
-    'import sys; from bn_inception import command_line; '
+    'import sys; from bn_inception.programs import command_line; '
     "command_line.run(lambda: sys.exit('no data here'))"
   )
   done = subprocess.run(

@@ -1,0 +1,1 @@
+"""How programs run: their flags, configs and errors."""
