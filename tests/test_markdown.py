@@ -27,6 +27,24 @@ def test_table_whose_columns_line_up():
   ]
 
 
+def test_numbers_to_the_right():
+  rows = [['BN-x5', '12'], ['b', 'not run']]
+  assert markdown.table(['a', '%'], rows, right=[1]).split('\n') == [
+    '| a | % |',
+    '|---|--:|',
+    '| BN-x5 | 12 |',
+    '| b | not run |',
+  ]
+  assert markdown.table(['a', '%'], rows, align=True, right=[1]).split(
+    '\n'
+  ) == [
+    '| a     |       % |',
+    '| ----- | ------: |',
+    '| BN-x5 |      12 |',
+    '| b     | not run |',
+  ]
+
+
 def test_table_without_rows_is_its_head():
   assert markdown.table(['a'], []) == '| a |\n|---|'
 

@@ -16,17 +16,16 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 
-from bn_inception import command_line, config_keys
+from bn_inception import command_line, config_keys, markdown
 from bn_inception.data import imagenet
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, make_folder_of
 from bn_inception.experiment import make_setup, open_split
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
@@ -100,14 +99,9 @@ def _megabytes(p: Prediction, num_bytes: float) -> str:
 def to_markdown(predictions: Sequence[Prediction]) -> str:
   """A table with a column for each topology."""
   columns = [report_lines(p) for p in predictions]
-  rows = [['a prediction', *(p.topology for p in predictions)]]
-  rows += [[name, *(c[name] for c in columns)] for name in columns[0]]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  rows.insert(1, ['-' * width for width in widths])
-  return '\n'.join(
-    f'| {" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |'
-    for row in rows
-  )
+  head = ['a prediction', *(p.topology for p in predictions)]
+  rows = [[name, *(c[name] for c in columns)] for name in columns[0]]
+  return markdown.table(head, rows, align=True)
 
 
 _CAVEAT = """
@@ -135,8 +129,7 @@ def write_results(
     'config': config,
     'predictions': [dataclasses.asdict(p) for p in predictions],
   }
-  with writing(path, _REMEDY):
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  make_folder_of(path, _REMEDY)
   write_json(path, value, _REMEDY)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from bn_inception.data import imagenet
-from bn_inception.errors import writing
+from bn_inception.errors import replacing
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
@@ -213,26 +213,24 @@ def write_classes(predictions: Predictions, path: str) -> None:
     'label', 'class', 'name', 'examples', 'top1', 'top5', 'confused_with',
     'confused',
   )  # fmt: skip
-  with writing(path, _REMEDY):
-    with open(path + '.tmp', 'w', newline='') as file:
-      writer = csv.writer(file)
-      writer.writerow(header)
-      for score in found:
-        confused = score.confused_with
-        name = class_names[score.label]
-        writer.writerow(
-          [
-            score.label,
-            name,
-            imagenet.readable(name),
-            score.num_examples,
-            f'{score.top1:.4f}',
-            f'{score.top5:.4f}',
-            class_names[confused] if confused >= 0 else '',
-            score.num_confused,
-          ]
-        )
-    os.replace(path + '.tmp', path)
+  with replacing(path, remedy=_REMEDY) as file:
+    writer = csv.writer(file)
+    writer.writerow(header)
+    for score in found:
+      confused = score.confused_with
+      name = class_names[score.label]
+      writer.writerow(
+        [
+          score.label,
+          name,
+          imagenet.readable(name),
+          score.num_examples,
+          f'{score.top1:.4f}',
+          f'{score.top5:.4f}',
+          class_names[confused] if confused >= 0 else '',
+          score.num_confused,
+        ]
+      )
   print(f'written to {path}')
 
 
