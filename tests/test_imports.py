@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
 SEE_FLAGS = {  # beside programs
   'command_line', 'config_flag', 'machine.path_flags', 'presets', 'process',
-  'study.flags',
+  'evaluation.flags', 'study.flags',
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_every_room_has_a_floor_and_every_module_a_test():
   untested = wings - {'kernels.native'}
   untested |= {'data.source', 'data.__main__'}
   untested |= {'kernels.native.__main__'}  # with kernels.native
-  untested |= {'study.flags'}  # with study
+  untested |= {'evaluation.flags', 'study.flags'}  # with their programs
   untested |= {'eval', 'train'}  # with command_line
   for module in sorted(set(MODULES) - untested):
     *folders, name = module.split('.')

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from bn_inception.data import imagenet
-from bn_inception.errors import replacing
+from bn_inception.errors import UserError, make_folder_of, replacing
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
@@ -125,6 +125,30 @@ def _split_path(path: str | None) -> tuple[str, str] | None:
 
 def _digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_files(
+  outputs: Sequence[str], remedy: str, inputs: Sequence[str] = ()
+) -> None:
+  """Makes the folders of files, and refuses those that could not all be written.
+
+  Args:
+    outputs: files to write.
+    remedy: for messages.
+    inputs: files that are read.
+
+  Raises:
+    UserError: as `run_directory.check_output`; if an output is also another
+      output or an input.
+  """
+  for path in outputs:
+    run_directory.check_output(path, remedy)
+  real_paths = [os.path.realpath(path) for path in (*outputs, *inputs)]
+  for path in outputs:
+    if real_paths.count(os.path.realpath(path)) > 1:
+      raise UserError(f'{path} would be two files in one: {remedy}')
+  for path in outputs:
+    make_folder_of(path, remedy)
 
 
 def print_table(result: dict) -> None:
