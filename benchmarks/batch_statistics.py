@@ -21,6 +21,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from unittest import mock
 
@@ -33,6 +34,7 @@ from jax.experimental import topologies
 
 from bn_inception import batch_norm
 from bn_inception.batch_norm import BatchStats
+from bn_inception.programs import markdown
 
 AXES = (0, 1, 2)
 SHAPES = (
@@ -69,9 +71,8 @@ two_pass = partial(batch_norm.batch_statistics, axes=AXES)
 VARIANTS = {'naive': naive, 'shifted': shifted, 'two passes': two_pass}
 
 
-def print_header(*columns: str) -> None:
-  print(f'\n| {" | ".join(columns)} |')
-  print('| --- ' * len(columns) + '|')
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+  print(f'\n{markdown.table(head, rows)}', flush=True)
 
 
 def print_accuracy() -> None:
@@ -85,7 +86,7 @@ def print_accuracy() -> None:
     name = f'first example = {outlier}, others mean 0 std 1'
     inputs[name] = noise.copy()
     inputs[name][0] = outlier
-  print_header('input', 'dtype', *VARIANTS)
+  rows = []
   for name, values in inputs.items():
     for dtype in (jnp.float32, jnp.bfloat16):
       x = jnp.asarray(values, dtype)
@@ -102,21 +103,23 @@ def print_accuracy() -> None:
         else:
           error = np.max(np.abs(var - exact))
           cells.append(f'(absolute) {error:.1e}{negative}')
-      print(f'| {name} | {jnp.dtype(dtype).name} | {" | ".join(cells)} |')
+      rows.append([name, jnp.dtype(dtype).name, *cells])
+  print_table(['input', 'dtype', *VARIANTS], rows)
 
 
 def print_constant() -> None:
   """Smallest and largest variance of inputs that have none."""
   constants = np.float32(np.random.default_rng(0).uniform(1, 2000, 1024))
   x = jnp.broadcast_to(constants, (32, 7, 7, 1024))
-  print_header('constant input', *VARIANTS)
   ratios = [
     np.asarray(jax.jit(variant)(x).var) / constants**2
     for variant in VARIANTS.values()
   ]
-  for name, extreme in (('smallest', np.min), ('largest', np.max)):
-    cells = [f'{extreme(ratio):.1e}' for ratio in ratios]
-    print(f'| {name} var / mean^2 | {" | ".join(cells)} |')
+  rows = [
+    [f'{name} var / mean^2', *(f'{extreme(ratio):.1e}' for ratio in ratios)]
+    for name, extreme in (('smallest', np.min), ('largest', np.max))
+  ]
+  print_table(['constant input', *VARIANTS], rows)
 
 
 def print_bound() -> None:
@@ -126,9 +129,7 @@ def print_bound() -> None:
   float64; and the largest relative error of the variance, also in units of
   n * 2^-24.
   """
-  print_header(
-    'n', '(s - mean)^2 / ((n - 1) var)', 'error', 'error / (n 2^-24)'
-  )
+  rows = []
   rng = np.random.default_rng(0)
   for num_examples in (2, 8, 32, 128, 512):
     used = error = 0.0
@@ -142,7 +143,11 @@ def print_bound() -> None:
       computed = np.asarray(jax.jit(shifted)(x).var)
       error = max(error, np.max(np.abs(computed - var) / var))
     units = error / (num_examples * UNIT_ROUNDOFF)
-    print(f'| {num_examples} | {used:.7f} | {error:.1e} | {units:.1f} |')
+    rows.append(
+      [str(num_examples), f'{used:.7f}', f'{error:.1e}', f'{units:.1f}']
+    )
+  head = ['n', '(s - mean)^2 / ((n - 1) var)', 'error', 'error / (n 2^-24)']
+  print_table(head, rows)
 
 
 def forward(variant):
@@ -196,7 +201,7 @@ def compiled_bytes(function, arguments) -> float:
 
 def print_cost(title: str, functions: dict, baseline: str) -> None:
   """Median time, and bytes in parentheses, relative to the baseline."""
-  print_header(title, *functions)
+  rows = []
   rng = np.random.default_rng(0)
   for shape in SHAPES:
     x, dy = (jnp.float32(rng.normal(size=shape)) for _ in range(2))
@@ -209,7 +214,8 @@ def print_cost(title: str, functions: dict, baseline: str) -> None:
     ]
     label = f'{shape}: {1e3 * seconds[baseline]:.1f} ms'
     label += f', {sizes[baseline] / 1e6:.0f} MB'
-    print(f'| {label} | {" | ".join(cells)} |', flush=True)
+    rows.append([label, *cells])
+  print_table([title, *functions], rows)
 
 
 def print_tpu_bytes(functions: dict, baseline: str) -> None:
@@ -224,7 +230,7 @@ def print_tpu_bytes(functions: dict, baseline: str) -> None:
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # there is no TPU to ask about
   device = topologies.get_topology_desc('v5e:2x2', 'tpu').devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
-  print_header('TPU v5e, with gradient', 'dtype', *functions)
+  rows = []
   for shape in (*SHAPES, LARGE_SHAPE):
     for dtype in (jnp.float32, jnp.bfloat16):
       x = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -233,7 +239,8 @@ def print_tpu_bytes(functions: dict, baseline: str) -> None:
       sizes = {n: compiled_bytes(f, arguments) for n, f in functions.items()}
       cells = [f'{sizes[n] / sizes[baseline]:.2f}' for n in functions]
       label = f'{shape}: {sizes[baseline] / 1e6:.0f} MB'
-      print(f'| {label} | {jnp.dtype(dtype).name} | {" | ".join(cells)} |')
+      rows.append([label, jnp.dtype(dtype).name, *cells])
+  print_table(['TPU v5e, with gradient', 'dtype', *functions], rows)
 
 
 if __name__ == '__main__':

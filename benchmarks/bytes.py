@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks.contenders import NUM_CLASSES
-from benchmarks.contest import check_output, write_json
 from benchmarks.linen_inception import LinenInception, make_training
-from benchmarks.results import print_table
+from benchmarks.results import check_output, print_table, write_output
 from bn_inception import mesh
 from bn_inception.dryrun import hlo_text, prediction
 from bn_inception.experiment import make_setup
@@ -131,7 +130,7 @@ def main() -> None:
     if {f'ours{suffix}', f'linen{suffix}'} <= set(by_name):
       own, other = by_name[f'ours{suffix}'], by_name[f'linen{suffix}']
       print(f'ours{suffix} by linen: {own.hbm_bytes / other.hbm_bytes:.3f}')
-  write_json(
+  write_output(
     values.output,
     {
       'topology': values.topology, 'images_per_chip': per_chip,

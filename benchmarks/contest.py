@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks.contenders import Setup
-from benchmarks.results import divide, machine, print_table, spread
+from benchmarks.results import (
+  check_output,
+  divide,
+  machine,
+  print_table,
+  spread,
+  write_output,
+)
 from bn_inception.errors import UserError
 from bn_inception.programs.path_flags import define_path
 
@@ -299,21 +306,6 @@ def main(task: str, tables: dict[str, Sequence[str]]) -> None:
     print(f'\n{title}: {task}, {image_size} x {image_size}, {len(cores)} cores')
     print_rows(rows)
     results.append({'table': title, 'rows': rows})
-  write_json(
+  write_output(
     values.output, {'machine': machine(len(cores)), 'results': results}
   )
-
-
-def check_output(path: str | None) -> None:
-  """Before minutes of work.
-
-  Raises:
-    UserError: if no file can be written there.
-  """
-  if path and not pathlib.Path(path).parent.is_dir():
-    raise UserError(f'--output={path} is in a folder that is not there')
-
-
-def write_json(path: str | None, content: dict) -> None:
-  if path:
-    pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')

@@ -17,7 +17,6 @@ runtime may log it as well; its lines are counted apart.
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -53,7 +52,7 @@ from benchmarks.fault_trials import (
   try_faults,
   try_refused,
 )
-from benchmarks.results import machine, print_table
+from benchmarks.results import check_output, machine, print_table, write_output
 from bn_inception.errors import UserError
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
@@ -363,31 +362,26 @@ def main() -> None:
     )
   if not sys.platform.startswith('linux'):
     raise UserError('faults are tried on Linux, whose /proc names processes')
-  if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
-    raise UserError(
-      f'--output={_OUTPUT.value} is in a folder that is not there'
-    )
+  check_output(_OUTPUT.value)
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     rows = try_all(
       _ONLY.value or list(FAULTS), Laboratory(pathlib.Path(folder))
     )
   print_rows(rows)
-  if _OUTPUT.value:
-    content = {
-      'machine': machine(len(os.sched_getaffinity(0))),
-      'seconds': round(time.monotonic() - start),
-      'settings': {
-        'quick': _QUICK.value, 'seed': _SEED.value, 'steps': NUM_STEPS,
-        'checkpoint_every_steps': SAVE_EVERY,
-      },
-      'results': {
-        name: dataclasses.asdict(row) | {'seconds': round(row.seconds, 1)}
-        for name, row in rows.items()
-      },
-    }  # fmt: skip
-    text = json.dumps(content, indent=2)
-    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+  content = {
+    'machine': machine(len(os.sched_getaffinity(0))),
+    'seconds': round(time.monotonic() - start),
+    'settings': {
+      'quick': _QUICK.value, 'seed': _SEED.value, 'steps': NUM_STEPS,
+      'checkpoint_every_steps': SAVE_EVERY,
+    },
+    'results': {
+      name: dataclasses.asdict(row) | {'seconds': round(row.seconds, 1)}
+      for name, row in rows.items()
+    },
+  }  # fmt: skip
+  write_output(_OUTPUT.value, content)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,15 @@ import psutil
 from absl import flags
 
 from benchmarks import photographs, readers
-from benchmarks.results import Row, label, machine, print_results, write_json
+from benchmarks.results import (
+  Row,
+  check_output,
+  label,
+  machine,
+  print_results,
+  summarize,
+  write_output,
+)
 from bn_inception.errors import UserError
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
@@ -258,10 +266,7 @@ def main() -> None:
     print(json.dumps(measure(setup, **task)))
     return
   workers = parse_workers()
-  if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
-    raise UserError(
-      f'--output={_OUTPUT.value} is in a folder that is not there'
-    )
+  check_output(_OUTPUT.value)
   cores = limit_cores(_CORES.value)
   with tempfile.TemporaryDirectory() as folder:
     folders, kinds = make_photographs(folder)
@@ -269,13 +274,12 @@ def main() -> None:
     load = os.getloadavg()[0]
     run_rounds(rows)
   print_results(rows)
-  if _OUTPUT.value:
-    facts = {
-      'machine': machine(cores) | {'load_before': round(load, 2)},
-      'photographs': kinds,
-      'settings': {flag.name: flag.value for flag in _SETTINGS},
-    }
-    write_json(_OUTPUT.value, rows, facts)
+  facts = {
+    'machine': machine(cores) | {'load_before': round(load, 2)},
+    'photographs': kinds,
+    'settings': {flag.name: flag.value for flag in _SETTINGS},
+  }
+  write_output(_OUTPUT.value, facts | summarize(rows))
 
 
 if __name__ == '__main__':

@@ -115,7 +115,6 @@ COMPARISONS = (
   ('TF-Slim', slim_pixels_of_accurate_jpegs, ('slim', 'centre')),
   ("TF-Slim, TensorFlow's JPEGs", slim_pixels, ('slim', 'centre')),
 )
-FLAGS = {'short_side': '1_of_256', 'centre': '1'}  # as eval.py names them
 
 
 def main() -> None:
@@ -134,7 +133,7 @@ def main() -> None:
         [f'{np.max(found):.2f}', f'{np.mean(found):.3f}']
         for found in differences.values()
       ]
-      lines.append([name, FLAGS.get(rule, rule), *sum(cells, [])])
+      lines.append([name, rule, *sum(cells, [])])
   counts = ', '.join(f'{len(v)} {k}' for k, v in differences.items())
   print(f'{counts} images; differences in 0..255')
   print(', '.join(f'{p} {importlib.metadata.version(p)}' for p in PACKAGES))

@@ -1,10 +1,9 @@
-"""What benchmarks/input_pipeline.py measured: ratios, tables, a JSON file."""
+"""What benchmarks measured: ratios, tables, JSON files."""
 
 import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -12,6 +11,9 @@ import re
 import statistics
 
 from benchmarks import readers
+from bn_inception.errors import check_writable, make_folder_of
+from bn_inception.programs import markdown
+from bn_inception.runs import json_files
 
 # Ours, and what it is compared with. tf.data reads records, too, torch files.
 PAIRS = (
@@ -25,6 +27,7 @@ PACKAGES = (
   'numpy', 'opencv-python-headless', 'nvidia-nvimgcodec-cu13', 'grain', 'jax',
   'tensorflow', 'torch', 'pillow',
 )  # fmt: skip
+_REMEDY = 'give another --output'
 
 
 @dataclasses.dataclass
@@ -95,32 +98,14 @@ def ratios(rows: list[Row]) -> list[dict]:
 
 
 def print_table(header: list[str], lines: list[list[str]]) -> None:
-  """In Markdown, aligned: text to the left, numbers to the right."""
-  widths = [
-    max(map(len, column)) for column in zip(header, *lines, strict=True)
-  ]
-  is_number = [
-    all(re.match(r'[\d.]+( - |$)|not run$|$', line[i]) for line in lines)
+  """Prints a table in Markdown with its numbers to the right."""
+  numbers = [
+    i
     for i in range(len(header))
+    if all(re.match(r'[\d.]+( - |$)|not run$|$', line[i]) for line in lines)
   ]
-
-  def show(cells):
-    padded = [
-      cell.rjust(width) if number else cell.ljust(width)
-      for cell, width, number in zip(cells, widths, is_number, strict=True)
-    ]
-    print(f'| {" | ".join(padded)} |')
-
   print()
-  show(header)
-  show(
-    [
-      '-' * (width - 1) + (':' if number else '-')
-      for width, number in zip(widths, is_number, strict=True)
-    ]
-  )
-  for line in lines:
-    show(line)
+  print(markdown.table(header, lines, align=True, right=numbers))
 
 
 def show_spread(values: dict[str, float], digits: int) -> tuple[str, str]:
@@ -194,8 +179,8 @@ def machine(cores: int) -> dict:
   }
 
 
-def write_json(path: str, rows: list[Row], facts: dict) -> None:
-  """Writes the facts, such as the machine's, then what was measured."""
+def summarize(rows: list[Row]) -> dict:
+  """`results`, with an entry for each row, and their `ratios`."""
   results = []
   for row in rows:
     setup = row.setup
@@ -211,5 +196,17 @@ def write_json(path: str, rows: list[Row], facts: dict) -> None:
     else:
       result['not_run'] = row.not_run
     results.append(result)
-  content = {**facts, 'results': results, 'ratios': ratios(rows)}
-  pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')
+  return {'results': results, 'ratios': ratios(rows)}
+
+
+def check_output(path: str | None) -> None:
+  """Raises if --output cannot be written; call it before minutes of work."""
+  if path:
+    check_writable(path, _REMEDY)
+
+
+def write_output(path: str | None, content: dict) -> None:
+  """Writes a JSON file, if one is wanted, and its folder."""
+  if path:
+    make_folder_of(path, _REMEDY)
+    json_files.write_json(path, content, _REMEDY)

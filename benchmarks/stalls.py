@@ -23,14 +23,14 @@ import tempfile
 from absl import flags
 
 from benchmarks.contenders import Setup
-from benchmarks.contest import (
-  ROOT,
+from benchmarks.contest import ROOT, compete, use_cores
+from benchmarks.results import (
   check_output,
-  compete,
-  use_cores,
-  write_json,
+  machine,
+  print_table,
+  spread,
+  write_output,
 )
-from benchmarks.results import machine, print_table, spread
 from bn_inception.errors import UserError
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
@@ -141,7 +141,7 @@ def main() -> None:
   ]
   print_table(['run', 'what', 'median', 'lowest', 'highest'], lines)
   print(f'images/s of a run by those of the bare step: {ratio["median"]}')
-  write_json(
+  write_output(
     given.output,
     {
       'machine': machine(len(use_cores(None))), 'results': content,

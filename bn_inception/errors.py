@@ -95,6 +95,12 @@ def check_writable(path: str, remedy: str) -> None:
       ) from error
 
 
+def make_folder_of(path: str, remedy: str = RERUN) -> None:
+  """Makes the folder of a file, and those above it; raises as `writing`."""
+  with writing(path, remedy):
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+
+
 def check_room(path: str, num_bytes: int, remedy: str) -> None:
   """Raises if a file of `num_bytes` would not fit on its disk.
 

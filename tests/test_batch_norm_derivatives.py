@@ -22,6 +22,7 @@ from bn_inception.batch_norm import BatchNorm, batch_normalize
 from bn_inception.kernels.convolution import convolve
 from bn_inception.kernels.pooled_batch_norm import pool_first
 from bn_inception.kernels.pooling import pool3x3
+from bn_inception.programs import markdown
 
 EPSILON = 1e-3
 SHAPE = (16, 4, 5, 3)
@@ -384,8 +385,7 @@ def test_forward_mode_equals_reverse_mode(mode):
 
 
 def print_table():
-  print('| mode | float64 | float32 | 4 devices, float32 |')
-  print('| --- | --- | --- | --- |')
+  rows = []
   for mode in MODES:
     columns = [
       [(LAYOUTS[0], jnp.float64)],
@@ -399,7 +399,9 @@ def print_table():
       )
       for column in columns
     ]
-    print(f'| {mode} | {" | ".join(f"{cell:.1e}" for cell in cells)} |')
+    rows.append([mode, *(f'{cell:.1e}' for cell in cells)])
+  head = ['mode', 'float64', 'float32', '4 devices, float32']
+  print(markdown.table(head, rows))
 
 
 if __name__ == '__main__':

@@ -59,8 +59,8 @@ def test_ratios_are_of_the_best_and_of_rounds(capsys, tmp_path):
   output = capsys.readouterr().out
   assert len({len(line) for line in output.splitlines()[1:7]}) == 1
   assert 'not run: photos, torch, 0 workers: torch is not installed' in output
-  results.write_json(str(tmp_path / 'results.json'), rows, {'machine': {}})
-  written = json.loads((tmp_path / 'results.json').read_text())
+  results.write_output(str(tmp_path / 'a.json'), results.summarize(rows))
+  written = json.loads((tmp_path / 'a.json').read_text())
   assert written['results'][0]['rounds'] == [100.0, 50.0, 90.0]
   assert written['results'][3]['not_run'] == 'torch is not installed'
 

@@ -22,7 +22,7 @@ def test_unknown_tables_and_cores_are_named():
   for arguments, message in (
     (['--only=imagnet'], "error: there is no table 'imagnet': use the paper's"),
     (['--skip=torch'], "error: there is no contender 'torch': use 2 x ours"),
-    (['--output=no/x.json'], 'error: --output=no/x.json is in a folder that'),
+    (['--output=LICENSE/x.json'], 'error: LICENSE/x.json cannot be written'),
     (['--before=no'], 'error: --before=no is not a version of this project'),
     (['--cores=99'], 'error: --cores must be between 1 and '),
   ):

@@ -26,7 +26,10 @@ FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PROGRAMS = {'eval', 'plot', 'study.report', 'train'}
 ROOT = pathlib.Path(__file__).parent.parent
 FLAG_MODULES = {'absl', 'ml_collections', 'configs'}
-SEE_FLAGS = {'study.flags'}  # with programs and what runs them
+SEE_FLAGS = {
+  'evaluation.flags',
+  'study.flags',
+}  # with programs and what runs them
 SEE_FLAGS |= {
   f'programs.{name}'
   for name in (
@@ -83,7 +86,7 @@ def test_every_room_has_a_floor_and_every_module_a_test():
   untested = wings - {'kernels.native'}
   untested |= {'data.source', 'data.__main__'}
   untested |= {'kernels.native.__main__'}  # with kernels.native
-  untested |= {'study.flags'}  # with study
+  untested |= {'evaluation.flags', 'study.flags'}  # with their programs
   untested |= {'eval', 'train'}  # with command_line
   for module in sorted(set(MODULES) - untested):
     *folders, name = module.split('.')

@@ -21,9 +21,15 @@ from absl import flags
 
 from bn_inception.claims import networks, transform
 from bn_inception.claims.transform import Claim
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import (
+  UserError,
+  make_folder_of,
+  replacing,
+  writing,
+)
 from bn_inception.machine import streams
 from bn_inception.programs import command_line
+from bn_inception.programs.markdown import table
 from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.json_files import write_json
 from bn_inception.runs.run_directory import check_output, manifest
@@ -113,8 +119,7 @@ def write_results(results: list[Result], output: str) -> None:
     ],
   }
   remedy = 'give another --output'
-  with writing(output, remedy):
-    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
+  make_folder_of(output, remedy)
   write_json(output, value, remedy)
   for result in results:
     if result.claim.draw is not None:
@@ -141,13 +146,13 @@ def print_result(result: Result, console: Any) -> None:
   """Prints the claim, the numbers and the verdict."""
   from rich.table import Table
 
-  table = Table(show_header=False, box=None, padding=(0, 2))
+  numbers = Table(show_header=False, box=None, padding=(0, 2))
   for key, number in result.claim.numbers.items():
-    table.add_row(key, f'{number:.4g}')
+    numbers.add_row(key, f'{number:.4g}')
   console.rule(f'{result.name} ({result.seconds:.0f} s)')
   console.print(f'Paper:     {result.claim.sentence}', highlight=False)
   console.print(f'Criterion: {result.claim.criterion}', highlight=False)
-  console.print(table)
+  console.print(numbers)
   console.print(
     f'[bold]{result.verdict.upper()}[/bold]: {result.claim.finding}',
     highlight=False,
@@ -158,10 +163,10 @@ def print_summary(results: list[Result], console: Any) -> None:
   """Prints a table with a line per claim."""
   from rich.table import Table
 
-  table = Table('claim', 'verdict', 'finding')
+  verdicts = Table('claim', 'verdict', 'finding')
   for result in results:
-    table.add_row(result.name, result.verdict, result.claim.finding)
-  console.print(table)
+    verdicts.add_row(result.name, result.verdict, result.claim.finding)
+  console.print(verdicts)
   num_held = sum(result.claim.held for result in results)
   seconds = sum(result.seconds for result in results)
   console.print(f'{num_held} of {len(results)} held; {seconds:.0f} s')
@@ -175,10 +180,11 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     output: the JSON file, which has the figures next to it.
     folder: of the page, for links to the figures.
   """
-
-  def cell(text: str) -> str:
-    return text.replace('|', '\\|')
-
+  head = ['claim', 'the paper, in our words', 'verdict', 'finding']
+  rows = []
+  for name, claim, _ in results:
+    verdict = 'held' if claim.held else '**not held**'
+    rows.append([f'[{name}](#{name})', claim.sentence, verdict, claim.finding])
   lines = [
     '# The claims of Sections 1 to 3, measured',
     '',
@@ -192,13 +198,8 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     'scikit-learn or with synthetic data. A claim holds if it meets the criterion,',
     'which was fixed before. Timings are those of the machine that ran it.',
     '',
-    '| claim | the paper, in our words | verdict | finding |',
-    '|---|---|---|---|',
+    table(head, rows),
   ]
-  for name, claim, _ in results:
-    verdict = 'held' if claim.held else '**not held**'
-    row = (f'[{name}](#{name})', claim.sentence, verdict, claim.finding)
-    lines.append(f'| {" | ".join(cell(text) for text in row)} |')
   for name, claim, _ in results:
     lines += ['', f'## {name}', '', claim.sentence, '']
     lines += [f'Criterion: {claim.criterion}.', '']
@@ -209,9 +210,8 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     if claim.draw is not None:
       path = os.path.relpath(figure_path(output, name), folder or '.')
       lines += [f'![{name}]({path})', '']
-    lines += ['| measured | |', '|---|---|']
-    for key, number in claim.numbers.items():
-      lines.append(f'| {cell(key)} | {number:.4g} |')
+    numbers = [[key, f'{number:.4g}'] for key, number in claim.numbers.items()]
+    lines.append(table(['measured', ''], numbers))
   return '\n'.join(lines) + '\n'
 
 
@@ -250,11 +250,10 @@ def check_and_report(
   write_results(results, output)
   console.print(f'wrote {output} and the figures next to it')
   if markdown is not None:
-    folder = os.path.dirname(markdown)
-    with writing(markdown, 'give another --markdown'):
-      os.makedirs(folder or '.', exist_ok=True)
-      with open(markdown, 'w') as file:
-        file.write(to_markdown(results, output, folder))
+    remedy = 'give another --markdown'
+    make_folder_of(markdown, remedy)
+    with replacing(markdown, remedy=remedy) as file:
+      file.write(to_markdown(results, output, os.path.dirname(markdown)))
   return results
 
 

@@ -16,7 +16,6 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 import jax
@@ -27,10 +26,10 @@ from bn_inception.data import imagenet
 from bn_inception.data.sources import open_split
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, make_folder_of
 from bn_inception.experiment import make_setup
 from bn_inception.machine import streams
-from bn_inception.programs import command_line, config_flag
+from bn_inception.programs import command_line, config_flag, markdown
 from bn_inception.programs.path_flags import define_path
 from bn_inception.runs.json_files import write_json
 from bn_inception.runs.run_directory import check_output, manifest
@@ -102,14 +101,9 @@ def _megabytes(p: Prediction, num_bytes: float) -> str:
 def to_markdown(predictions: Sequence[Prediction]) -> str:
   """A table with a column for each topology."""
   columns = [report_lines(p) for p in predictions]
-  rows = [['a prediction', *(p.topology for p in predictions)]]
-  rows += [[name, *(c[name] for c in columns)] for name in columns[0]]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  rows.insert(1, ['-' * width for width in widths])
-  return '\n'.join(
-    f'| {" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |'
-    for row in rows
-  )
+  head = ['a prediction', *(p.topology for p in predictions)]
+  rows = [[name, *(c[name] for c in columns)] for name in columns[0]]
+  return markdown.table(head, rows, align=True)
 
 
 _CAVEAT = """
@@ -137,8 +131,7 @@ def write_results(
     'config': config,
     'predictions': [dataclasses.asdict(p) for p in predictions],
   }
-  with writing(path, _REMEDY):
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  make_folder_of(path, _REMEDY)
   write_json(path, value, _REMEDY)
 
 

@@ -11,7 +11,7 @@ from bn_inception import config_keys, inception
 from bn_inception.data import data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.sources import Source, open_split
-from bn_inception.errors import UserError
+from bn_inception.errors import UserError, check_choice
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.passes import predict, with_population_statistics
 from bn_inception.evaluation.predictions import Predictions, average
@@ -19,6 +19,13 @@ from bn_inception.experiment import Setup, setup_of_checkpoint
 from bn_inception.machine import accelerators, shared_memory
 from bn_inception.metrics import MOVING, NONE, POPULATION
 from bn_inception.runs import checkpoint, checkpoint_folder, run_directory
+
+# What `EvaluationOptions.statistics` may be -> kinds of statistics.
+STATISTICS = {
+  'moving': (MOVING,),
+  'population': (POPULATION,),
+  'both': (MOVING, POPULATION),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,17 @@ def find_checkpoint(workdir: str, step: int | None) -> str:
   return chosen
 
 
+def choose(
+  given: Sequence[str], workdir: str, step: int | None
+) -> Sequence[str]:
+  """The checkpoints of --checkpoint, or else the run's: see `find_checkpoint`."""
+  if given and step is not None:
+    raise UserError(
+      '--step chooses in --workdir: leave it out with --checkpoint'
+    )
+  return given or [find_checkpoint(workdir, step)]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
   """What to evaluate checkpoints on, and how.
@@ -107,10 +125,9 @@ class EvaluationOptions:
   def __post_init__(self):
     if self.batch_size is not None:
       config_keys.check_value('eval_batch_size', self.batch_size, 'batch_size')
-    if self.crops not in (None, *NUM_CROPS):
-      raise UserError(
-        f"crops '{self.crops}' are unknown: use one of {', '.join(NUM_CROPS)}"
-      )
+    if self.crops is not None:
+      check_choice('crops', self.crops, tuple(NUM_CROPS))
+    check_choice('statistics', self.statistics, tuple(STATISTICS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,17 +439,8 @@ def _apply(options: EvaluationOptions, config: dict) -> str:
 
 
 def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
-  kinds = {
-    'moving': (MOVING,),
-    'population': (POPULATION,),
-    'both': (MOVING, POPULATION),
-  }
-  if statistics not in kinds:
-    raise UserError(
-      f"statistics '{statistics}' are unknown: use one of {', '.join(kinds)}"
-    )
   if config['model']['use_batch_norm']:
-    return kinds[statistics]
+    return STATISTICS[statistics]
   if statistics == 'population':
     raise UserError(
       'this network has no batch normalization, so it has no statistics: leave '

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from bn_inception.data import imagenet
-from bn_inception.errors import writing
+from bn_inception.errors import UserError, make_folder_of, replacing
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
@@ -127,6 +127,30 @@ def _digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def check_files(
+  outputs: Sequence[str], remedy: str, inputs: Sequence[str] = ()
+) -> None:
+  """Makes the folders of files, and refuses those that could not all be written.
+
+  Args:
+    outputs: files to write.
+    remedy: for messages.
+    inputs: files that are read.
+
+  Raises:
+    UserError: as `run_directory.check_output`; if an output is also another
+      output or an input.
+  """
+  for path in outputs:
+    run_directory.check_output(path, remedy)
+  real_paths = [os.path.realpath(path) for path in (*outputs, *inputs)]
+  for path in outputs:
+    if real_paths.count(os.path.realpath(path)) > 1:
+      raise UserError(f'{path} would be two files in one: {remedy}')
+  for path in outputs:
+    make_folder_of(path, remedy)
+
+
 def print_table(result: dict) -> None:
   """Prints a result of `evaluate_members`, a column for each kind of statistics."""
   members, speed = result['members'], result['images_per_second']
@@ -213,26 +237,24 @@ def write_classes(predictions: Predictions, path: str) -> None:
     'label', 'class', 'name', 'examples', 'top1', 'top5', 'confused_with',
     'confused',
   )  # fmt: skip
-  with writing(path, _REMEDY):
-    with open(path + '.tmp', 'w', newline='') as file:
-      writer = csv.writer(file)
-      writer.writerow(header)
-      for score in found:
-        confused = score.confused_with
-        name = class_names[score.label]
-        writer.writerow(
-          [
-            score.label,
-            name,
-            imagenet.readable(name),
-            score.num_examples,
-            f'{score.top1:.4f}',
-            f'{score.top5:.4f}',
-            class_names[confused] if confused >= 0 else '',
-            score.num_confused,
-          ]
-        )
-    os.replace(path + '.tmp', path)
+  with replacing(path, remedy=_REMEDY) as file:
+    writer = csv.writer(file)
+    writer.writerow(header)
+    for score in found:
+      confused = score.confused_with
+      name = class_names[score.label]
+      writer.writerow(
+        [
+          score.label,
+          name,
+          imagenet.readable(name),
+          score.num_examples,
+          f'{score.top1:.4f}',
+          f'{score.top5:.4f}',
+          class_names[confused] if confused >= 0 else '',
+          score.num_confused,
+        ]
+      )
   print(f'written to {path}')
 
 

@@ -64,7 +64,7 @@ def run(
   Args:
     main: reads its flags itself.
     default_config: of --config; None: the program has no config.
-    of_several: flags that take several values, as in --images a.jpg b.jpg.
+    of_several: flags that take several values, as in --checkpoint a/1 b/1.
     takes_arguments: whether `main` is called with the list of the arguments that
       are not flags; other programs refuse such arguments.
   """
@@ -109,6 +109,10 @@ def _run(
       _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
     try:
       _refuse_empty_flags()
+      if '' in remaining:
+        raise UserError(
+          'an argument is empty: give it a value, or leave it out'
+        )
       if 'process_id' in flags.FLAGS:  # long work, as the results are files
         streams.continue_without_stdout()
         _join_processes()
@@ -210,7 +214,7 @@ def _read_flag_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-  """['--images', 'a', 'b'] -> ['--images=a', '--images=b']."""
+  """['--checkpoint', 'a', 'b'] -> ['--checkpoint=a', '--checkpoint=b']."""
   repeated, current, has_values = [], None, True
   # A last flag, which is left out again, closes the one before it.
   for argument in (*arguments, '--'):
@@ -234,13 +238,15 @@ def _example(name: str) -> str:
 
 
 def run_one_of(
-  commands: Mapping[str, Callable[[], Callable[[], None]]],
+  commands: Mapping[str, Callable[[], Callable[..., None]]],
+  takes_arguments: bool = False,
 ) -> None:
   """Runs the command that the first argument names, as `run` does.
 
   Args:
     commands: name -> a function that defines the command's flags and returns
       its main function.
+    takes_arguments: whether they take arguments that are not flags; see `run`.
   """
   first = sys.argv[1] if len(sys.argv) > 1 else None
   if first is not None and re.match('--?(h|help|helpfull|helpshort)$', first):
@@ -253,7 +259,7 @@ def run_one_of(
       else f"there is no command '{first}': use {names}; see --help"
     )  # fmt: skip
   del sys.argv[1]
-  run(commands[first]())
+  run(commands[first](), takes_arguments=takes_arguments)
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, replacing
 from bn_inception.study.results import Outcome
 
 _ENDING = '.jsonl'
@@ -122,12 +122,10 @@ def write(
       file_of_name[outcome.name] = file
   for file in dict.fromkeys(file_of_name.values()):
     path = os.path.join(folder, file)
-    with writing(path, remedy):
-      with open(f'{path}.tmp', 'w') as stream:
-        for content in files[file].values():
-          text = json.dumps(content, separators=(',', ':'), allow_nan=False)
-          stream.write(text + '\n')
-      os.replace(f'{path}.tmp', path)
+    with replacing(path, remedy=remedy) as stream:
+      for content in files[file].values():
+        text = json.dumps(content, separators=(',', ':'), allow_nan=False)
+        stream.write(text + '\n')
   return file_of_name
 
 

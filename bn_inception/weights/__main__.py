@@ -23,7 +23,13 @@ from absl import flags
 
 from bn_inception.data import augment, imagenet
 from bn_inception.data.crops import NUM_CROPS
-from bn_inception.errors import UserError, check_choice, check_writable, writing
+from bn_inception.errors import (
+  UserError,
+  check_choice,
+  check_writable,
+  make_folder_of,
+  writing,
+)
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.machine import streams
 from bn_inception.programs import command_line, presets
@@ -234,8 +240,7 @@ def export_checkpoint(path: str, output: str) -> None:
     CROP_NOTE: description['config']['data']['eval_crop'],
     CLASSES_NOTE: json.dumps(description['class_names']),
   }
-  with writing(output, 'give another --to'):
-    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
+  make_folder_of(output, 'give another --to')
   files.write_safetensors(output, weights, notes)
   print(f'wrote {output}: weights for bninception of pretrainedmodels')
 

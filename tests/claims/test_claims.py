@@ -1,6 +1,7 @@
 """The program: which claims run, and what is printed and written."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -55,6 +56,20 @@ def test_results_figures_and_page_are_written(tmp_path, monkeypatch, capsys):
   assert '**not held**' in text and '../new/out_made_up.png' in text
   printed = capsys.readouterr().out
   assert 'NOT HELD: It is not so.' in printed and '0 of 1 held' in printed
+
+
+def test_the_committed_page_is_made_of_the_committed_numbers():
+  output = ROOT / 'results' / 'claims.json'
+  results = []
+  for claim in json.loads(output.read_text())['claims']:
+    name, seconds = claim.pop('name'), claim.pop('seconds')
+    figure = pathlib.Path(claims.figure_path(str(output), name))
+    numbers = claim.pop('numbers').items()
+    claim['numbers'] = {k: math.nan if v is None else v for k, v in numbers}
+    claim['draw'] = print if figure.exists() else None
+    results.append(claims.Result(name, Claim(**claim), seconds))
+  page = claims.to_markdown(results, str(output), str(output.parent))
+  assert page == (output.parent / 'claims.md').read_text()
 
 
 def test_one_claim_goes_to_a_file_of_its_own(tmp_path, monkeypatch):

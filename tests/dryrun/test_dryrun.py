@@ -95,6 +95,13 @@ def test_a_column_for_each_topology():
   }
 
 
+def test_the_committed_table_is_made_of_the_committed_numbers():
+  written = json.loads((ROOT / 'results' / 'dry_run.json').read_text())
+  predictions = [prediction.Prediction(**p) for p in written['predictions']]
+  page = (ROOT / 'results' / 'dry_run.md').read_text()
+  assert dryrun.to_markdown(predictions) in page
+
+
 def test_a_batch_that_does_not_divide_is_refused_before_compiling(
   digits_config, cpu_pod, capsys
 ):

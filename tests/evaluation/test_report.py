@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import re
 
@@ -102,6 +103,20 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
   assert second['confused_with'] == '' and second['confused'] == '0'
   with pytest.raises(UserError, match='cannot be written'):
     report.write_classes(PREDICTIONS, str(tmp_path / 'no' / 'x.csv'))
+
+
+def test_files_that_could_not_all_be_written_are_refused(tmp_path):
+  out, data = str(tmp_path / 'new' / 'x.json'), str(tmp_path / 'a.npz')
+  for outputs, named in (
+    ([out, data], data),  # also read
+    ([out, str(tmp_path / 'new' / '..' / 'new' / 'x.json')], out),
+    ([out, '/dev/null/x'], '/dev/null/x'),
+  ):
+    with pytest.raises(UserError, match=f'{named} .*: give another --output'):
+      report.check_files(outputs, 'give another --output', inputs=[data])
+    assert not os.path.exists(os.path.dirname(out))
+  report.check_files([out], 'give another --output', inputs=[data])
+  assert os.listdir(os.path.dirname(out)) == []
 
 
 # ---- names of files ----

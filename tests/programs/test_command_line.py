@@ -26,6 +26,7 @@ from tests.ports import free_port
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = [sys.executable, 'train.py']
 EVAL = [sys.executable, 'eval.py']
+EVALUATION = [sys.executable, '-m', 'bn_inception.evaluation']
 SHORT = [
   '--config.training.num_epochs=4',  # 180 steps
   '--config.training.log_every_steps=15',
@@ -144,11 +145,16 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   )
   assert by_path.returncode == 0, by_path.stderr
   # The mean of a network and itself, without running it.
-  mean = run([*EVAL, '--predictions', saved, saved, f'--output={whole}/m.json'])
+  mean = run([*EVALUATION, 'average', saved, saved, f'--output={whole}/m.json'])
   assert mean.returncode == 0, mean.stderr
   summary = json.loads((whole / 'm.json').read_text())['results']
   assert summary['top1'] == moving['top1']
   assert summary['loss'] == pytest.approx(moving['loss'], rel=1e-5)
+  shown = run([*EVALUATION, 'classify', f'--workdir={whole}', 'docs/seven.png'])
+  assert shown.returncode == 0, shown.stderr
+  name, *classes = shown.stdout.splitlines()
+  assert name == 'docs/seven.png' and len(classes) == 5
+  assert classes[0].endswith(' %  7')
   step = whole / 'checkpoints' / '180'
   for path in (step / 'state').glob('**/d/*'):
     damaged = bytearray(path.read_bytes())
@@ -208,38 +214,39 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ),
     ([*EVAL, '--checkpoint=tests'], 'tests is not a checkpoint: give a folder'),
     (
-      [*EVAL, '--predictions', 'a.npz', 'b.npz', '--fold'],
-      '--predictions has no use for --fold: leave it out',
+      [*EVAL, '--checkpoint', '--fold'],
+      '--checkpoint needs a value or several: --checkpoint runs/a/',
+    ),
+    ([*EVAL, 'a.jpg', '--fold'], "'a.jpg' is not a flag"),
+    (EVALUATION, 'give a command: average or classify'),
+    ([*EVALUATION, 'average'], 'give one file or more'),
+    ([*EVALUATION, 'average', 'a.npz', ''], 'an argument is empty'),
+    (
+      [*EVALUATION, 'average', 'a.npz', '--fold'],
+      "Unknown command line flag 'fold'",
     ),
     (
-      [*EVAL, '--images', 'a.jpg', '--checkpoint=tests', '--real'],
-      '--images has no use for --real: leave it out',
-    ),
-    (
-      [*EVAL, '--images', '--fold'],
-      '--images needs a value or several: --images a.jpg b.png',
-    ),
-    (
-      [*EVAL, '--predictions'],
-      '--predictions needs a value or several: --predictions a.npz b.npz',
-    ),
-    (
-      [*EVAL, '--predictions', 'a.npz', '--output=a.npz'],
+      [*EVALUATION, 'average', 'a.npz', '--output=a.npz'],
       'a.npz would be two files in one: give another --output',
     ),
     (
-      [*EVAL, '--predictions', 'a.npz', '--output=eval.py/x.json'],
+      [*EVALUATION, 'average', 'a.npz', '--output=eval.py/x.json'],
       'eval.py/x.json cannot be written (Not a directory): give another',
+    ),
+    ([*EVALUATION, 'classify', '--workdir=tests'], 'give one image or more'),
+    (
+      [*EVALUATION, 'classify', 'a.jpg', '--checkpoint=tests'],
+      'tests is not a checkpoint: give a folder',
+    ),
+    (
+      [*EVALUATION, 'classify', 'a.jpg', '--checkpoint=tests', '--step=9'],
+      '--step chooses in --workdir: leave it out with --checkpoint',
     ),
     (
       [*EVAL, '--output=gs://a/b.json'],
       '--output=gs://a/b.json: gs: ',
     ),
     ([*TRAIN, '--init_from='], '--init_from is empty: give it a value'),
-    (
-      [*EVAL, '--predictions', 'a.npz', '', '--output=x.json'],
-      '--predictions is empty: give it a value',
-    ),
     (
       [*TRAIN, '--init_from=/no/9'],
       'checkpoint /no/9 does not exist',
@@ -274,12 +281,12 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
 @pytest.mark.parametrize(
   'program, count',
   [
-    ('train.py', 9), ('eval.py', 23), ('study', 11),
+    ('train.py', 9), ('eval.py', 21), ('study', 11),
     *(
       pytest.param(program, count, marks=pytest.mark.slow)
       for program, count in (
         ('study.report', 8), ('claims', 3), ('dryrun', 5), ('weights', 7),
-        ('data', 0), ('kernels.native', 0),
+        ('data', 0), ('evaluation', 0), ('kernels.native', 0),
       )
     ),
   ],
@@ -481,12 +488,12 @@ def test_a_program_that_ends_with_a_text_says_it(environment):
 
 def test_flags_of_several_values_are_repeated():
   arguments = [
-    'eval.py', '--images', 'a.jpg', 'b,c.jpg', '--fold', '--images=d.jpg',
-    'e.jpg', '--step', '9',
+    'eval.py', '--checkpoint', 'a/1', 'b,c/1', '--fold', '--checkpoint=d/1',
+    'e/1', '--step', '9',
   ]  # fmt: skip
-  assert command_line._repeat_flags(arguments, ('images',)) == [
-    'eval.py', '--images=a.jpg', '--images=b,c.jpg', '--fold',
-    '--images=d.jpg', '--images=e.jpg', '--step', '9',
+  assert command_line._repeat_flags(arguments, ('checkpoint',)) == [
+    'eval.py', '--checkpoint=a/1', '--checkpoint=b,c/1', '--fold',
+    '--checkpoint=d/1', '--checkpoint=e/1', '--step', '9',
   ]  # fmt: skip
 
 

@@ -52,7 +52,14 @@ def test_flags_for_paths_are_path_flags():
   }
   assert found == set()
   paths = {name for _, function, name, _ in FLAGS if function[0] == 'd'}
-  assert {'workdir', 'data_dir', 'images', 'from', 'runs', 'output'} <= paths
+  assert {
+    'workdir',
+    'data_dir',
+    'checkpoint',
+    'from',
+    'runs',
+    'output',
+  } <= paths
 
 
 def make_flags(is_multi=False, may_be_bucket=False):

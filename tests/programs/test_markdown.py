@@ -2,7 +2,7 @@
 
 import pytest
 
-from bn_inception.study import markdown
+from bn_inception.programs import markdown
 
 
 def test_table():
@@ -24,6 +24,24 @@ def test_table_whose_columns_line_up():
     '| ----- | ----- |',
     '| BN-x5 | 12    |',
     '| b     |       |',
+  ]
+
+
+def test_numbers_to_the_right():
+  rows = [['BN-x5', '12'], ['b', 'not run']]
+  assert markdown.table(['a', '%'], rows, right=[1]).split('\n') == [
+    '| a | % |',
+    '|---|--:|',
+    '| BN-x5 | 12 |',
+    '| b | not run |',
+  ]
+  assert markdown.table(['a', '%'], rows, align=True, right=[1]).split(
+    '\n'
+  ) == [
+    '| a     |       % |',
+    '| ----- | ------: |',
+    '| BN-x5 |      12 |',
+    '| b     | not run |',
   ]
 
 
