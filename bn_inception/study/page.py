@@ -12,7 +12,8 @@ import string
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 
-from bn_inception.study import charts, figures, markdown, summary
+from bn_inception.programs import markdown
+from bn_inception.study import charts, figures, summary
 from bn_inception.study.plots import Plot, Section, Table
 from bn_inception.study.results import Group
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bn_inception.study import markdown
+from bn_inception.programs import markdown
 
 
 def test_table():
