@@ -8,8 +8,8 @@ In the paper's order, with its gamma as `scale` and its beta as `bias`:
 * `BatchNorm` is the linen layer.
 
 The rest supports them: statistics shared by several devices, and array types. The
-file imports nothing else from this package. docs/batch_norm.md compares the
-conventions with other frameworks' and shows how to use the layer.
+file imports nothing from this package. docs/batch_norm.md compares the conventions
+with other frameworks' and shows how to use the layer.
 """
 
 import math
@@ -85,8 +85,8 @@ def batch_statistics(
 ) -> BatchStats:
   """Mean and biased variance of a mini-batch (Algorithm 1, lines 1 and 2).
 
-  Takes two passes: E[(x - mean)^2] is never negative and stays accurate however
-  far the mean is from zero, where E[x^2] - E[x]^2 is 29 % off at mean = 1000 std
+  Takes two passes: E[(x - mean)^2] is never negative, and accurate however far the
+  mean is from zero. E[x^2] - E[x]^2 takes one and is 29 % off at mean = 1000 std
   (results/batch_statistics.md has accuracy and cost of the alternatives). The mean
   itself may be off by 2e-5 of its value where XLA sums fewer than 4,096 numbers
   on a CPU.
@@ -158,8 +158,8 @@ def input_gradient(
 
     dx = scale / sqrt(var + epsilon) * (dy - dbias / m - x_hat * dscale / m)
 
-  Both sums travel in one `psum`. For the backward pass only x is kept of the
-  activations; on CPUs this moves 0.78 of the bytes of JAX's own gradient.
+  Both sums travel in one `psum`. The backward pass needs no activation but x. On
+  CPUs it moves 0.78 times the bytes that JAX's own gradient moves.
 
   Args:
     x, scale, epsilon, axes, axis_name: as given to `batch_normalize`.
@@ -216,7 +216,7 @@ _normalize_batch = jax.custom_vjp(
 
 
 def _forward(x, scale, bias, stats, *options):
-  # Not `_normalize_batch`: the jvp of a gradient passes through here.
+  # Not `_normalize_batch`, which has no jvp: that of a gradient comes through here.
   y = _normalize_expanded(x, scale, bias, stats, *options)
   return y, (x, scale, bias, stats)
 
@@ -225,8 +225,8 @@ def _backward(epsilon, axes, axis_name, residuals, dy):
   x, scale, bias, stats = residuals
   sums = parameter_sums(x, dy, stats, epsilon, axes)
   dx = input_gradient(x, dy, scale, stats, sums, epsilon, axes, axis_name)
-  # dx includes the path through `stats`, whose gradient here is None. A loss of
-  # the statistics that `batch_normalize` returns has JAX's own.
+  # dx includes the path through `stats`, so their own gradient here is None. JAX
+  # differentiates what a loss does with the statistics that `batch_normalize` returns.
   return dx, *parameter_gradients(scale, bias, sums), None
 
 
@@ -283,7 +283,7 @@ class BatchNorm(nn.Module):
 
   Where frameworks differ, this layer:
 
-  * counts `statistics_decay` as the weight of the *old* value, as Flax's
+  * takes `statistics_decay` as the weight of the *old* value, like Flax's
     `momentum`; PyTorch's `momentum` is 1 - statistics_decay;
   * normalises a batch with the biased variance (divisor m, Algorithm 1) and
     averages the unbiased one (divisor m - 1, Algorithm 2), as PyTorch and unlike
@@ -302,10 +302,10 @@ class BatchNorm(nn.Module):
   Attributes:
     train: use and record the statistics of the mini-batch.
     norm_batch_size: how many examples share statistics; 0 for the whole global
-      batch. Groups up to the per-device batch are a reshape, without
-      communication; larger ones extend over `axis_name`.
+      batch. A group inside one device's batch takes a reshape and no
+      communication; a larger one extends over `axis_name`.
     axis_name: mapped mesh axis over which a group extends (`mesh.MEMBER` in this
-      project); None outside of `shard_map`. `init` works outside of the map.
+      project); None outside of `shard_map`. `init` needs no `shard_map`.
     statistics_decay: weight of the old value in the moving averages.
     epsilon: added to the variance.
     use_scale: learn gamma, one per feature, initially 1.
@@ -313,9 +313,9 @@ class BatchNorm(nn.Module):
     per_activation: statistics, gamma and beta for every activation (Section
       4.2.3) instead of every feature map.
     custom_vjp: False for JAX's own derivatives, which cost more. Forward mode
-      needs them (`jvp`, `jacfwd`, `linearize`, but not `jvp` of a gradient or
-      `hessian`), and so does `grad` around `vmap(..., axis_name=...)`, which
-      otherwise fails with "unbound axis name".
+      (`jvp`, `jacfwd`, `linearize`) needs them; `hessian` and the `jvp` of a
+      gradient do not. `grad` around `vmap(..., axis_name=...)` needs them, too,
+      or fails with "unbound axis name".
   """
 
   train: bool
@@ -397,7 +397,7 @@ class BatchNorm(nn.Module):
     )
 
   def _group(self, local: int) -> tuple[int, Any]:
-    """How many of a device's examples share statistics, and over which axis."""
+    """How many of a device's examples share statistics, and with which axis."""
     size = self.norm_batch_size
     if not isinstance(size, numbers.Integral) or size < 0:
       raise ValueError(f'norm_batch_size must be 0 or a number, got {size!r}')
@@ -481,7 +481,7 @@ def as_real(x: Array) -> Array:
 
 
 def widen(x: Array) -> Array:
-  """Real `x` in the dtype of sums and statistics: float32, or float64 if it is."""
+  """`x` in the dtype of sums and statistics: float64 if it has it, else float32."""
   x = as_real(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -497,8 +497,8 @@ def varying_axes(x: Array) -> frozenset[str]:
 def vary_alike(*arrays: Array | None) -> list[Array | None]:
   """Types all arrays as varying over the axes that any of them varies over.
 
-  For the arguments of a custom VJP. Its gradients then have one type, and JAX
-  itself sums those of parameters, which are the same on all devices.
+  For the arguments of a custom VJP: its gradients then have one type. JAX itself
+  sums those of the parameters, which are the same on all devices.
   """
   axes = frozenset[str]().union(
     *(varying_axes(x) for x in arrays if x is not None)

@@ -1,4 +1,4 @@
-"""From a config, a plain nested dict, to what every program does with it.
+"""Assembles what a config, a plain nested dict, describes.
 
 Each section of the config except `source` holds the keyword arguments of one
 function: `data` -> `InputOptions`, `augment` -> `photometric_distortion`,
@@ -6,8 +6,8 @@ function: `data` -> `InputOptions`, `augment` -> `photometric_distortion`,
 (`architecture` says which), `optimizer` -> `make_optimizer`, `training` ->
 `TrainingOptions`. `config_keys` holds the valid values.
 
-`make_setup` parses them once, into a `Setup`: the network, the recipe and the
-devices. `make_experiment` adds the opened data of a training run. A training loop
+`make_setup` makes a `Setup` of them: the network, the recipe, the devices and the
+sizes of batches. `make_experiment` adds the data of a training run. A training loop
 of one's own:
 
   experiment = make_experiment(config, data_dir)
@@ -34,7 +34,7 @@ from bn_inception.errors import UserError, check_choice
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.train_state import TrainState, create_train_state
 
-# The longest interval between two records that follow the length of an epoch.
+# Records come once an epoch, or in long epochs once in this many updates.
 MAX_LOG_STEPS = 100
 # On the devices a step is an int32.
 _MAX_STEPS = 2**31 - 1
@@ -180,12 +180,12 @@ class Setup:
       key: of the initial weights.
     """
 
-    # Defined here, so that its program ends with the call: it would take 100 MB
-    # of the host's memory to the end of the run.
+    # Defined here, so that its compiled program is freed after the call. Otherwise
+    # it would take 100 MB of the host's memory to the end of the run.
     def create_initial_state(key):
       return self._create_state(key)
 
-    # Placed as the step returns it; otherwise the second step compiles again.
+    # On the devices as the step returns it, or the second step compiles again.
     return jax.jit(create_initial_state, out_shardings=self.replicated)(key)
 
   def _create_state(self, key: jax.Array) -> TrainState:
@@ -220,7 +220,7 @@ def make_setup(
 
   Args:
     config: the plain nested dict of configs/, see `config_keys.check_config`.
-    devices: to compute on; those of a topology description will do.
+    devices: to compute on, or of a topology description, to compile for.
     num_classes, num_channels: of the data that the network is for.
     num_examples: of the training split; None: not to train.
     with_batch_statistics: group the devices by the examples that share batch
@@ -258,7 +258,7 @@ def make_setup(
   def distort_and_scale(image, index, key):
     return scale(distort(image, index, key))
 
-  # Tried on nothing, so that a misfit of the channels fails here, not in a step.
+  # Channels that do not fit shall fail here, not in a step.
   image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
   jax.eval_shape(distort_and_scale, image, jnp.zeros(1, int), jax.random.key(0))
   return Setup(
@@ -283,7 +283,7 @@ def make_setup(
 def setup_of_checkpoint(
   description: dict, with_batch_statistics: bool = False
 ) -> Setup:
-  """To restore a checkpoint and apply its network, on all devices.
+  """A setup on all devices to restore a checkpoint and apply its network.
 
   Args:
     description: see `checkpoint.read_description`.
@@ -327,7 +327,7 @@ class Experiment:
     setup: see `Setup`.
     source: the training split.
     eval_source: the evaluation split.
-    options: without zeros for "once an epoch".
+    options: with a number of updates for every 0.
     num_steps: updates of the whole run.
     met_again_fraction: how badly the order mixes: see `order`.
   """
@@ -366,7 +366,7 @@ class Experiment:
     return self.setup.create_state(key)
 
   def _keys(self) -> jax.Array:
-    """Of the initial weights, and of the steps."""
+    """Two keys: of the initial weights, and of the steps."""
     return jax.random.split(jax.random.key(self.setup.config['seed']))
 
   def batches(self, first_step: int) -> DeviceBatches:

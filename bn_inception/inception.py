@@ -105,8 +105,8 @@ class InceptionModule(nn.Module):
   def _first_1x1(self, x: Array) -> dict[str, Array]:
     """Outputs of the 1x1 units that read x, by name.
 
-    They are convolved as one product. A projection of the average pool is one of
-    them: averaging commutes with it and is cheaper afterwards.
+    They are convolved as one product. The projection behind an average pool is one
+    of them: the two commute, and pooling costs less after it.
     """
     row = self.row
     widths = {

@@ -15,11 +15,11 @@ from bn_inception.kernels.pooled_batch_norm import pool_first
 Array = jax.Array
 
 NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
-# Max pooling may come before these: they never decrease, so that it picks the same
-# values and costs less. After all others (gelu, silu) it comes last.
+# Max pooling may come before these, where it costs less: they never decrease, so
+# it picks the same values. With all others (gelu, silu) it comes last.
 NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
-# Of convolutions; the paper does not state it: He fan-in, as in the public
-# BN-Inception code.
+# Of the convolutions' initial weights. The paper states none; this is He's, for the
+# fan-in, as in the public BN-Inception code.
 HE_GAIN = 2.0
 
 
@@ -30,9 +30,9 @@ class ConvUnit(nn.Module):
   beta takes its role.
 
   Any function or linen module from [N, H, W, C] to the same shape can normalise:
-  `make_norm=lambda: nn.GroupNorm(8)`. It takes Wu alone; whatever else it needs
-  (whether it trains, say) is set where it is made. A linen module has its
-  parameters under the name `norm`.
+  `make_norm=lambda: nn.GroupNorm(8)`. It is called with Wu alone; what else it
+  needs, such as whether it trains, is set where it is made. The parameters of a
+  linen module have the name `norm`.
 
   Attributes:
     num_features: output feature maps.
@@ -46,9 +46,8 @@ class ConvUnit(nn.Module):
       (Appendix: 8 in the first layer).
     initial_scale: multiplies the initial weights.
     stride_padding: see `padding`.
-    pool: max pooling of the output, or None. It is done before normalisation
-      where that gives the same values: behind `BatchNorm` or a bias, with g in
-      NEVER_DECREASING.
+    pool: max pooling of the output, or None. It comes before `BatchNorm`, or
+      before a bias, if g is in NEVER_DECREASING: the values are the same.
     custom_vjp: see `convolve`.
   """
 
@@ -70,7 +69,7 @@ class ConvUnit(nn.Module):
       self.depthwise = Weights(False, kernel_init)
     self.conv = Weights(self.make_norm is None, kernel_init)
     norm = None if self.make_norm is None else self.make_norm()
-    pooled_norm = None  # or the pooling itself, before a bias
+    pooled_norm = None  # pooling, then normalisation; pooling alone, for a bias
     if self.pool is not None and self.nonlinearity in NEVER_DECREASING:
       pooled_norm = self.pool if norm is None else pool_first(norm, self.pool)
     self.pools_first = pooled_norm is not None
@@ -98,8 +97,8 @@ class ConvUnit(nn.Module):
     """The kernel [size, size, inputs, features] and bias, in `dtype`.
 
     A separable convolution is the dense one whose kernel is the product of its
-    two. One pass over the images costs less than two: 3 channels times 8 maps are
-    few.
+    two. That takes one pass over the images instead of two, and for 3 channels
+    times 8 maps it costs less.
     """
     size = self.kernel_size
     if not self.depth_multiplier:
@@ -147,9 +146,9 @@ def padding(
     size: height and width of the images.
     kernel_size: odd.
     stride: in both directions.
-    stride_padding: 'same', TensorFlow's, or 'caffe', Caffe's and PyTorch's, which
-      is equal on both sides. Both give outputs of one size; where the stride is 2
-      and the size even they are a pixel apart.
+    stride_padding: 'same', as TensorFlow, or 'caffe', as Caffe and PyTorch:
+      equally many on both sides. The outputs have the same size; at stride 2 and
+      an even size, they are a pixel apart.
   """
   if stride_padding == 'caffe':
     return ((kernel_size // 2,) * 2,) * 2

@@ -1,11 +1,12 @@
 """The device mesh: always the axes ('group', 'member').
 
-Batches are split over both axes; everything else is replicated. The devices of one
-group share batch statistics, so a network trains only on a mesh that was made for
-its `norm_batch_size`. Where this number is at most a device's part of the batch,
-'member' has size 1 and `BatchNorm` cuts the part into normalisation batches; where
-it is larger, the devices along 'member' hold exactly one of them. With one number
-for both, the mesh and `BatchNorm(axis_name=MEMBER)` therefore always agree.
+Batches are split over both axes; everything else is replicated. A group is the
+devices that share batch statistics: `make_training_mesh` and `BatchNorm(axis_name=
+MEMBER)` get the same `norm_batch_size`, and so agree on it.
+
+* If a device's part of the batch holds one or more normalisation batches, the axis
+  'member' has size 1, and `BatchNorm` cuts the part.
+* If a normalisation batch is larger, the devices along 'member' hold one together.
 """
 
 import functools
@@ -39,8 +40,8 @@ def make_training_mesh(
     batch_size: global batch.
     norm_batch_size: examples that share statistics; 0 = the whole micro-batch.
     accumulate_steps: micro-batches that the batch is cut into.
-    fewest: examples that must share statistics: 2 where each gives a single
-      value, which has no variance.
+    fewest: how many examples must share statistics, at least: 2 if an example
+      gives a single value, which has no variance.
 
   Returns:
     Mesh with axes ('group', 'member'), see the module's docstring.

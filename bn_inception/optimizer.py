@@ -27,7 +27,7 @@ class Optimizer(NamedTuple):
     learning_rate_fn: the schedule inside it, for logging.
     average_decay: of the Polyak average of the parameters; 0 = none.
     accumulate_steps: micro-batches whose gradients are averaged per update.
-    learning_rate: the initial one, effective for the batch.
+    learning_rate: the initial one: see `effective_learning_rate`.
   """
 
   transform: optax.GradientTransformation
@@ -165,9 +165,9 @@ def make_optimizer(
     learning_rate, learning_rate_per_32: see `effective_learning_rate`.
     nesterov: evaluate v one step ahead.
     schedule, decay_factor, decay_epochs, warmup_epochs: see `make_schedule`.
-    average_decay: of the Polyak average of the parameters; 0 = none. Moving
-      averages of batch norm belong to the parameters themselves: evaluate the
-      average with population statistics.
+    average_decay: of the Polyak average of the parameters; 0 = none. Batch
+      norm's moving averages are those of the latest parameters, not of their
+      average: evaluate the average with population statistics.
     accumulate_steps: number of micro-batches whose gradients are averaged, each
       with its own batch statistics; for batches that do not fit a device.
     max_gradient_norm: scale gradients whose global norm is larger down to it,

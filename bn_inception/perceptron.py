@@ -106,6 +106,6 @@ class Perceptron(nn.Module):
     )
 
   def fewest_values(self, image_size: int) -> int:
-    """How many values each example gives a batch-norm layer's statistics."""
+    """The fewest values that an example gives to a layer's statistics."""
     del image_size
     return 1

@@ -77,8 +77,9 @@ def train_step(
     gradients = jax.tree.map(lambda g: jnp.mean(g, 0), parts[0])
     sums = jax.tree.map(lambda s: jnp.sum(s, 0), parts[1])
     measured = jax.tree.map(jnp.ravel, parts[2])
-  # With check_vma=False these are the gradients of the device's own loss, or,
-  # through collectives, of the sum of losses. In both cases the mean is right.
+  # With check_vma=False each device has the gradient of its own loss or, where the
+  # network has collectives, its part of the gradient of the sum of all losses. The
+  # mean over the devices is the same.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
   sums = jax.lax.psum(sums, mesh.AXES)
   gradient_norm = optax.tree.norm(gradients)

@@ -65,7 +65,7 @@ def train_and_evaluate(
     UserError: for whatever the caller can fix; nothing is lost.
   """
   entry_time = time.monotonic()
-  config = json.loads(json.dumps(config))  # as it will be read: lists
+  config = json.loads(json.dumps(config))  # as if read: lists for tuples
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)
   if config['init_from'] and not resume.checkpoint_steps(workdir):
@@ -133,7 +133,7 @@ def _write_result(
 
 
 def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
-  """The state to train from; path: of the checkpoint to resume from, if any."""
+  """The state to train from: of the checkpoint `path`, or a first one if None."""
   setup, source = experiment.setup, experiment.source
   if path is not None:
     print(f'resuming from {path}')

@@ -1,1 +1,1 @@
-"""How programs run: their flags, configs and errors."""
+"""What programs share: flags, configs, presets, errors, Markdown tables."""
