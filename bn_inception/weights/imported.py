@@ -64,13 +64,6 @@ def abstract_variables(options: dict, num_classes: int) -> dict:
   return jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, int))
 
 
-def list_units(params: dict) -> list[str]:
-  """The paths of the convolutions: 'conv1', 'inception_3a/conv1x1', ...."""
-  suffix = '/conv/kernel'
-  paths = flatten_dict(params, sep='/')
-  return [path.removesuffix(suffix) for path in paths if path.endswith(suffix)]
-
-
 def to_variables(flat: dict[str, np.ndarray]) -> dict:
   """{'params/conv1/conv/kernel': ...} -> nested, in C order."""
   flat = {path: np.array(value, order='C') for path, value in flat.items()}
