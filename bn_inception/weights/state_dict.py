@@ -41,13 +41,13 @@ def from_state_dict(weights: Weights, abstract: dict) -> dict:
 
   Args:
     weights: checked.
-    abstract: variables of this network, of which only the structure counts.
+    abstract: shapes and dtypes of the variables.
   """
   flat = {}
-  for path in flatten_dict(abstract, sep='/'):
-    value = np.asarray(weights[_name(path)])
-    ours = value.transpose(np.argsort(_AXES[value.ndim]).astype(int))
-    flat[path] = np.array(ours, order='C')
+  for path, leaf in flatten_dict(abstract, sep='/').items():
+    axes = np.argsort(_AXES[leaf.ndim]).astype(int)
+    value = weights[_name(path)].transpose(axes)
+    flat[path] = np.array(value, leaf.dtype, order='C')
   return unflatten_dict(flat, sep='/')
 
 
@@ -63,4 +63,4 @@ def as_saved(weights: Weights) -> Weights:
 
 def _name(path: str) -> str:
   _, *modules, kind = path.split('/')
-  return '.'.join([*modules, _KINDS[kind]])
+  return '.'.join([*modules, _KINDS.get(kind, kind)])
