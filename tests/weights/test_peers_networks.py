@@ -160,47 +160,42 @@ def test_exported_weights_load_into_the_other_model(case):
   assert np.abs(logits - expected).max() / expected.std() <= 1e-4
 
 
-EXPORTED_NETWORKS = {
-  'digits': {'stem': 'small', 'stem_stride': 1, 'width': 0.125},
-  'baseline': {
-    'stem': 'dense', 'use_batch_norm': False, 'use_lrn': True, 'width': 0.25,
-  },
-  'no scale, sigmoid': {
+EXPORTED_NETWORKS = {  # size of the images, options
+  'digits': (8, {'stem': 'small', 'stem_stride': 1, 'width': 0.125}),
+  'baseline': (33, {
+    'stem': 'dense', 'use_batch_norm': False, 'use_lrn': True, 'width': 0.125,
+  }),
+  'no scale, sigmoid': (40, {
     'use_scale': False, 'use_stem_batch_norm': False, 'nonlinearity': 'sigmoid',
-    'epsilon': 0.1, 'width': 0.25,
-  },
+    'epsilon': 0.1, 'width': 0.125,
+  }),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', EXPORTED_NETWORKS)
-@pytest.mark.parametrize('size', [8, 33])
-def test_logits_of_an_exported_network_equal_pytorch(tmp_path, name, size):
+def test_logits_of_an_exported_network_equal_pytorch(tmp_path, name):
   import torch
 
   from benchmarks import pytorch_inception
 
+  size, options = EXPORTED_NETWORKS[name]
   config = compose.preset('bn_baseline', 'imagenet').to_dict()
-  config['model'].update(EXPORTED_NETWORKS[name])
-  config['data']['image_size'] = size
+  config['model'].update(options)
   described = {
     'config': config,
     'class_names': list('abcdefg'),
     'num_channels': 3,
   }
   setup = setup_of_checkpoint(described)
-  variables = setup.create_state(jax.random.key(1)).evaluation_variables
   rng = np.random.default_rng(0)
-  variables = {
-    'params': jax.tree.map(
-      lambda x: x + np.float32(0.1) * rng.normal(size=x.shape).astype('f')
-      if x.ndim == 1 else x,
-      variables['params'],
-    ),
-    'batch_stats': jax.tree.map(
-      lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype),
-      variables['batch_stats'],
-    ),
-  }  # fmt: skip
+
+  def fill(leaf):
+    if leaf.ndim < 2:
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+    std = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    return np.float32(std * rng.normal(size=leaf.shape))
+
+  variables = jax.tree.map(fill, setup.abstract_state().evaluation_variables)
   weights, layout = layouts.export_weights(variables, setup.model)
   path = str(tmp_path / 'a.safetensors')
   files.write_safetensors(path, weights, to_notes(described, layout, 0))
