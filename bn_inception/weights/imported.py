@@ -1,4 +1,4 @@
-"""A network that somebody else trained, and checks of its weights."""
+"""A published network, and checks of its weights."""
 
 from typing import NamedTuple
 
@@ -22,19 +22,18 @@ COMMON_MODEL = {
   'nonlinearity': 'relu',
   'per_activation_modules': (),
 }
-# For files without a count of updates: past the warm-up of the moving averages,
-# in which further training would forget them at once.
+# For files without a count of updates. During the warm-up of the moving averages
+# further training would forget them at once; this is past it.
 NUM_UPDATES = 100_000
 
 
 class Imported(NamedTuple):
-  """A network that somebody else trained.
+  """A published network.
 
   Attributes:
     name: of the layout.
     variables: params and batch_stats.
-    model: options of `Inception` that make it the same function, without
-      `num_classes`.
+    model: options of `Inception` for the same function, without `num_classes`.
     input_scaling: arguments of `augment.scale_image`.
     eval_crop: the key of `crops.NUM_CROPS` behind its published accuracy.
     remarks: lines about weights that were renamed or left out.
@@ -53,7 +52,7 @@ class Imported(NamedTuple):
 
 
 def count_rows(array: np.ndarray | None) -> int:
-  """The number of classes of a last layer; 1,000 if it is missing or a scalar."""
+  """The number of classes in a last layer; 1,000 if it is missing or a scalar."""
   return 1000 if array is None or array.ndim == 0 else len(array)
 
 

@@ -101,7 +101,7 @@ LAYOUTS = (CADENE, PYTORCHCV)
 def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
   """Imports weights of `pretrainedmodels.bninception` or `pytorchcv`'s.
 
-  Their convolutions have biases, which batch norm subtracts again: they become
+  Their convolutions have biases. Batch norm subtracts them again, so they become
   part of the moving means.
 
   Args:
@@ -218,20 +218,20 @@ _WRAPPER = re.compile(r'(?<![^.])(module|_orig_mod)\.')
 def strip_prefixes(
   weights: dict[str, Any], stems: Iterable[str], place: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """Removes what training scripts put in front of a network's own names.
+  """Removes the prefixes that training scripts add to a network's own names.
 
-  'module.' and '_orig_mod.' are removed everywhere, and so is what precedes the
-  network's first layer, such as 'model.'. Weights without that prefix belong to
-  something else and are left out.
+  These are 'module.' and '_orig_mod.', anywhere, and whatever precedes the first
+  layer, such as 'model.'. Weights without that prefix are not the network's and
+  are left out.
 
   Args:
     weights: by name.
-    stems: how the names of the first layer begin, for each known network.
+    stems: what the names of the first layer begin with, by known network.
     place: of the weights, for messages.
 
   Returns:
-    The weights, and a line for each kind of change. Without a first layer the
-    weights come back unchanged.
+    The weights, and a line for each kind of change. Weights without a first layer
+    are returned unchanged.
 
   Raises:
     UserError: if there is more than one network.

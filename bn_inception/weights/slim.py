@@ -51,14 +51,13 @@ def from_slim(
 ) -> Imported:
   """Imports weights of TF-Slim's `inception_v2`.
 
-  The stem has a bias instead of batch norm if there is one among the weights, as
-  in the published checkpoint. Batch norm has a scale only if there are gammas.
+  The stem has a bias instead of batch norm if the weights have one, as in the
+  published checkpoint. Batch norm has a scale only if the weights have gammas.
 
   Args:
     weights: by name: 'InceptionV2/Conv2d_1a_7x7/depthwise_weights', .... Global
       step, averages of weights and optimizer slots are ignored.
-    keep_background: of 1,001 classes keep the first, which ImageNet does not
-      have.
+    keep_background: keep the first of 1,001 classes, which ImageNet lacks.
     path: of their file, for messages.
 
   Raises:
@@ -80,7 +79,7 @@ def from_slim(
     name: value
     for name, value in weights.items()
     if name in expected
-    # Not the slots of the optimizer, whose names begin with a weight's.
+    # Not the optimizer's slots: their names begin with a weight's.
     or (name.startswith(SCOPE) and name.rpartition('/')[0] not in expected)
   }
   weights = check_weights(weights, expected, "TF-Slim's inception_v2", path)
@@ -118,7 +117,7 @@ def _unit_name(unit: str) -> str:
 
 
 def _shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """TF-Slim's shape of an array; the order of the values is the same."""
+  """TF-Slim's shape for an array; the values are in the same order."""
   if leaf.endswith('depthwise/kernel'):
     # [H, W, inputs, multiplier]; linen has a group for each of the 3 inputs.
     return (*shape[:2], 3, shape[3] // 3)

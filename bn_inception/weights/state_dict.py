@@ -2,7 +2,8 @@
 
 Names follow the modules: 'params/inception_3a/conv3x3/conv/kernel' becomes
 'inception_3a.conv3x3.conv.weight'. Axes are PyTorch's: [outputs, inputs, height,
-width] in a convolution, [outputs, inputs] in a linear layer.
+width] in a convolution, [outputs, inputs] in a linear layer. The perceptron's
+inputs stay in our order of pixels: height, width, channel.
 """
 
 import jax

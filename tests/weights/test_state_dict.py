@@ -49,3 +49,11 @@ def test_there_and_back(model, name, shape):
   variables.setdefault('batch_stats', {})
   found = {'batch_stats': {}} | from_state_dict(weights, abstract)
   assert_identical(found, variables)
+
+
+def test_axes_are_those_of_pytorch():
+  kernel = np.arange(2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
+  norm = np.arange(2 * 3 * 5).reshape(2, 3, 5)
+  weights = to_state_dict({'params': {'a': {'kernel': kernel, 'bias': norm}}})
+  assert weights['a.weight'][6, 4, 1, 2] == kernel[1, 2, 4, 6]
+  assert weights['a.bias'][4, 1, 2] == norm[1, 2, 4]
