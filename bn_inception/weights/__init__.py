@@ -1,1 +1,1 @@
-"""Published weights, in and out, and initial weights of a run."""
+"""Import and export of weights, and starting a run from those of another."""

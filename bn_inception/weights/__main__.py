@@ -1,11 +1,12 @@
-"""Imports published weights as a checkpoint, and exports a checkpoint's weights.
+"""Imports weights as a checkpoint, and exports a checkpoint's weights.
 
-    python -m bn_inception.weights --from=FILE --workdir=DIR
     python -m bn_inception.weights --checkpoint=FOLDER --to=FILE
+    python -m bn_inception.weights --from=FILE --workdir=DIR
 
-The first reads weights of BN-Inception from pretrainedmodels (Cadene),
-pytorchcv or TF-Slim, and writes DIR/checkpoints/0 for `eval.py --workdir=DIR`.
-The second writes a safetensors file with the names of pretrainedmodels.
+The first writes a safetensors file with the weights of any network in PyTorch's
+conventions. The second reads such a file, or BN-Inception from pretrainedmodels
+(Cadene), pytorchcv or TF-Slim, and writes DIR/checkpoints/0 for
+`eval.py --workdir=DIR`.
 """
 
 from bn_inception.machine import interruption
@@ -13,26 +14,21 @@ from bn_inception.machine import interruption
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
-import json
 import os
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from bn_inception.data import augment, imagenet
-from bn_inception.data.crops import NUM_CROPS
 from bn_inception.errors import (
   UserError,
-  check_choice,
   check_writable,
   make_folder_of,
   writing,
 )
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.machine import streams
-from bn_inception.programs import command_line, presets
+from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
 from bn_inception.runs import (
   checkpoint,
@@ -41,119 +37,13 @@ from bn_inception.runs import (
   run_directory,
 )
 from bn_inception.train_state import count_parameters, start_from
-from bn_inception.weights import files
-from bn_inception.weights.imported import Imported
-from bn_inception.weights.layouts import import_weights
-from bn_inception.weights.pytorch import to_pytorch
-
-# Notes in the exported file: input and classes, which the weights do not tell.
-SCALING_NOTE = 'bn_inception.input_scaling'
-CROP_NOTE = 'bn_inception.eval_crop'
-CLASSES_NOTE = 'bn_inception.class_names'
-
-
-def make_config(imported: Imported, dataset: str) -> dict:
-  """The config for a checkpoint of imported weights.
-
-  Its training section is the paper's: how they were trained is not known.
-  """
-  config = presets.compose.preset('bn_baseline', 'imagenet').to_dict()
-  config['name'] = f'imported-{imported.name}'
-  config['source']['dataset'] = dataset
-  config['data']['eval_crop'] = imported.eval_crop
-  config['input_scaling'] = imported.input_scaling
-  config['model'].update(imported.model)
-  return json.loads(json.dumps(config))  # tuples to lists, as in a file
-
-
-def name_classes(num_classes: int, names_file: str | None) -> list[str]:
-  """Class names from a file, or ImageNet's WordNet ids (after 'background').
-
-  Raises:
-    UserError: if the file cannot be read, its number of names is not
-      `num_classes`, or a name is empty or repeated.
-  """
-  if names_file is not None:
-    names = _read_lines(names_file)
-    _check_names(names, num_classes, names_file)
-    return names
-  imagenet_names = list(imagenet.class_names())
-  for names in (imagenet_names, ['background', *imagenet_names]):
-    if len(names) == num_classes:
-      return names
-  raise UserError(
-    f'the weights are for {num_classes} classes, ImageNet has '
-    f'{len(imagenet_names)}: {_NAMES_REMEDY}'
-  )
-
-
-_NAMES_REMEDY = (
-  'give the names, one per line in the order of the labels, with '
-  '--class_names=FILE'
-)
-
-
-def _check_names(names: list[str], num_classes: int, place: str) -> None:
-  """Raises unless every class has a name of its own."""
-  number_of = {}
-  for number, name in enumerate(names, start=1):
-    if not name:
-      raise UserError(f'{place}: name {number} is empty: {_NAMES_REMEDY}')
-    if name in number_of:
-      raise UserError(
-        f"{place}: names {number_of[name]} and {number} are both '{name}': "
-        f'{_NAMES_REMEDY}'
-      )
-    number_of[name] = number
-  if len(names) != num_classes:
-    raise UserError(
-      f'the weights are for {num_classes} classes, {place} has {len(names)} '
-      f'names: {_NAMES_REMEDY}'
-    )
-
-
-def _read_lines(path: str) -> list[str]:
-  try:
-    with open(path, encoding='utf-8-sig') as file:
-      return [line.strip() for line in file]
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
-
-
-def _read_scaling(note: str, path: str) -> dict:
-  """The input scaling in a note of an exported file.
-
-  Raises:
-    UserError: if it is damaged or not valid.
-  """
-  try:
-    scaling = json.loads(note)
-    image = jax.ShapeDtypeStruct((1, 1, 3), 'uint8')
-    jax.eval_shape(partial(augment.scale_image, **scaling), image)
-  except (ValueError, TypeError, UserError) as error:
-    raise UserError(
-      f'{path} cannot be used: its note {SCALING_NOTE} is damaged ({error}): '
-      'export it again'
-    ) from error
-  return scaling
-
-
-def _read_class_names(note: str, num_classes: int, path: str) -> list[str]:
-  """The class names in a note of an exported file; raises as `name_classes`."""
-  try:
-    names = [str(name) for name in json.loads(note)]
-  except (ValueError, TypeError) as error:
-    raise UserError(
-      f'{path}: its note {CLASSES_NOTE} is damaged ({error}): {_NAMES_REMEDY}'
-    ) from error
-  _check_names(names, num_classes, path)
-  return names
+from bn_inception.weights import description, files, layouts
 
 
 def import_file(
   path: str,
   workdir: str,
-  dataset: str,
+  dataset: str | None = None,
   names_file: str | None = None,
   keep_background: bool = False,
 ) -> None:
@@ -162,9 +52,10 @@ def import_file(
   Args:
     path: see `files.read`.
     workdir: for the checkpoint; must not hold any.
-    dataset: that the network was trained on.
-    names_file: see `name_classes`; None: the names in the file's notes, or
-      ImageNet's.
+    dataset: that the network was trained on; None: that of the exported
+      checkpoint, or ImageNet.
+    names_file: see `name_classes`; None: the names of the exported checkpoint,
+      or ImageNet's.
     keep_background: see `from_slim`.
 
   Raises:
@@ -176,73 +67,70 @@ def import_file(
   check_writable(
     os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
   )
-  weights, notes, remarks = files.read(path)
-  imported = import_weights(weights, keep_background, path)
-  if SCALING_NOTE in notes:
-    scaling = _read_scaling(notes[SCALING_NOTE], path)
-    imported = imported._replace(input_scaling=scaling)
-  if CROP_NOTE in notes:
-    check_choice(f'{path}: {CROP_NOTE}', notes[CROP_NOTE], tuple(NUM_CROPS))
-    imported = imported._replace(eval_crop=notes[CROP_NOTE])
-  if CLASSES_NOTE in notes and names_file is None:
-    class_names = _read_class_names(
-      notes[CLASSES_NOTE], imported.num_classes, path
-    )
-  else:
-    class_names = name_classes(imported.num_classes, names_file)
-  config = make_config(imported, dataset)
-  description = {
-    'config': config,
-    'class_names': class_names,
-    'num_channels': 3,
-  }
-  variables = jax.tree.map(jnp.asarray, imported.variables)
-  state = start_from(variables, setup_of_checkpoint(description).optimizer)
+  contents = files.read(path)
+  variables, described, remarks = layouts.read_network(
+    contents, path, names_file, keep_background
+  )
+  config = described['config']
+  name = config['name'].removeprefix('imported-')
+  config['name'] = f'imported-{name}'
+  config['init_from'] = ''  # the weights are these
+  config['source']['dataset'] = dataset or config['source']['dataset']
+  variables = jax.tree.map(jnp.asarray, variables)
+  state = start_from(variables, setup_of_checkpoint(described).optimizer)
   with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(directory, exist_ok=True)
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
-    checkpoint.save(checkpoints, state, description, top1=None)
+    checkpoint.save(checkpoints, state, described, top1=None)
   json_files.write_json(
     os.path.join(workdir, run_directory.CONFIG_FILE), config
   )
-  for remark in (*remarks, *imported.remarks):
+  for remark in (*contents.remarks, *remarks):
     print(f'{path}: {remark}')
-  size = count_parameters(state.params)
+  num_classes, size = (
+    len(described['class_names']),
+    count_parameters(state.params),
+  )
   print(
-    f'imported {path}: BN-Inception of {imported.name}, '
-    f'{imported.num_classes:,} classes, {size:,} parameters'
+    f'imported {path}: {name}, {num_classes:,} classes, {size:,} parameters'
   )
   print(f'evaluate it with: python eval.py --workdir={workdir}')
 
 
-def export_checkpoint(path: str, output: str) -> None:
-  """Writes a checkpoint's weights in the layout of `pretrainedmodels`.
+def export_checkpoint(
+  path: str, output: str, layout: str | None = None
+) -> None:
+  """Writes a checkpoint's weights and what `import_file` needs besides.
 
   Args:
     path: of the checkpoint.
     output: of the safetensors file.
+    layout: see `layouts.export_weights`.
 
   Raises:
-    UserError: if the checkpoint cannot be read, if its network is not the one of
-      `pretrainedmodels`, or if the file cannot be written.
+    UserError: if the checkpoint cannot be read, if its network does not have this
+      layout, or if the file cannot be written.
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--to={output} must end with .safetensors')
   run_directory.check_output(output, 'give another --to')
-  description = checkpoint.read_description(path)
-  setup = setup_of_checkpoint(description)
+  described = checkpoint.read_description(path)
+  setup = setup_of_checkpoint(described)
   state = checkpoint.restore_weights(
     path, setup.abstract_state(), setup.replicated
   )
-  weights = to_pytorch(state.evaluation_variables, setup.model)
-  notes = {
-    SCALING_NOTE: json.dumps(description['config']['input_scaling']),
-    CROP_NOTE: description['config']['data']['eval_crop'],
-    CLASSES_NOTE: json.dumps(description['class_names']),
-  }
+  weights, layout = layouts.export_weights(
+    state.evaluation_variables, setup.model, layout
+  )
+  step = int(state.step)
   make_folder_of(output, 'give another --to')
-  files.write_safetensors(output, weights, notes)
-  print(f'wrote {output}: weights for bninception of pretrainedmodels')
+  files.write_safetensors(
+    output, weights, description.to_notes(described, layout, step)
+  )
+  print(
+    f'wrote {output}: {described["config"]["name"]}, step {step}, '
+    f'{len(weights)} arrays, layout {layout}'
+  )
 
 
 def define_flags() -> None:
@@ -261,15 +149,17 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     'dataset',
-    'imagenet2012',
-    'Data set that the imported network was trained on. '
+    None,
+    'Data set that the imported network was trained on; default: that of the '
+    "exported checkpoint, or ImageNet's. "
     'Example: --dataset=oxford_flowers102',
   )
   define_path(
     'class_names',
     None,
     'File with the class names, one per line in the order of the labels; '
-    "default: ImageNet's. Example: --class_names=flowers.txt",
+    "default: those of the exported checkpoint, or ImageNet's. "
+    'Example: --class_names=flowers.txt',
   )
   flags.DEFINE_bool(
     'keep_background',
@@ -280,12 +170,19 @@ def define_flags() -> None:
   define_path(
     'checkpoint',
     None,
-    'Checkpoint to export. Example: --checkpoint=runs/cadene/checkpoints/0',
+    'Checkpoint to export. Example: --checkpoint=runs/digits/checkpoints/1802',
   )
   define_path(
     'to',
     None,
-    'Safetensors file to write. Example: --to=bninception.safetensors',
+    'Safetensors file to write. Example: --to=digits.safetensors',
+  )
+  flags.DEFINE_enum(
+    'layout',
+    None,
+    layouts.EXPORTED,
+    "Names of the exported weights; default: pretrainedmodels' where its network "
+    'computes the same, else ours. Example: --layout=bn_inception',
   )
 
 
@@ -308,7 +205,7 @@ def main() -> None:
       values.keep_background,
     )
   else:
-    export_checkpoint(values.checkpoint, target)
+    export_checkpoint(values.checkpoint, target, values.layout)
 
 
 if __name__ == '__main__':

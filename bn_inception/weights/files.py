@@ -1,6 +1,6 @@
-"""Files of named arrays: safetensors, PyTorch's, and TensorFlow's checkpoints.
+"""Reads named arrays from safetensors, PyTorch's files and TensorFlow checkpoints.
 
-The content tells which of them a file is, whatever its name. PyTorch and
+The content decides which of them a file is, not its name. PyTorch and
 TensorFlow are needed only for their own files.
 """
 
@@ -18,12 +18,12 @@ from bn_inception.weights import pytorch_files
 
 
 class Contents(NamedTuple):
-  """What a file holds.
+  """The contents of a file.
 
   Attributes:
     arrays: by name.
     notes: the metadata of safetensors.
-    remarks: lines about what was chosen if there was a choice.
+    remarks: a line about the choice among several sets of weights.
   """
 
   arrays: dict[str, np.ndarray]
@@ -35,13 +35,13 @@ def read(path: str) -> Contents:
   """Reads the arrays of a file.
 
   Args:
-    path: of safetensors; of what torch.save wrote, a state_dict or a dictionary
-      that contains one; or of a TensorFlow checkpoint: its single file, the
-      prefix of its files, or one of these files.
+    path: of safetensors; of a state_dict written by torch.save, alone or within
+      a dictionary; or of a TensorFlow checkpoint: its single file, the prefix of
+      its files, or one of these files.
 
   Raises:
-    UserError: if the file does not exist, is damaged, holds no arrays by name or
-      holds code, or if the library that reads it is not installed.
+    UserError: if the file does not exist, is damaged, holds no named arrays or
+      holds code, or if the library to read it is not installed.
   """
   prefix = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
   if not os.path.isfile(prefix) and os.path.isfile(f'{prefix}.index'):
@@ -65,7 +65,7 @@ def read(path: str) -> Contents:
 def write_safetensors(
   path: str, arrays: dict[str, np.ndarray], notes: dict[str, str]
 ) -> None:
-  """Writes the whole file, or leaves the old one as it was.
+  """Writes the file, or leaves an old one untouched if that fails.
 
   Raises:
     UserError: if the file cannot be written.
@@ -141,8 +141,8 @@ def find_format(path: str) -> str:
   """SAFETENSORS, PYTORCH, or TENSORFLOW for its older single-file checkpoints.
 
   Raises:
-    UserError: if the file has another format, with what it is and what to do, or
-      if it cannot be read.
+    UserError: if the file cannot be read or has another format; says which and
+      what to do.
   """
   try:
     with open(path, 'rb') as file:

@@ -1,11 +1,11 @@
-"""A network that somebody else trained, and checks of its weights."""
+"""A published network, and checks of its weights."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from bn_inception.errors import UserError
 from bn_inception.inception import Inception
@@ -22,19 +22,18 @@ COMMON_MODEL = {
   'nonlinearity': 'relu',
   'per_activation_modules': (),
 }
-# For files without a count of updates: past the warm-up of the moving averages,
-# in which further training would forget them at once.
+# For files without a count of updates. During the warm-up of the moving averages
+# further training would forget them at once; this is past it.
 NUM_UPDATES = 100_000
 
 
 class Imported(NamedTuple):
-  """A network that somebody else trained.
+  """A published network.
 
   Attributes:
     name: of the layout.
     variables: params and batch_stats.
-    model: options of `Inception` that make it the same function, without
-      `num_classes`.
+    model: options of `Inception` for the same function, without `num_classes`.
     input_scaling: arguments of `augment.scale_image`.
     eval_crop: the key of `crops.NUM_CROPS` behind its published accuracy.
     remarks: lines about weights that were renamed or left out.
@@ -53,7 +52,7 @@ class Imported(NamedTuple):
 
 
 def count_rows(array: np.ndarray | None) -> int:
-  """The number of classes of a last layer; 1,000 if it is missing or a scalar."""
+  """The number of classes in a last layer; 1,000 if it is missing or a scalar."""
   return 1000 if array is None or array.ndim == 0 else len(array)
 
 
@@ -62,13 +61,6 @@ def abstract_variables(options: dict, num_classes: int) -> dict:
   model = Inception(num_classes, **options)
   image = jnp.zeros((1, 32, 32, 3))
   return jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, int))
-
-
-def list_units(params: dict) -> list[str]:
-  """The paths of the convolutions: 'conv1', 'inception_3a/conv1x1', ...."""
-  suffix = '/conv/kernel'
-  paths = flatten_dict(params, sep='/')
-  return [path.removesuffix(suffix) for path in paths if path.endswith(suffix)]
 
 
 def to_variables(flat: dict[str, np.ndarray]) -> dict:

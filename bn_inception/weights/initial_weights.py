@@ -22,11 +22,11 @@ def start_from_checkpoint(
   num_channels: int,
   sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
-  """Replaces a run's initial weights and statistics by those of a checkpoint.
+  """Replaces a run's initial weights and statistics with those of a checkpoint.
 
-  If the classes differ, the last layer of `state` stays. Averaged parameters are
-  preferred where the checkpoint has them. The moving averages start from the
-  checkpoint's, but with a count of 0, so that they soon are those of this run.
+  If the classes differ, `state` keeps its last layer. Averaged parameters are
+  taken if the checkpoint has them. The moving averages start from the
+  checkpoint's with a count of 0, so they soon follow this run.
 
   Args:
     state: before the first update.
@@ -39,8 +39,8 @@ def start_from_checkpoint(
     The state, and a line that describes the checkpoint.
 
   Raises:
-    UserError: if there is no such checkpoint, if its network is a different one,
-      or as `values.check_values`.
+    UserError: if the checkpoint does not exist or has a different network; as
+      `values.check_values`.
   """
   _check_same_network(path, config, num_channels)
   saved, description = _read(path, sharding)
@@ -68,7 +68,7 @@ def start_from_checkpoint(
 
 
 def check_first_weights(path: str, config: dict, num_channels: int) -> None:
-  """Raises, before anything is written, what `start_from_checkpoint` would."""
+  """Raises what `start_from_checkpoint` would, before anything is written."""
   _check_same_network(path, config, num_channels)
   _read(path, mesh.replicated(mesh.make_evaluation_mesh(jax.devices())))
 

@@ -1,16 +1,16 @@
 """Weights of PyTorch's BN-Inceptions: those of Cadene and Semery, in and out."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from bn_inception.errors import UserError
-from bn_inception.inception import FIGURE_5, Inception
+from bn_inception.inception import Inception
 from bn_inception.weights.imported import (
   COMMON_MODEL,
   NUM_UPDATES,
@@ -19,8 +19,13 @@ from bn_inception.weights.imported import (
   abstract_variables,
   check_weights,
   count_rows,
-  list_units,
-  to_variables,
+)
+from bn_inception.weights.names import published_names
+from bn_inception.weights.state_dict import (
+  COUNTER,
+  as_saved,
+  from_state_dict,
+  to_state_dict,
 )
 
 PYTORCH_MODEL = COMMON_MODEL | {
@@ -32,89 +37,39 @@ PYTORCH_MODEL = COMMON_MODEL | {
   'stride_padding': 'caffe',
   'average_includes_padding': True,
 }
-# Missing in files from before PyTorch 0.4.1; later versions save those with 0.
-_COUNTER = 'num_batches_tracked'
-_STRIDED = tuple(row.name for row in FIGURE_5 if row.stride == 2)
 
 
 class Layout(NamedTuple):
   """How a PyTorch model names its weights, and what input it takes.
 
   Attributes:
-    name: of the package.
-    unit: 'inception_3a/conv1x1' -> the stem of the names of its weights.
-    conv, norm: suffixes of that stem for convolution and batch norm.
+    name: of the package, a field of `Names`.
+    conv, norm: come after a unit's name for convolution and batch norm.
     linear: the last layer.
     input_scaling: see `Imported`.
   """
 
   name: str
-  unit: Callable[[str], str]
   conv: str
   norm: str
   linear: str
   input_scaling: dict
 
+  def unit(self, unit: str) -> str:
+    """'inception_3a/conv1x1' -> what the names of its weights begin with."""
+    return getattr(published_names(unit), self.name)
 
-_CADENE_NAMES = {
-  'conv1': 'conv1_7x7_s2',
-  'conv2_reduce': 'conv2_3x3_reduce',
-  'conv2': 'conv2_3x3',
-  'conv1x1': '1x1',
-  'reduce3x3': '3x3_reduce',
-  'conv3x3': '3x3',
-  'reduce_double3x3': 'double_3x3_reduce',
-  'double3x3_a': 'double_3x3_1',
-  'double3x3_b': 'double_3x3_2',
-  'projection': 'pool_proj',
-}
-
-
-def _cadene_unit(unit: str) -> str:
-  *module, name = unit.split('/')
-  return '_'.join([*module, _CADENE_NAMES[name]])
-
-
-_PYTORCHCV_STAGES = (
-  ('3a', '3b'),
-  ('3c', '4a', '4b', '4c', '4d'),
-  ('4e', '5a', '5b'),
-)
-_PYTORCHCV_MODULES = {
-  f'inception_{name}': f'features.stage{stage}.unit{number}.branches'
-  for stage, names in enumerate(_PYTORCHCV_STAGES, 1)
-  for number, name in enumerate(names, 1)
-}
-_PYTORCHCV_STEM = {
-  'conv1': 'features.init_block.conv1',
-  'conv2_reduce': 'features.init_block.conv2.conv1',
-  'conv2': 'features.init_block.conv2.conv2',
-}
-_PYTORCHCV_BRANCHES = {
-  'conv1x1': (1, ''),
-  'reduce3x3': (2, '.conv1'),
-  'conv3x3': (2, '.conv2'),
-  'reduce_double3x3': (3, '.conv1'),
-  'double3x3_a': (3, '.conv2'),
-  'double3x3_b': (3, '.conv3'),
-  'projection': (4, '.conv'),
-}
-
-
-def _pytorchcv_unit(unit: str) -> str:
-  if unit in _PYTORCHCV_STEM:
-    return _PYTORCHCV_STEM[unit]
-  module, name = unit.split('/')
-  branch, place = _PYTORCHCV_BRANCHES[name]
-  branch -= module.endswith(
-    _STRIDED
-  )  # no 1x1, which is the first branch elsewhere
-  return f'{_PYTORCHCV_MODULES[module]}.branch{branch}{place}'
+  def rename(self, own: str) -> str:
+    """'conv1.norm.weight', see `to_state_dict` -> the name in this layout."""
+    *unit, part, kind = own.split('.')
+    if part == 'logits':
+      return f'{self.linear}.{kind}'
+    suffix = {'conv': self.conv, 'norm': self.norm}[part]
+    return f'{self.unit("/".join(unit))}{suffix}.{kind}'
 
 
 CADENE = Layout(
   name='pretrainedmodels',
-  unit=_cadene_unit,
   conv='',
   norm='_bn',
   linear='last_linear',
@@ -128,7 +83,6 @@ CADENE = Layout(
 )
 PYTORCHCV = Layout(
   name='pytorchcv',
-  unit=_pytorchcv_unit,
   conv='.conv',
   norm='.bn',
   linear='output',
@@ -147,7 +101,7 @@ LAYOUTS = (CADENE, PYTORCHCV)
 def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
   """Imports weights of `pretrainedmodels.bninception` or `pytorchcv`'s.
 
-  Their convolutions have biases, which batch norm subtracts again: they become
+  Their convolutions have biases. Batch norm subtracts them again, so they become
   part of the moving means.
 
   Args:
@@ -174,38 +128,29 @@ def from_pytorch(weights: Weights, path: str | None = None) -> Imported:
     some = ', '.join(sorted(weights)[:3]) or 'none'
     raise UserError(
       f'{place}: these are not the names of a known BN-Inception ({some}, ...): '
-      "give weights of pretrainedmodels, pytorchcv or TF-Slim's inception_v2"
+      "give weights of pretrainedmodels, pytorchcv or TF-Slim's inception_v2, or "
+      'a file that this program exported'
     )
   abstract = abstract_variables(
     PYTORCH_MODEL, count_rows(weights.get(f'{layout.linear}.weight'))
   )
   expected = jax.eval_shape(partial(_to_weights, layout), abstract)
-  counters = frozenset(name for name in expected if name.endswith(_COUNTER))
+  # Files from before PyTorch 0.4.1 lack them; later versions save those with 0.
+  counters = frozenset(name for name in expected if name.endswith(COUNTER))
   weights = check_weights(
     weights, expected, f'bninception of {layout.name}', path, counters
   )
-  flat = {
-    'params/logits/kernel': weights[f'{layout.linear}.weight'].T,
-    'params/logits/bias': weights[f'{layout.linear}.bias'],
-  }
-  for unit in list_units(abstract['params']):
-    conv = f'{layout.unit(unit)}{layout.conv}'
-    norm = f'{layout.unit(unit)}{layout.norm}'
-    mean = weights[f'{norm}.running_mean'] - weights[f'{conv}.bias']
-    count = weights.get(f'{norm}.{_COUNTER}')
-    flat |= {
-      f'params/{unit}/conv/kernel': weights[f'{conv}.weight'].transpose(
-        2, 3, 1, 0
-      ),
-      f'params/{unit}/norm/scale': weights[f'{norm}.weight'],
-      f'params/{unit}/norm/bias': weights[f'{norm}.bias'],
-      f'batch_stats/{unit}/norm/mean': mean,
-      f'batch_stats/{unit}/norm/var': weights[f'{norm}.running_var'],
-      f'batch_stats/{unit}/norm/num_updates': np.int32(count or NUM_UPDATES),
-    }
+  own = {}
+  for name in jax.eval_shape(to_state_dict, abstract):
+    value = weights.get(layout.rename(name))
+    if name.endswith('running_mean'):
+      value = value - weights[_bias_of(layout, name)]
+    elif name.endswith(COUNTER):
+      value = np.int32(value or NUM_UPDATES)
+    own[name] = value
   return Imported(
     layout.name,
-    to_variables(flat),
+    from_state_dict(own, abstract),
     dict(PYTORCH_MODEL),
     dict(layout.input_scaling),
     'torchvision',
@@ -230,50 +175,40 @@ def to_pytorch(
     UserError: if that PyTorch model is a different function; lists all options
       that differ.
   """
-  if not isinstance(model, Inception):
+  different = differences(model)
+  if different:
     raise UserError(
-      f'the network is a {type(model).__name__}: only Inception can be exported '
-      f'to {layout.name}'
+      f'this network is not the function of bninception of {layout.name} '
+      f'({"; ".join(different)}): export it with --layout=bn_inception'
     )
-  different = [
+  return as_saved(_to_weights(layout, variables))
+
+
+def differences(model: nn.Module) -> list[str]:
+  """What makes a network another function than PyTorch's BN-Inceptions."""
+  if not isinstance(model, Inception):
+    return [f'it is a {type(model).__name__}']
+  return [
     f'model.{name} is {getattr(model, name)}, not {value}'
     for name, value in PYTORCH_MODEL.items()
     if getattr(model, name) != value
   ]
-  if different:
-    raise UserError(
-      f'this network is not the function of bninception of {layout.name} '
-      f'({"; ".join(different)}): train with those options to export'
-    )
-  weights = _to_weights(layout, jax.device_get(variables))
-  for name, value in weights.items():
-    dtype = np.int64 if name.endswith(_COUNTER) else np.float32
-    weights[name] = np.array(value, dtype, order='C')
-  return weights
 
 
 def _to_weights(layout: Layout, variables: dict) -> dict:
   """The state_dict as views; of shapes too, under `jax.eval_shape`."""
-  params = flatten_dict(variables['params'], sep='/')
-  stats = flatten_dict(variables['batch_stats'], sep='/')
-  weights = {
-    f'{layout.linear}.weight': params['logits/kernel'].T,
-    f'{layout.linear}.bias': params['logits/bias'],
+  own = to_state_dict(variables)
+  biases = {
+    _bias_of(layout, name): np.zeros(value.shape, np.float32)
+    for name, value in own.items()
+    if name.endswith('running_mean')
   }
-  for unit in list_units(variables['params']):
-    conv = f'{layout.unit(unit)}{layout.conv}'
-    norm = f'{layout.unit(unit)}{layout.norm}'
-    bias = params[f'{unit}/norm/bias']
-    weights |= {
-      f'{conv}.weight': params[f'{unit}/conv/kernel'].transpose(3, 2, 0, 1),
-      f'{conv}.bias': np.zeros(bias.shape, np.float32),
-      f'{norm}.weight': params[f'{unit}/norm/scale'],
-      f'{norm}.bias': bias,
-      f'{norm}.running_mean': stats[f'{unit}/norm/mean'],
-      f'{norm}.running_var': stats[f'{unit}/norm/var'],
-      f'{norm}.{_COUNTER}': stats[f'{unit}/norm/num_updates'],
-    }
-  return weights
+  return {layout.rename(name): value for name, value in own.items()} | biases
+
+
+def _bias_of(layout: Layout, mean: str) -> str:
+  """The name of the bias of the convolution whose moving mean has this name."""
+  return layout.rename(mean.replace('.norm.running_mean', '.conv.bias'))
 
 
 # DataParallel and torch.compile add these, around a network or a part of it.
@@ -283,20 +218,20 @@ _WRAPPER = re.compile(r'(?<![^.])(module|_orig_mod)\.')
 def strip_prefixes(
   weights: dict[str, Any], stems: Iterable[str], place: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-  """Removes what training scripts put in front of a network's own names.
+  """Removes the prefixes that training scripts add to a network's own names.
 
-  'module.' and '_orig_mod.' are removed everywhere, and so is what precedes the
-  network's first layer, such as 'model.'. Weights without that prefix belong to
-  something else and are left out.
+  These are 'module.' and '_orig_mod.', anywhere, and whatever precedes the first
+  layer, such as 'model.'. Weights without that prefix are not the network's and
+  are left out.
 
   Args:
     weights: by name.
-    stems: how the names of the first layer begin, for each known network.
+    stems: what the names of the first layer begin with, by known network.
     place: of the weights, for messages.
 
   Returns:
-    The weights, and a line for each kind of change. Without a first layer the
-    weights come back unchanged.
+    The weights, and a line for each kind of change. Weights without a first layer
+    are returned unchanged.
 
   Raises:
     UserError: if there is more than one network.

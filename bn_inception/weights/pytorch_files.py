@@ -11,8 +11,8 @@ import numpy as np
 
 from bn_inception.errors import UserError, one_line
 
-# The keys under which training scripts save weights. Averages come first: they are
-# what is evaluated.
+# The keys under which training scripts save weights. Averages come first: those
+# are evaluated.
 _KEYS = (
   'state_dict_ema', 'model_ema', 'ema_state_dict', 'ema',
   'state_dict', 'model_state_dict', 'model', 'net', 'network', 'module',
@@ -40,11 +40,11 @@ def read(path: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
   """Reads the state_dict in a file of torch.save.
 
   Args:
-    path: of a state_dict, or of a dictionary that has one at any depth.
+    path: of a state_dict, or of a dictionary with one at any depth.
 
   Returns:
-    The arrays by name, floating-point ones in float32; and, if there were several
-    state_dicts, a line that says which one was used.
+    The arrays by name, floating-point ones in float32; and, if there are several
+    state_dicts, a line that names the one used.
 
   Raises:
     UserError: if PyTorch is not installed; if the file is damaged, or holds code,

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bn_inception.inception import FIGURE_5
 from bn_inception.weights.imported import (
   COMMON_MODEL,
   NUM_UPDATES,
@@ -15,6 +14,7 @@ from bn_inception.weights.imported import (
   count_rows,
   to_variables,
 )
+from bn_inception.weights.names import published_names
 
 SCOPE = 'InceptionV2/'
 SLIM_MODEL = COMMON_MODEL | {
@@ -33,28 +33,6 @@ _INPUT_SCALING = {
   'channel_order': 'rgb',
   'binary_threshold': 0.0,
 }
-_STEM = {
-  'conv1': 'Conv2d_1a_7x7',
-  'conv2_reduce': 'Conv2d_2b_1x1',
-  'conv2': 'Conv2d_2c_3x3',
-}
-# TF-Slim calls Figure 5's module 3a 3b, and so on.
-_MODULES = dict(
-  zip(
-    [f'inception_{row.name}' for row in FIGURE_5],
-    ['3b', '3c', '4a', '4b', '4c', '4d', '4e', '5a', '5b', '5c'],
-    strict=True,
-  )
-)
-_BRANCHES = {
-  'conv1x1': (0, 'Conv2d_0a_1x1'),
-  'reduce3x3': (1, 'Conv2d_0a_1x1'),
-  'conv3x3': (1, 'Conv2d_0b_3x3'),
-  'reduce_double3x3': (2, 'Conv2d_0a_1x1'),
-  'double3x3_a': (2, 'Conv2d_0b_3x3'),
-  'double3x3_b': (2, 'Conv2d_0c_3x3'),
-  'projection': (3, 'Conv2d_0b_1x1'),
-}
 _ARRAYS = {
   'depthwise/kernel': 'depthwise_weights',
   'conv/kernel': 'weights',
@@ -66,7 +44,6 @@ _ARRAYS = {
 }
 _LOGITS = f'{SCOPE}Logits/Conv2d_1c_1x1'
 _NUM_CLASSES_WITH_BACKGROUND = 1001
-_STRIDED = tuple(row.name for row in FIGURE_5 if row.stride == 2)
 
 
 def from_slim(
@@ -74,14 +51,13 @@ def from_slim(
 ) -> Imported:
   """Imports weights of TF-Slim's `inception_v2`.
 
-  The stem has a bias instead of batch norm if there is one among the weights, as
-  in the published checkpoint. Batch norm has a scale only if there are gammas.
+  The stem has a bias instead of batch norm if the weights have one, as in the
+  published checkpoint. Batch norm has a scale only if the weights have gammas.
 
   Args:
     weights: by name: 'InceptionV2/Conv2d_1a_7x7/depthwise_weights', .... Global
       step, averages of weights and optimizer slots are ignored.
-    keep_background: of 1,001 classes keep the first, which ImageNet does not
-      have.
+    keep_background: keep the first of 1,001 classes, which ImageNet lacks.
     path: of their file, for messages.
 
   Raises:
@@ -103,7 +79,7 @@ def from_slim(
     name: value
     for name, value in weights.items()
     if name in expected
-    # Not the slots of the optimizer, whose names begin with a weight's.
+    # Not the optimizer's slots: their names begin with a weight's.
     or (name.startswith(SCOPE) and name.rpartition('/')[0] not in expected)
   }
   weights = check_weights(weights, expected, "TF-Slim's inception_v2", path)
@@ -137,19 +113,11 @@ def _name(leaf: str) -> str:
 
 
 def _unit_name(unit: str) -> str:
-  if unit in _STEM:
-    return f'{SCOPE}{_STEM[unit]}'
-  module, name = unit.split('/')
-  branch, scope = _BRANCHES[name]
-  if module.endswith(_STRIDED):
-    branch -= 1  # no 1x1, which is the first branch elsewhere
-    if name in ('conv3x3', 'double3x3_b'):
-      scope = 'Conv2d_1a_3x3'
-  return f'{SCOPE}Mixed_{_MODULES[module]}/Branch_{branch}/{scope}'
+  return f'{SCOPE}{published_names(unit).slim}'
 
 
 def _shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """TF-Slim's shape of an array; the order of the values is the same."""
+  """TF-Slim's shape for an array; the values are in the same order."""
   if leaf.endswith('depthwise/kernel'):
     # [H, W, inputs, multiplier]; linen has a group for each of the 3 inputs.
     return (*shape[:2], 3, shape[3] // 3)

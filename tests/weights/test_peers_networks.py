@@ -2,7 +2,8 @@
 
 PyTorch's are those of `pretrainedmodels` (Cadene) and `pytorchcv` with random
 weights: logits in evaluation and in training, and the gradient of the input.
-TensorFlow's is TF-Slim's, from a checkpoint that it saves: logits.
+TensorFlow's is TF-Slim's, from a checkpoint that it saves: logits. Exported
+networks of other shapes are those of benchmarks/pytorch_inception.py: logits.
 """
 
 import jax
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import pytorch_inception
 from bn_inception.data import augment
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.inception import Inception
-from bn_inception.weights import files
+from bn_inception.weights import files, layouts
+from bn_inception.weights.description import to_notes
 from bn_inception.weights.layouts import import_weights
 from bn_inception.weights.pytorch import to_pytorch
 from bn_inception.weights.slim import from_slim
+from configs import compose
 from tests.weights.test_slim import in_scope, make_slim_weights
 
 pytestmark = pytest.mark.peers
@@ -30,6 +33,8 @@ def make_pytorch_model(package):
     from pytorchcv.models.bninception import bninception
 
     return bninception()
+  from benchmarks import pytorch_inception
+
   return pytorch_inception.make_pytorch_model()
 
 
@@ -153,6 +158,54 @@ def test_exported_weights_load_into_the_other_model(case):
   logits = theirs.eval()(pytorch_input(package, images)).detach().numpy()
   expected = outputs['evaluation'][0]
   assert np.abs(logits - expected).max() / expected.std() <= 1e-4
+
+
+EXPORTED_NETWORKS = {  # size of the images, options
+  'digits': (8, {'stem': 'small', 'stem_stride': 1, 'width': 0.125}),
+  'baseline': (33, {
+    'stem': 'dense', 'use_batch_norm': False, 'use_lrn': True, 'width': 0.125,
+  }),
+  'no scale, sigmoid': (40, {
+    'use_scale': False, 'use_stem_batch_norm': False, 'nonlinearity': 'sigmoid',
+    'epsilon': 0.1, 'width': 0.125,
+  }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', EXPORTED_NETWORKS)
+def test_logits_of_an_exported_network_equal_pytorch(tmp_path, name):
+  import torch
+
+  from benchmarks import pytorch_inception
+
+  size, options = EXPORTED_NETWORKS[name]
+  config = compose.preset('bn_baseline', 'imagenet').to_dict()
+  config['model'].update(options)
+  described = {
+    'config': config,
+    'class_names': list('abcdefg'),
+    'num_channels': 3,
+  }
+  setup = setup_of_checkpoint(described)
+  rng = np.random.default_rng(0)
+
+  def fill(leaf):
+    if leaf.ndim < 2:
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+    std = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    return np.float32(std * rng.normal(size=leaf.shape))
+
+  variables = jax.tree.map(fill, setup.abstract_state().evaluation_variables)
+  weights, layout = layouts.export_weights(variables, setup.model)
+  path = str(tmp_path / 'a.safetensors')
+  files.write_safetensors(path, weights, to_notes(described, layout, 0))
+  x = rng.uniform(-1, 1, (4, size, size, 3)).astype(np.float32)
+  logits = jax.jit(setup.model.apply)(variables, x)
+  theirs = pytorch_inception.load_exported(path)
+  with torch.no_grad():
+    expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+  scale = np.abs(expected).max()
+  assert np.abs(logits - expected).max() / scale <= 1e-5
 
 
 def slim_logits_and_checkpoint(weights, x, prefix, monkeypatch):

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,64 +14,25 @@ from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
   evaluate_checkpoints,
 )
+from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.weights import __main__ as program
-from bn_inception.weights.pytorch import CADENE, from_pytorch
+from bn_inception.weights import files
+from bn_inception.weights.pytorch import from_pytorch
 from configs import compose
 from tests.weights.networks import assert_identical, export
 
 
-def test_classes_get_the_names_of_a_file_or_of_imagenet(tmp_path):
-  names = program.name_classes(1000, None)
-  assert names[0] == 'n01440764'
-  assert program.name_classes(1001, None) == ['background', *names]
-  file = tmp_path / 'names.txt'
-  file.write_text('rose\nmarsh marigold\n')
-  assert program.name_classes(2, str(file)) == ['rose', 'marsh marigold']
-  for number, path, message in (
-    (102, None, 'for 102 classes.* 1000: .*--class_names'),
-    (3, str(file), 'for 3 classes.*names.txt has 2 names'),
-    (1, str(file), 'for 1 classes.*names.txt has 2 names'),
-    (3, '/no', '/no cannot be read'),
-  ):
-    with pytest.raises(UserError, match=message):
-      program.name_classes(number, path)
-  for text, message in (
-    ('rose\n\ntulip\n', 'name 2 is empty'),
-    ('rose\ntulip\nrose \n', "names 1 and 3 are both 'rose'"),
-  ):
-    file.write_text(text)
-    with pytest.raises(UserError, match=message):
-      program.name_classes(3, str(file))
-
-
 def test_bad_files_leave_no_folder(variables, tmp_path):
   source, workdir = str(tmp_path / 'a.safetensors'), tmp_path / 'run'
-  weights = export(variables)
-  scaling = dict(CADENE.input_scaling)
-  names = [f'class {i}' for i in range(1000)]
-  for change, notes, message in (
-    ({'last_linear.bias': np.full(1000, np.nan, np.float32)}, {}, 'is nan'),
-    ({}, {'class_names': names[:-1]}, '1000 classes.* has 999 names'),
-    ({}, {'class_names': [*names[:-1], 'class 7']}, "1000 are both 'class 7'"),
-    ({}, {'class_names': 7}, 'note bn_inception.class_names is damaged'),
-    ({}, {'input_scaling': scaling | {'std': [0.0]}}, 'input_scaling.std'),
-    (
-      {},
-      {'input_scaling': scaling | {'mean': [float('nan')]}},
-      'input_scaling.mean .* got nan',
-    ),
-    ({}, {'input_scaling': {'mean': [0.0]}}, 'input_scaling is damaged'),
-    ({}, {'eval_crop': 'all'}, 'bn_inception.eval_crop \'"all"\' is unknown'),
-  ):
-    program.files.write_safetensors(
-      source,
-      weights | change,
-      {f'bn_inception.{key}': json.dumps(note) for key, note in notes.items()},
-    )
-    with pytest.raises(UserError, match=message):
-      program.import_file(source, str(workdir), 'synthetic')
-    assert not workdir.exists()
+  files.write_safetensors(
+    source,
+    export(variables) | {'last_linear.bias': np.full(1000, np.nan, np.float32)},
+    {},
+  )
+  with pytest.raises(UserError, match=r'last_linear.bias\[0\] is nan'):
+    program.import_file(source, str(workdir))
+  assert not workdir.exists()
 
 
 def test_places_are_checked_before_files_are_read(tmp_path):
@@ -81,7 +43,7 @@ def test_places_are_checked_before_files_are_read(tmp_path):
     (tmp_path / 'file', 'cannot be written .Not a directory.'),
   ):
     with pytest.raises(UserError, match=message):
-      program.import_file('/no/weights.pth', str(workdir), 'synthetic')
+      program.import_file('/no/weights.pth', str(workdir))
   with pytest.raises(
     UserError, match='cannot be written .*: give another --to'
   ):
@@ -92,7 +54,6 @@ def test_places_are_checked_before_files_are_read(tmp_path):
 def test_imported_checkpoint_is_evaluated_and_exported(
   variables, tmp_path, monkeypatch, capsys
 ):
-  files = program.files
   source, workdir = str(tmp_path / 'a.safetensors'), str(tmp_path / 'run')
   files.write_safetensors(source, export(variables), {})
   names = tmp_path / 'names.txt'
@@ -115,25 +76,19 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   program.export_checkpoint(path, exported)
   weights, notes, _ = files.read(exported)
   assert_identical(from_pytorch(weights).variables, variables)
-  scaling = json.loads(notes[program.SCALING_NOTE])
-  assert scaling['channel_order'] == 'bgr' and scaling['mean'][0] == 104.0
-  assert json.loads(notes[program.CLASSES_NOTE])[999] == 'class 999'
+  assert json.loads(notes['bn_inception.layout']) == 'pretrainedmodels'
   # Input and classes of the exported file are those of the checkpoint.
   again = str(tmp_path / 'again')
-  assert notes[program.CROP_NOTE] == 'torchvision'
-  notes[program.CROP_NOTE] = 'centre'
-  files.write_safetensors(exported, weights, notes)
-  program.import_file(exported, again, 'synthetic')
-  description = checkpoint.read_description(f'{again}/checkpoints/0')
-  assert description['config']['data'].pop('eval_crop') == 'centre'
+  program.import_file(exported, again)
   expected = checkpoint.read_description(path)
-  assert expected['config']['data'].pop('eval_crop') == 'torchvision'
-  assert description == expected
+  assert checkpoint.read_description(f'{again}/checkpoints/0') == expected
+  assert expected['config']['data']['eval_crop'] == 'torchvision'
+  assert expected['config']['input_scaling']['mean'][0] == 104.0
   config = compose.of_run(again)
-  assert config.data.eval_crop == 'centre'
+  assert config.data.eval_crop == 'torchvision'
   assert config.source.dataset == 'synthetic' and config.model.stem == 'dense'
   with pytest.raises(UserError, match='run holds checkpoints: give another'):
-    program.import_file(exported, workdir, 'synthetic')
+    program.import_file(exported, workdir)
   with pytest.raises(UserError, match='must end with .safetensors'):
     program.export_checkpoint(path, 'b.pth')
   restored = checkpoint.restore
@@ -148,3 +103,56 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   with pytest.raises(UserError, match=r'0 cannot .*/logits/bias\[0\] is nan'):
     program.export_checkpoint(path, exported)
   assert not (tmp_path / 'c.safetensors').exists()
+
+
+def write_checkpoint(directory, config, num_classes=10, num_channels=1):
+  """A checkpoint of step 3 with initial weights and random statistics."""
+  description = {
+    'config': config,
+    'class_names': [f'class {i}' for i in range(num_classes)],
+    'num_channels': num_channels,
+  }
+  setup = setup_of_checkpoint(description)
+  state = setup.create_state(jax.random.key(1))
+  rng = np.random.default_rng(0)
+  state = state.replace(
+    step=jnp.int32(3),
+    batch_stats=jax.tree.map(
+      lambda x: jnp.asarray(rng.uniform(1, 5, x.shape), x.dtype),
+      state.batch_stats,
+    ),
+  )
+  with checkpoint.open_checkpoints(str(directory), 1, 1) as checkpoints:
+    checkpoint.save(checkpoints, state, description, top1=None)
+  return f'{directory}/3'
+
+
+def test_a_network_of_digits_comes_back(few_rows, tmp_path, digits_config):
+  digits_config['optimizer']['average_decay'] = 0.99
+  digits_config['init_from'] = 'some/checkpoint'
+  path = write_checkpoint(tmp_path / 'checkpoints', digits_config)
+  first, second = (str(tmp_path / f'{x}.safetensors') for x in 'ab')
+  program.export_checkpoint(path, first)
+  weights, notes, _ = files.read(first)
+  assert weights['conv1.conv.weight'].shape == (8, 1, 3, 3)
+  assert weights['conv1.norm.num_batches_tracked'].dtype == np.int64
+  assert json.loads(notes['bn_inception.step']) == 3
+  program.import_file(first, str(tmp_path / 'run'))
+  imported = f'{tmp_path}/run/checkpoints/0'
+  config = checkpoint.read_description(imported)['config']
+  assert config['name'] == f'imported-{digits_config["name"]}'
+  assert config['init_from'] == '' and config['source']['dataset'] == 'digits'
+  program.export_checkpoint(imported, second)
+  assert_identical(files.read(second).arrays, weights)
+
+
+def test_layout_that_a_network_cannot_have_is_refused(
+  few_rows, tmp_path, digits_config
+):
+  path = write_checkpoint(tmp_path / 'checkpoints', digits_config)
+  output = tmp_path / 'a.safetensors'
+  with pytest.raises(
+    UserError, match='model.stem is small, not dense.*--layout'
+  ):
+    program.export_checkpoint(path, str(output), 'pretrainedmodels')
+  assert not output.exists()
