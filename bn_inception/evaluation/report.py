@@ -82,7 +82,7 @@ def _name_statistics(member: Member, statistics: str) -> list[str]:
 
 
 def _name_data(origin: dict, trained_on: dict) -> list[str]:
-  """What tells apart data sets of the same name.
+  """Parts of the name that distinguish data sets of the same name.
 
   Args:
     origin: see `Source.origin`.
@@ -217,11 +217,13 @@ def print_worst_classes(predictions: Predictions) -> None:
   names = [imagenet.readable(name) for name in predictions.class_names]
   print(f'worst of {len(found)} classes:')
   for score in found[:NUM_WORST_CLASSES]:
-    taken = ''
+    mistaken = ''
     if score.num_confused:
-      taken = f', {score.num_confused} taken for {names[score.confused_with]}'
+      mistaken = (
+        f', {score.num_confused} mistaken for {names[score.confused_with]}'
+      )
     print(
-      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{taken}'
+      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{mistaken}'
     )
 
 
