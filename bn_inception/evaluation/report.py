@@ -188,22 +188,21 @@ def print_accuracies(results: list[dict]) -> None:
     return ['not finite' if v is None else form.format(v) for v in values]
 
   for name, title in (('top1', 'top-1'), ('top5', 'top-5')):
-    _print_row(title, [f'{r[name]:.2f} %' for r in results])
-    intervals = [r[f'{name}_interval'] for r in results]
-    _print_row(
-      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
-    )
+    _print_accuracy(title, results, name)
     _print_row('  error', [f'{100 - r[name]:.2f} %' for r in results])
   if 'real' in results[0]:
     real = [r['real'] for r in results]
-    _print_row('ReaL', [f'{r["top1"]:.2f} %' for r in real])
-    intervals = [r['top1_interval'] for r in real]
-    _print_row(
-      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
-    )
+    _print_accuracy('ReaL', real, 'top1')
     _print_row('  examples', [f'{r["examples"]:,}' for r in real])
   _print_row('loss', or_not_finite([r['loss'] for r in results], '{:.4f}'))
   _print_row('ECE', or_not_finite([r['ece'] for r in results], '{:.2f} %'))
+
+
+def _print_accuracy(title: str, results: list[dict], name: str) -> None:
+  """Prints a row of accuracies, and one of their intervals."""
+  _print_row(title, [f'{r[name]:.2f} %' for r in results])
+  intervals = [r[f'{name}_interval'] for r in results]
+  _print_row('  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals])
 
 
 def _print_row(name: str, values: list[str]) -> None:
