@@ -75,7 +75,8 @@ def define_flags() -> None:
   define_path(
     'save_predictions',
     None,
-    "NPZ file for the logarithms of the class probabilities of every image, with the images' names. "
+    'NPZ file to write, with the log probabilities of the classes and the name of '
+    'every image. '
     'Example: --save_predictions=a.npz',
   )
   flags.DEFINE_bool(
@@ -94,7 +95,8 @@ def define_flags() -> None:
     'output',
     None,
     'JSON file to write; default: evaluation_SPLIT_STEP.json in --workdir or '
-    'next to the checkpoint, with unusual settings and other data in its name. Example: --output=digits.json',
+    'next to the checkpoint; its name has every setting and data set that is not '
+    "the run's own. Example: --output=digits.json",
   )
 
 

@@ -12,6 +12,7 @@ from bn_inception.errors import (
   UserError,
   check_room,
   check_writable,
+  make_folder_of,
   replacing,
 )
 
@@ -70,6 +71,17 @@ def test_nothing_is_changed(tmp_path):
     check_writable(str(tmp_path / name), 'give another --output')
   assert os.listdir(tmp_path) == ['old.json']
   assert (tmp_path / 'old.json').read_text() == 'old'
+
+
+def test_the_folder_of_a_file_is_made(tmp_path, monkeypatch):
+  path = str(tmp_path / 'a' / 'b' / 'x.json')
+  make_folder_of(path, 'give another --output')
+  assert os.listdir(tmp_path / 'a' / 'b') == []
+  monkeypatch.chdir(tmp_path)
+  make_folder_of('x.json', 'give another --output')
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='file/x.json .*: give another --output'):
+    make_folder_of(str(tmp_path / 'file' / 'x.json'), 'give another --output')
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

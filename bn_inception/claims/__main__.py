@@ -196,7 +196,7 @@ def to_markdown(results: list[Result], output: str, folder: str) -> str:
     '',
     'which runs one small experiment per claim, with perceptrons on the digits of',
     'scikit-learn or with synthetic data. A claim holds if it meets the criterion,',
-    'which was fixed before. Timings are those of the machine that ran it.',
+    'which was fixed in advance. Timings are those of the machine that ran it.',
     '',
     table(head, rows),
   ]
@@ -229,7 +229,7 @@ def check_and_report(
     markdown: path of a page to write.
 
   Raises:
-    UserError: for an unknown name, or a path that cannot be written.
+    UserError: for an unknown name or a path that cannot be written.
   """
   from rich.console import Console
 
@@ -273,7 +273,7 @@ def define_flags() -> None:
   define_path(
     'markdown',
     None,
-    'Page of the numbers to write; default: none. '
+    'Markdown page to write; default: none. '
     'Example: --markdown=results/claims.md',
   )
 

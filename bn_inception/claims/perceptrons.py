@@ -117,8 +117,8 @@ def forward(
     params: see `initial_params`.
     x: [N, features].
     noise_key: for `moving_noise` after every norm; None: no noise.
-    offsets: added to the inputs of the nonlinearities; their gradients, at 0,
-      are those of the inputs.
+    offsets: added to the inputs of the nonlinearities; at 0 their gradients are
+      the gradients of the inputs.
   """
   inputs = []
   for i, layer in enumerate(params[:-1]):

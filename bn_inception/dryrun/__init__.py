@@ -1,1 +1,1 @@
-"""Predicts what a run needs on a pod or cluster that is not here."""
+"""Predicts how a training run uses a TPU pod, on a machine without one."""

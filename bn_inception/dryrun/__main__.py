@@ -26,7 +26,7 @@ from bn_inception.data import imagenet
 from bn_inception.data.sources import open_split
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
-from bn_inception.errors import UserError, make_folder_of
+from bn_inception.errors import make_folder_of
 from bn_inception.experiment import make_setup
 from bn_inception.machine import streams
 from bn_inception.programs import command_line, config_flag, markdown
@@ -94,7 +94,7 @@ def report_lines(p: Prediction) -> dict[str, str]:
 
 
 def _megabytes(p: Prediction, num_bytes: float) -> str:
-  """Bytes of one image."""
+  """MB per image, as text."""
   return f'{num_bytes / p.images_per_chip / 1e6:.1f}'
 
 
@@ -177,25 +177,19 @@ def dry_run(
 
 
 def define_flags() -> None:
-  """The program's flags, in the program but not on import."""
+  """Defines the flags; not done on import."""
   flags.DEFINE_multi_string(
     'topology',
     None,
     'Pod to compile for, GENERATION:SHAPE; repeat it or use commas for more. '
-    f' Example: --topology={prediction.EXAMPLE_TOPOLOGIES.split(",")[0]}',
+    f'Example: --topology={prediction.EXAMPLE_TOPOLOGIES.split(",")[0]}',
     required=True,
-  )
-  flags.DEFINE_integer(
-    'batch_size',
-    None,
-    'Global batch: --config.batch_size. Example: --batch_size=4096',
   )
   flags.DEFINE_integer(
     'images_per_chip',
     None,
     'Examples per chip; sets the global batch of each pod, instead of '
-    '--batch_size. '
-    'Example: --images_per_chip=128',
+    '--config.batch_size. Example: --images_per_chip=128',
   )
   define_path(
     'output',
@@ -209,10 +203,6 @@ def main() -> None:
   jax.config.update('jax_platforms', 'cpu')
   values = flags.FLAGS
   config = config_flag.expand_paths(values.config.to_dict())
-  if values.batch_size is not None:
-    if values.images_per_chip is not None:
-      raise UserError('give either --batch_size or --images_per_chip')
-    config['batch_size'] = values.batch_size
   if values.output is not None:
     streams.continue_without_stdout()
   names = [name for part in values.topology for name in part.split(',')]

@@ -1,4 +1,4 @@
-"""A training step compiled for a TPU pod that is not here, and its needs."""
+"""Compiles a training step for a TPU pod elsewhere, and reads what it needs."""
 
 import dataclasses
 import importlib.util
@@ -101,7 +101,7 @@ class Prediction:
 
 
 def open_topology(name: str) -> Sequence[jax.Device]:
-  """Devices to compile for, of a pod that is not here.
+  """The devices of a pod to compile for; the pod itself is not needed.
 
   Args:
     name: generation and chips along each axis, such as v5e:4x4.

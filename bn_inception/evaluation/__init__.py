@@ -1,1 +1,1 @@
-"""Accuracies of checkpoints: single crops, many crops, ensembles, one's own images."""
+"""Evaluates trained networks: on data sets, as ensembles, on single images."""

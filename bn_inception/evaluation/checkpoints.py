@@ -1,4 +1,4 @@
-"""Checkpoints evaluated as eval.py does: alone, or several as an ensemble."""
+"""Evaluates checkpoints on a data set, alone or as an ensemble."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ class PopulationOptions:
   Attributes:
     num_batches: how many mini-batches to average. The paper says several; Wu &
       Johnson (2021) take 200.
-    seed: of their order and distortions.
+    seed: for the order and the distortions of the images.
     dataset, split: None: those of training. Others adapt the statistics to
       another domain (Section 5).
   """
@@ -107,7 +107,7 @@ class EvaluationOptions:
     fold: fold batch norm into the convolutions.
     dtype: of the computation; '': the run's.
     real: report accuracy by the ReaL labels of ImageNet's validation set, too.
-    is_named: whether predictions name their images, which takes another pass.
+    is_named: name the images in the predictions, which takes another pass.
   """
 
   dataset: str | None = None
@@ -136,18 +136,17 @@ class Member:
 
   Attributes:
     path: of the checkpoint.
-    usual: `dataset`, `crops` and `dtype` of its run.
+    usual: the run's own `dataset`, `crops` and `dtype`.
     setup: of its run, changed to the options.
     source: the split to evaluate on.
     facts: for the result: `dataset`, `split`, `examples`, `data` (where they
       are), `crops`, `num_crops`, `folded` and `dtype`; the same for all members
       of an ensemble.
     kinds: of statistics.
-    population: without any None.
-    statistics_source: what population statistics are taken from; None: they are
-      not wanted.
-    names: str [N], of the images; '' if they are not wanted.
-    real_labels: of the images, if they are wanted.
+    population: the options, with the run's values for None.
+    statistics_source: data for the population statistics; None: not wanted.
+    names: str [N], of the images; '' if not wanted.
+    real_labels: of the images; None: not wanted.
   """
 
   path: str
@@ -344,7 +343,7 @@ def _open_statistics_source(
 def limit_workers(setup: Setup, source: Source) -> Setup:
   """Lowers `data.num_workers` to those whose batches fit into shared memory.
 
-  For programs without a flag for it; prints a line if it does.
+  For programs without a flag for it. Prints a line if it lowers the number.
 
   Args:
     setup: to evaluate with.

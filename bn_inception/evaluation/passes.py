@@ -1,4 +1,4 @@
-"""Passes over a split: accuracies, predictions, population statistics."""
+"""Passes over a split: for accuracies, predictions and population statistics."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -99,7 +99,7 @@ def predict(
 
 
 def _fetch(tree):
-  """Fetches arrays that are split over all devices of all processes."""
+  """Fetches arrays that are sharded over the devices of all processes."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
@@ -121,7 +121,7 @@ def estimate_population_statistics(
   Args:
     statistics_step: see `steps.make_statistics_step`.
     variables: params and batch_stats; the latter have no influence.
-    batches: on the devices; each counts the same.
+    batches: on the devices; all have the same weight.
     rng: key of the distortions, folded with the batch's number.
 
   Returns:

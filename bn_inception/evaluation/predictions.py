@@ -29,7 +29,7 @@ class Predictions:
     labels: int32 [N].
     names: str [N]: file or record of each image, in the order of the source.
     class_names: str [classes].
-    origin: of which network, for display.
+    origin: the network that made them, for display.
   """
 
   log_probabilities: np.ndarray

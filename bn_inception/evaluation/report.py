@@ -82,7 +82,7 @@ def _name_statistics(member: Member, statistics: str) -> list[str]:
 
 
 def _name_data(origin: dict, trained_on: dict) -> list[str]:
-  """What tells apart data sets of the same name.
+  """Parts of the name that distinguish data sets of the same name.
 
   Args:
     origin: see `Source.origin`.
@@ -188,22 +188,21 @@ def print_accuracies(results: list[dict]) -> None:
     return ['not finite' if v is None else form.format(v) for v in values]
 
   for name, title in (('top1', 'top-1'), ('top5', 'top-5')):
-    _print_row(title, [f'{r[name]:.2f} %' for r in results])
-    intervals = [r[f'{name}_interval'] for r in results]
-    _print_row(
-      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
-    )
+    _print_accuracy(title, results, name)
     _print_row('  error', [f'{100 - r[name]:.2f} %' for r in results])
   if 'real' in results[0]:
     real = [r['real'] for r in results]
-    _print_row('ReaL', [f'{r["top1"]:.2f} %' for r in real])
-    intervals = [r['top1_interval'] for r in real]
-    _print_row(
-      '  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals]
-    )
+    _print_accuracy('ReaL', real, 'top1')
     _print_row('  examples', [f'{r["examples"]:,}' for r in real])
   _print_row('loss', or_not_finite([r['loss'] for r in results], '{:.4f}'))
   _print_row('ECE', or_not_finite([r['ece'] for r in results], '{:.2f} %'))
+
+
+def _print_accuracy(title: str, results: list[dict], name: str) -> None:
+  """Prints a row of accuracies, and one of their intervals."""
+  _print_row(title, [f'{r[name]:.2f} %' for r in results])
+  intervals = [r[f'{name}_interval'] for r in results]
+  _print_row('  95 %', [f'{low:.2f} - {high:.2f} %' for low, high in intervals])
 
 
 def _print_row(name: str, values: list[str]) -> None:
@@ -217,11 +216,13 @@ def print_worst_classes(predictions: Predictions) -> None:
   names = [imagenet.readable(name) for name in predictions.class_names]
   print(f'worst of {len(found)} classes:')
   for score in found[:NUM_WORST_CLASSES]:
-    taken = ''
+    mistaken = ''
     if score.num_confused:
-      taken = f', {score.num_confused} taken for {names[score.confused_with]}'
+      mistaken = (
+        f', {score.num_confused} mistaken for {names[score.confused_with]}'
+      )
     print(
-      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{taken}'
+      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{mistaken}'
     )
 
 

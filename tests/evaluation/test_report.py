@@ -88,7 +88,7 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
   report.print_worst_classes(PREDICTIONS)
   assert capsys.readouterr().out.splitlines() == [
     'worst of 2 classes:',
-    '   50.00 % of 2 tabby, tabby cat, 1 taken for tench, Tinca tinca',
+    '   50.00 % of 2 tabby, tabby cat, 1 mistaken for tench, Tinca tinca',
     '  100.00 % of 1 tench, Tinca tinca',
   ]
   path = tmp_path / 'x.csv'
