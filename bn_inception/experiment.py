@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import config_keys, inception, mesh, perceptron, steps
-from bn_inception.data import augment, data_facts
+from bn_inception.data import augment, data_facts, imagenet
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.in_memory import InMemory
 from bn_inception.data.input_pipeline import (
@@ -294,6 +294,19 @@ class Setup:
       ),
     ]
 
+  def tabulate(self) -> str:
+    """The modules: shapes, FLOPs forward and parameters, for one image."""
+    size = self.input_options.image_size
+    # XLA does not know the FLOPs of native convolutions.
+    model = self.model.clone(custom_vjp=False)
+    return model.tabulate(
+      jax.random.key(0),
+      jnp.zeros((1, size, size, self.num_channels)),
+      depth=1,
+      compute_flops=True,
+      console_kwargs={'width': 140, 'force_terminal': False},
+    )
+
 
 def make_setup(
   config: dict,
@@ -541,6 +554,30 @@ def open_split(
   if names['keep_in_memory']:
     return InMemory(source, max(1, config['data']['num_workers']))
   return source
+
+
+def describe_data(config: dict, data_dir: str | None = None) -> dict[str, int]:
+  """num_classes, num_channels and num_examples of the training split.
+
+  ImageNet's are known without its data, and used for its subsets too: the number
+  of examples only sets constants of the schedule.
+
+  Raises:
+    UserError: if another data set is not on this machine.
+  """
+  names = config['source']
+  if names['dataset'] == imagenet.NAME:
+    return {
+      'num_classes': len(imagenet.class_names()),
+      'num_channels': 3,
+      'num_examples': imagenet.NUM_EXAMPLES['train'],
+    }
+  source = open_split(config, names['dataset'], names['train_split'], data_dir)
+  return {
+    'num_classes': len(source.class_names),
+    'num_channels': source.num_channels,
+    'num_examples': len(source),
+  }
 
 
 def _check_splits(names: dict, source: Source, eval_source: Source) -> None:

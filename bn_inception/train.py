@@ -10,10 +10,12 @@ if __name__ == '__main__':
 
 import os
 
+import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 
 from bn_inception import command_line, config_keys, presets, training
+from bn_inception.experiment import describe_data, make_setup
 from bn_inception.machine.path_flags import define_path
 
 DEFAULT_CONFIG = 'configs/bn_x5.py:digits'
@@ -50,6 +52,18 @@ _DIFF = flags.DEFINE_string(
   'Print in what --config differs from this config, and do nothing. '
   'Example: --diff=configs/bn_baseline.py:digits',
 )
+_SUMMARY = flags.DEFINE_bool(
+  'summary',
+  False,
+  "Print the network's modules with their shapes, FLOPs and parameters, and do "
+  'nothing. Example: --summary',
+)
+_PROFILE = define_path(
+  'profile',
+  None,
+  'Folder for a profile of steps 11 to 20 by JAX, for Perfetto or XProf. '
+  'Example: --profile=profiles/first',
+)
 command_line.define_process_flags()
 
 
@@ -62,9 +76,13 @@ def main() -> None:
     show(config)
     return
   config_keys.check_config(config)  # before its name is taken
+  if _SUMMARY.value:
+    facts = describe_data(config, _DATA_DIR.value)
+    print(make_setup(config, jax.devices()[:1], **facts).tabulate())
+    return
   name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']
   workdir = _WORKDIR.value or os.path.join('runs', name)
-  training.train_and_evaluate(config, workdir, _DATA_DIR.value)
+  training.train_and_evaluate(config, workdir, _DATA_DIR.value, _PROFILE.value)
 
 
 def show(config: dict) -> None:

@@ -33,6 +33,7 @@ from bn_inception.runs import (
   run_directory,
 )
 from bn_inception.runs.display import ProgressDisplay, format_seconds
+from bn_inception.runs.profiler import Profiler
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -50,7 +51,10 @@ _STOP_PROMISE = (
 
 
 def train_and_evaluate(
-  config: dict, workdir: str, data_dir: str | None = None
+  config: dict,
+  workdir: str,
+  data_dir: str | None = None,
+  profile: str | None = None,
 ) -> dict:
   """Trains a network, or resumes its training, and writes its result.
 
@@ -58,6 +62,7 @@ def train_and_evaluate(
     config: the plain nested dict of configs/.
     workdir: the run directory; a run in it with the same config is resumed.
     data_dir: where TFDS data sets are; None: TFDS's default.
+    profile: folder for a profile of some steps, see `Profiler`; None: none.
 
   Returns:
     The content of result.json: see `_result`.
@@ -89,7 +94,7 @@ def train_and_evaluate(
     )
     state = _create_or_restore(experiment, path)
     _print_summary(experiment, state)
-    records = _train(experiment, workdir, state, entry_time)
+    records = _train(experiment, workdir, state, entry_time, profile)
     result = distributed.from_first(
       lambda: _write_result(experiment, records, workdir)
     )
@@ -98,7 +103,11 @@ def train_and_evaluate(
 
 
 def _train(
-  experiment: Experiment, workdir: str, state: TrainState, entry_time: float
+  experiment: Experiment,
+  workdir: str,
+  state: TrainState,
+  entry_time: float,
+  profile: str | None,
 ) -> list[dict]:
   """Trains to the end; returns the records of the whole run."""
   options, first_step = experiment.options, int(state.step)
@@ -113,6 +122,7 @@ def _train(
     ProgressDisplay(
       first_step, experiment.num_steps, experiment.steps_per_epoch
     ) as display,
+    Profiler(profile, first_step, display.message) as profiler,
   ):
     earlier = book.records[-1]['seconds'] if book.records else 0.0
     loop = _Loop(
@@ -121,6 +131,7 @@ def _train(
       checkpoints=checkpoints,
       book=book,
       display=display,
+      profiler=profiler,
       stop_requests=stop_requests,
       entry_time=entry_time,
       seconds_before=earlier,
@@ -234,7 +245,7 @@ class _Loop:
 
   Attributes:
     experiment, workdir: of the run.
-    checkpoints, book, display, stop_requests: open until the loop ends.
+    checkpoints, book, display, profiler, stop_requests: open until the loop ends.
     entry_time: when this process began with the run.
     seconds_before: spent by earlier processes.
     next_drawing: when the learning curve may be drawn again.
@@ -245,6 +256,7 @@ class _Loop:
   checkpoints: checkpoint.Checkpoints
   book: logbook.Logbook
   display: ProgressDisplay
+  profiler: Profiler
   stop_requests: StopRequests
   entry_time: float
   seconds_before: float
@@ -283,6 +295,7 @@ class _Loop:
       if len(pending) > MAX_STEPS_AHEAD:
         jax.block_until_ready(pending[-1 - MAX_STEPS_AHEAD])
       step += 1
+      self.profiler.after(step, step_metrics)
       if step == first_step:
         self._log_first_step(step, step_metrics)
         self.stop_requests.begin()

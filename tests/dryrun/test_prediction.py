@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from bn_inception.dryrun import prediction
-from bn_inception.dryrun.__main__ import describe_data
 from bn_inception.errors import UserError
-from bn_inception.experiment import make_setup
+from bn_inception.experiment import describe_data, make_setup
 from tests.dryrun.libtpu import needs_libtpu
 
 
