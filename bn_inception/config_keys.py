@@ -203,6 +203,7 @@ KEYS: dict[str, Key] = {
   'optimizer.schedule': Key(_TEXT, before='staircase'),
   'optimizer.warmup_epochs': Key(Number(0, 1e9), before=0.0),
   'optimizer.max_gradient_norm': Key(Number(0, 1e9), before=0.0),
+  'optimizer.label_smoothing': Key(_BELOW_1, before=0.0),
   'training.num_epochs': _free(Number(0, 1e6, excludes_low=True)),
   'training.log_every_steps': _free(_EVERY),
   'training.eval_every_steps': _free(_EVERY),

@@ -207,6 +207,19 @@ class Setup:
     )
     return state, self.batches.abstract_training(), rng
 
+  def tabulate(self) -> str:
+    """The modules: shapes, FLOPs forward and parameters, for one image."""
+    size = self.batches.options.image_size
+    # XLA does not know the FLOPs of native convolutions.
+    model = self.model.clone(custom_vjp=False)
+    return model.tabulate(
+      jax.random.key(0),
+      jnp.zeros((1, size, size, self.batches.num_channels)),
+      depth=1,
+      compute_flops=True,
+      console_kwargs={'width': 140, 'force_terminal': False},
+    )
+
 
 def make_setup(
   config: dict,

@@ -18,7 +18,7 @@ MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
 
 
 def classification_sums(
-  logits: Array, label: Array, mask: Array
+  logits: Array, label: Array, mask: Array, label_smoothing: float = 0.0
 ) -> dict[str, Array]:
   """Cross-entropy and correct predictions, summed over the unmasked examples.
 
@@ -30,12 +30,19 @@ def classification_sums(
     logits: float32 [N, classes].
     label: int32 [N].
     mask: bool [N]; False for padding.
+    label_smoothing: a of the cross-entropy's target, which is
+      (1 - a) * one-hot + a / classes (Szegedy et al. 2016); 0 = none.
 
   Returns:
     float32 scalars `loss_sum`, and int32 scalars `top1_count`, `top5_count`,
     `count`.
   """
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  if label_smoothing:
+    one_hot = jax.nn.one_hot(label, logits.shape[-1])
+    target = optax.smooth_labels(one_hot, label_smoothing)
+    loss = optax.softmax_cross_entropy(logits, target)
+  else:
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
   classes = jnp.arange(logits.shape[-1])
   before = (logits > of_label) | (

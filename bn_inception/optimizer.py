@@ -1,7 +1,7 @@
 """Momentum SGD, L2 on kernels only, staircase exponential decay.
 
-The paper needs no more. Three options that others expect are here too, off in the
-paper's presets: cosine decay, warm-up, and gradient clipping.
+The paper needs no more. Four options that others expect are here too, off in the
+paper's presets: cosine decay, warm-up, gradient clipping, and label smoothing.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ class Optimizer(NamedTuple):
     average_decay: of the Polyak average of the parameters; 0 = none.
     accumulate_steps: micro-batches whose gradients are averaged per update.
     learning_rate: the initial one: see `effective_learning_rate`.
+    label_smoothing: of the training loss, see `metrics.classification_sums`.
   """
 
   transform: optax.GradientTransformation
@@ -35,6 +36,7 @@ class Optimizer(NamedTuple):
   average_decay: float
   accumulate_steps: int
   learning_rate: float
+  label_smoothing: float = 0.0
 
 
 def effective_learning_rate(
@@ -147,6 +149,7 @@ def make_optimizer(
   schedule: str = 'staircase',
   warmup_epochs: float = 0.0,
   max_gradient_norm: float = 0.0,
+  label_smoothing: float = 0.0,
 ) -> Optimizer:
   """SGD with momentum in its classical form (Sutskever et al. 2013).
 
@@ -172,6 +175,8 @@ def make_optimizer(
       with its own batch statistics; for batches that do not fit a device.
     max_gradient_norm: scale gradients whose global norm is larger down to it,
       before weight decay; 0 = never.
+    label_smoothing: probability of the label that the training loss spreads
+      over all classes; 0 = none. Evaluations have none.
 
   Raises:
     UserError: as `make_schedule`, for a number out of its range
@@ -186,6 +191,7 @@ def make_optimizer(
       'average_decay': average_decay,
       'accumulate_steps': accumulate_steps,
       'max_gradient_norm': max_gradient_norm,
+      'label_smoothing': label_smoothing,
     },
   )
   if batch_size % accumulate_steps:
@@ -209,5 +215,10 @@ def make_optimizer(
     optax.trace(momentum, nesterov=nesterov),
   )
   return Optimizer(
-    transform, learning_rate_fn, average_decay, accumulate_steps, rate
+    transform,
+    learning_rate_fn,
+    average_decay,
+    accumulate_steps,
+    rate,
+    label_smoothing,
   )

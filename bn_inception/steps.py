@@ -67,7 +67,9 @@ def train_step(
     `measurements`: name -> [B], what the model sows for each example.
   """
   keys = jax.random.split(jax.random.fold_in(rng, state.step))
-  own_gradient = partial(_gradient, model, prepare, state.params, keys)
+  own_gradient = partial(
+    _gradient, model, prepare, optimizer.label_smoothing, state.params, keys
+  )
   if optimizer.accumulate_steps == 1:
     batch_stats, parts = own_gradient(state.batch_stats, batch)
     gradients, sums, measured = parts
@@ -110,7 +112,9 @@ def train_step(
   }
 
 
-def _gradient(model, prepare, params, keys, batch_stats, batch):
+def _gradient(
+  model, prepare, label_smoothing, params, keys, batch_stats, batch
+):
   """Gradient of the mean loss of one (micro-)batch, as the body of a scan.
 
   Returns:
@@ -128,7 +132,9 @@ def _gradient(model, prepare, params, keys, batch_stats, batch):
       mutable=['batch_stats', 'measurements'],
       rngs={'dropout': dropout_key},
     )
-    sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
+    sums = metrics.classification_sums(
+      logits, batch['label'], batch['mask'], label_smoothing
+    )
     loss = sums['loss_sum'] / len(batch['label'])
     # A sown value is a tuple with one entry for each call of the module.
     sown = updates.get('measurements', {})

@@ -10,10 +10,13 @@ if __name__ == '__main__':
 
 import os
 
+import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 
 from bn_inception import config_keys, training
+from bn_inception.data.sources import describe_data
+from bn_inception.experiment import make_setup
 from bn_inception.programs import command_line, config_flag, presets
 from bn_inception.programs.path_flags import define_path
 
@@ -51,6 +54,18 @@ _DIFF = flags.DEFINE_string(
   'Print in what --config differs from this config, and do nothing. '
   'Example: --diff=configs/bn_baseline.py:digits',
 )
+_SUMMARY = flags.DEFINE_bool(
+  'summary',
+  False,
+  "Print the network's modules with their shapes, FLOPs and parameters, and do "
+  'nothing. Example: --summary',
+)
+_PROFILE = define_path(
+  'profile',
+  None,
+  'Folder for a profile of steps 11 to 20 by JAX, for Perfetto or XProf. '
+  'Example: --profile=profiles/first',
+)
 command_line.define_process_flags()
 
 
@@ -63,9 +78,13 @@ def main() -> None:
     show(config)
     return
   config_keys.check_config(config)  # before its name is taken
+  if _SUMMARY.value:
+    facts = describe_data(config, _DATA_DIR.value)
+    print(make_setup(config, jax.devices()[:1], **facts).tabulate())
+    return
   name = 'digits' if config['name'] == 'bn_x5-digits' else config['name']
   workdir = _WORKDIR.value or os.path.join('runs', name)
-  training.train_and_evaluate(config, workdir, _DATA_DIR.value)
+  training.train_and_evaluate(config, workdir, _DATA_DIR.value, _PROFILE.value)
 
 
 def show(config: dict) -> None:

@@ -22,6 +22,7 @@ from bn_inception.kernels.host import release_memory
 from bn_inception.machine import distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.runs import checkpoint, json_files, resume, run_directory
+from bn_inception.runs.profiler import Profiler
 from bn_inception.runs.recorder import (
   Recorder,
   draw_learning_curve,
@@ -49,7 +50,10 @@ _STOP_PROMISE = (
 
 
 def train_and_evaluate(
-  config: dict, workdir: str, data_dir: str | None = None
+  config: dict,
+  workdir: str,
+  data_dir: str | None = None,
+  profile: str | None = None,
 ) -> dict:
   """Trains a network, or resumes its training, and writes its result.
 
@@ -57,6 +61,7 @@ def train_and_evaluate(
     config: the plain nested dict of configs/.
     workdir: the run directory; a run in it with the same config is resumed.
     data_dir: where TFDS data sets are; None: TFDS's default.
+    profile: folder for a profile of some steps, see `Profiler`; None: none.
 
   Returns:
     The content of result.json: see `result.make_result`.
@@ -88,7 +93,7 @@ def train_and_evaluate(
     )
     state = _create_or_restore(experiment, path)
     print_summary(experiment, count_parameters(state.params))
-    records = _train(experiment, workdir, state, entry_time)
+    records = _train(experiment, workdir, state, entry_time, profile)
     result = distributed.from_first(
       lambda: _write_result(experiment, records, workdir)
     )
@@ -97,7 +102,11 @@ def train_and_evaluate(
 
 
 def _train(
-  experiment: Experiment, workdir: str, state: TrainState, entry_time: float
+  experiment: Experiment,
+  workdir: str,
+  state: TrainState,
+  entry_time: float,
+  profile: str | None,
 ) -> list[dict]:
   """Trains to the end; returns the records of the whole run."""
   options, first_step = experiment.options, int(state.step)
@@ -109,11 +118,13 @@ def _train(
       options.keep_best_checkpoints,
     ) as checkpoints,
     open_recorder(experiment, workdir, first_step, entry_time) as recorder,
+    Profiler(profile, first_step, recorder.message) as profiler,
   ):
     loop = _Loop(
       experiment=experiment,
       checkpoints=checkpoints,
       recorder=recorder,
+      profiler=profiler,
       stop_requests=stop_requests,
     )
     loop.train(state)
@@ -159,12 +170,13 @@ class _Loop:
 
   Attributes:
     experiment: the run.
-    checkpoints, recorder, stop_requests: open until the loop ends.
+    checkpoints, recorder, profiler, stop_requests: open until the loop ends.
   """
 
   experiment: Experiment
   checkpoints: checkpoint.Checkpoints
   recorder: Recorder
+  profiler: Profiler
   stop_requests: StopRequests
 
   def train(self, state: TrainState) -> None:
@@ -192,6 +204,7 @@ class _Loop:
       if len(pending) > MAX_STEPS_AHEAD:
         jax.block_until_ready(pending[-1 - MAX_STEPS_AHEAD])
       step += 1
+      self.profiler.after(step, step_metrics)
       if step == first_step:
         jax.block_until_ready(step_metrics)
         release_memory()

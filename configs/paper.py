@@ -89,6 +89,7 @@ BASE = {
   'optimizer.schedule': 'staircase',  # or 'cosine'
   'optimizer.warmup_epochs': 0.0,
   'optimizer.max_gradient_norm': 0.0,
+  'optimizer.label_smoothing': 0.0,
   'training.num_epochs': 150.0,  # BN-x30's 6e6 steps of 32 images
   'training.log_every_steps': 100,  # of these three, 0 = once an epoch
   'training.eval_every_steps': 20_000,

@@ -130,6 +130,7 @@ def test_what_no_number_can_be_is_refused(key, value):
     ('optimizer.decay_epochs', [0.05], [0.0]),
     ('optimizer.learning_rate', [0.0, 3.0], [-1e-3, 1e7]),
     ('optimizer.weight_decay', [0.0], [-1e-4]),
+    ('optimizer.label_smoothing', [0.0, 0.9], [1.0, -0.1]),
     ('training.num_epochs', [1e-3, 150], [0.0]),
     ('training.eval_every_steps', [0, 20_000], [1.5]),
     ('training.keep_last_checkpoints', [1], [0]),

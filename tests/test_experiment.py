@@ -1,6 +1,7 @@
 """Assembly: sections are keyword arguments; the full network takes a step."""
 
 import gc
+import re
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from bn_inception import experiment
 from bn_inception.data.built_in import DigitsSource, SyntheticSource
+from bn_inception.data.sources import describe_data
 from bn_inception.errors import UserError
 from bn_inception.experiment import (
   TrainingOptions,
@@ -141,6 +143,48 @@ def test_moving_averages_need_no_batch_that_divides(digits_config):
   assert setup.model.num_classes == 2
   with pytest.raises(UserError, match='12 cannot be divided over 8 devices'):
     setup_of_checkpoint(description, with_batch_statistics=True)
+
+
+def test_imagenet_needs_no_data():
+  config = compose.preset('bn_x30', 'imagenet').to_dict()
+  assert describe_data(config) == {
+    'num_classes': 1000, 'num_channels': 3, 'num_examples': 1_281_167,
+  }  # fmt: skip
+
+
+def tabulate(config):
+  """{path of a module: {column: cell}}; the total's path is empty."""
+  setup = make_setup(config, jax.devices()[:1], **describe_data(config))
+  rows = [
+    [cell.strip() for cell in re.split('[│┃]', line)[1:-1]]
+    for line in setup.tabulate().splitlines()
+  ]
+  head, *rows = [row for row in rows if row]
+  return setup, {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def test_the_table_of_modules_has_shapes_and_parameters(
+  digits_config, few_rows
+):
+  setup, table = tabulate(digits_config)
+  modules = ['inception_3a', 'inception_3c']
+  assert [name for name in table if name.startswith('incep')] == modules
+  row = table['inception_3a']
+  assert row['inputs'] == 'float32[1,8,8,24]'
+  assert row['outputs'] == 'float32[1,8,8,32]'
+  # The 1x1 convolutions of four branches, then the 3x3: FLOPs of 64 pixels.
+  products = 24 * (8 + 8 + 8 + 4) + 9 * (8 * 8 + 8 * 12 + 12 * 12)
+  assert 0.8 < int(row['flops']) / (2 * 64 * products) < 1.2
+  number = count_parameters(setup.abstract_state().params)
+  assert table['']['params'].startswith(f'{number:,} ')
+
+
+@pytest.mark.slow
+def test_the_table_of_the_imagenet_network():
+  config = compose.preset('bn_x5', 'imagenet').to_dict()
+  config['model'] |= {'stem': 'dense', 'pool_projection_4cd': 128}
+  _, table = tabulate(config)
+  assert table['']['params'].startswith('11,285,224 ')
 
 
 @pytest.mark.parametrize('accumulate_steps', [1, 2])

@@ -120,6 +120,8 @@ def test_rate_follows_the_batch_only_when_asked(per_32, expected):
     {'momentum': 1.5},
     {'weight_decay': -1e-4},
     {'learning_rate': float('nan')},
+    {'label_smoothing': 1.0},
+    {'label_smoothing': -0.1},
   ],
 )
 def test_numbers_out_of_range_are_refused(value):

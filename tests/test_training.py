@@ -25,6 +25,7 @@ from bn_inception.runs import (
   integrity,
   learning_curve,
   logbook,
+  profiler,
   recorder,
 )
 from configs import compose
@@ -50,7 +51,10 @@ def test_a_run_leaves_all_that_it_promises(
 ):
   workdir, released = str(tmp_path / 'run'), []
   monkeypatch.setattr(training, 'release_memory', lambda: released.append(1))
-  result = training.train_and_evaluate(digits_config, workdir)
+  monkeypatch.setattr(profiler, 'SKIPPED_STEPS', 1)
+  monkeypatch.setattr(profiler, 'PROFILED_STEPS', 1)
+  profile = str(tmp_path / 'profile')
+  result = training.train_and_evaluate(digits_config, workdir, profile=profile)
   assert released == [1]  # what the compiler took, after the first step
   assert sorted(os.listdir(workdir)) == [
     '.lock', 'checkpoints', 'config.json', 'data.json',
@@ -88,6 +92,7 @@ def test_a_run_leaves_all_that_it_promises(
     'learning rate  0.015 (0.015 as given), x 0.96 every 0.356 epochs, momen',
     'L2             4e-05 on kernels',
     'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
+    f'profile of steps 2 to 2: open {profile}/',
     'evaluation at step 6: top-1',
   ):
     assert line in output

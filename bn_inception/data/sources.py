@@ -30,7 +30,9 @@ from bn_inception.data.source import (
 from bn_inception.data.tfds_source import TfdsSource, is_prepared
 from bn_inception.errors import UserError
 
-__all__ = ['ListedImages', 'Source', 'make_source', 'open_split']
+__all__ = [
+  'ListedImages', 'Source', 'describe_data', 'make_source', 'open_split',
+]  # fmt: skip
 
 HOLDOUT_SPLIT = 'train_holdout'
 
@@ -51,6 +53,30 @@ def open_split(
   if names['keep_in_memory']:
     return InMemory(source, max(1, config['data']['num_workers']))
   return source
+
+
+def describe_data(config: dict, data_dir: str | None = None) -> dict[str, int]:
+  """num_classes, num_channels and num_examples of the training split.
+
+  ImageNet's are known without its data, and used for its subsets too: the number
+  of examples only sets constants of the schedule.
+
+  Raises:
+    UserError: if another data set is not on this machine.
+  """
+  names = config['source']
+  if names['dataset'] == imagenet.NAME:
+    return {
+      'num_classes': len(imagenet.class_names()),
+      'num_channels': 3,
+      'num_examples': imagenet.NUM_EXAMPLES['train'],
+    }
+  source = open_split(config, names['dataset'], names['train_split'], data_dir)
+  return {
+    'num_classes': len(source.class_names),
+    'num_channels': source.num_channels,
+    'num_examples': len(source),
+  }
 
 
 def make_source(

@@ -22,8 +22,7 @@ import jax
 from absl import flags
 
 from bn_inception import config_keys
-from bn_inception.data import imagenet
-from bn_inception.data.sources import open_split
+from bn_inception.data.sources import describe_data
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
 from bn_inception.errors import make_folder_of
@@ -36,30 +35,6 @@ from bn_inception.runs.run_directory import check_output, manifest
 
 DEFAULT_CONFIG = 'configs/bn_x30.py:imagenet'
 _REMEDY = 'give another --output'
-
-
-def describe_data(config: dict) -> dict[str, int]:
-  """num_classes, num_channels and num_examples of the training split.
-
-  ImageNet's are known without its data, and used for its subsets too: the number
-  of examples only sets constants of the schedule.
-
-  Raises:
-    UserError: if another data set is not on this machine.
-  """
-  names = config['source']
-  if names['dataset'] == imagenet.NAME:
-    return {
-      'num_classes': len(imagenet.class_names()),
-      'num_channels': 3,
-      'num_examples': imagenet.NUM_EXAMPLES['train'],
-    }
-  source = open_split(config, names['dataset'], names['train_split'], None)
-  return {
-    'num_classes': len(source.class_names),
-    'num_channels': source.num_channels,
-    'num_examples': len(source),
-  }
 
 
 def report_lines(p: Prediction) -> dict[str, str]:

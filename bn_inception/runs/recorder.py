@@ -64,6 +64,10 @@ class Recorder:
     """Spent on the run so far, by all its processes one after the other."""
     return self._earlier + time.monotonic() - self._entry_time
 
+  def message(self, text: str) -> None:
+    """Prints a line."""
+    self._display.message(text)
+
   def compiling(self) -> None:
     """The first step is about to compile."""
     self._display.compiling()

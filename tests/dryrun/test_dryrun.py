@@ -12,7 +12,6 @@ import pytest
 from bn_inception.dryrun import __main__ as dryrun
 from bn_inception.dryrun import prediction
 from bn_inception.errors import UserError
-from configs import compose
 from tests.dryrun.libtpu import needs_libtpu
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -110,13 +109,6 @@ def test_a_batch_that_does_not_divide_is_refused_before_compiling(
   with pytest.raises(UserError, match='12 cannot be divided over 8 devices'):
     dryrun.dry_run(digits_config, ['cpu:4', 'cpu:8'])
   assert 'compiling' not in capsys.readouterr().out
-
-
-def test_imagenet_needs_no_data():
-  config = compose.preset('bn_x30', 'imagenet').to_dict()
-  assert dryrun.describe_data(config) == {
-    'num_classes': 1000, 'num_channels': 3, 'num_examples': 1_281_167,
-  }  # fmt: skip
 
 
 def run_program(*arguments):

@@ -6,8 +6,8 @@ import re
 import jax
 import pytest
 
+from bn_inception.data.sources import describe_data
 from bn_inception.dryrun import prediction
-from bn_inception.dryrun.__main__ import describe_data
 from bn_inception.errors import UserError
 from bn_inception.experiment import make_setup
 from tests.dryrun.libtpu import needs_libtpu

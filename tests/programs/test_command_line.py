@@ -281,7 +281,7 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
 @pytest.mark.parametrize(
   'program, count',
   [
-    ('train.py', 9), ('eval.py', 21), ('study', 11),
+    ('train.py', 11), ('eval.py', 21), ('study', 11),
     *(
       pytest.param(program, count, marks=pytest.mark.slow)
       for program, count in (

@@ -1,0 +1,78 @@
+"""A profile of some steps of a run, by JAX's own profiler."""
+
+import glob
+import os
+from collections.abc import Callable
+
+import jax
+
+from bn_inception.errors import check_writable, writing
+
+# Steps before the profile, in which programs compile and buffers fill, and in it.
+SKIPPED_STEPS, PROFILED_STEPS = 10, 10
+_REMEDY = 'give another --profile'
+
+
+class Profiler:
+  """Profiles steps 11 to 20 of those that this process takes.
+
+  A context manager: a profile that the end of the run cuts short is written, too.
+
+  Args:
+    folder: to write to; None: nothing is profiled.
+    first_step: updates done before.
+    tell: prints a line.
+
+  Raises:
+    UserError: if the folder cannot be written.
+  """
+
+  def __init__(
+    self, folder: str | None, first_step: int, tell: Callable[[str], None]
+  ):
+    if folder is not None:
+      check_writable(os.path.join(folder, 'trace'), _REMEDY)
+    self._folder, self._tell = folder, tell
+    self._begin = first_step + SKIPPED_STEPS
+    self._end = self._begin + PROFILED_STEPS
+    self._last = None  # step in the profile; None: it has not begun
+
+  def __enter__(self) -> 'Profiler':
+    return self
+
+  def after(self, step: int, result) -> None:
+    """Begins or ends the profile, if it is time.
+
+    Args:
+      step: updates done.
+      result: arrays of the last one, which the devices may still compute.
+    """
+    if self._folder is None or not self._begin <= step <= self._end:
+      return
+    self._last = step
+    if step == self._begin:
+      jax.block_until_ready(result)
+      jax.profiler.start_trace(self._folder)
+    elif step == self._end:
+      jax.block_until_ready(result)
+      self._write()
+
+  def __exit__(self, *exception) -> None:
+    if self._folder is None or self._last == self._end:
+      return
+    if self._last is None:
+      self._tell(
+        f'nothing was profiled: the run ended before step {self._begin + 1}'
+      )
+    else:
+      self._write()
+
+  def _write(self) -> None:
+    with writing(self._folder, _REMEDY):
+      jax.profiler.stop_trace()
+    pattern = os.path.join(self._folder, 'plugins/profile/*/*.trace.json.gz')
+    newest = max(glob.glob(pattern), key=os.path.getmtime)
+    self._tell(
+      f'profile of steps {self._begin + 1} to {self._last}: open {newest} at '
+      'https://ui.perfetto.dev, or the folder with XProf'
+    )
