@@ -468,7 +468,7 @@ class Experiment:
     return self.setup.train_batches(self.source, first_step, self.num_steps)
 
 
-def make_experiment(config: dict, data_dir: str | None) -> Experiment:
+def make_experiment(config: dict, data_dir: str | None = None) -> Experiment:
   """Assembles a training run on all devices.
 
   Args:

@@ -240,6 +240,16 @@ ENSEMBLE = {
   '6': _LAST_MODULES | _DROPOUT_10,
 }
 
+# For networks that are trained already, on another data set; see fine_tune.py.
+FINE_TUNING = {
+  'optimizer.learning_rate': 0.001,  # PyTorch's tutorial of transfer learning
+  'optimizer.learning_rate_per_32': False,
+  'optimizer.decay_factor': 1.0,  # constant, however many epochs
+  'optimizer.schedule': 'staircase',
+  'optimizer.warmup_epochs': 0.0,
+  'training.num_epochs': 10.0,
+}
+
 # Section 4.1 and Figure 1: the values that are not those of BASE. Of the recipe the
 # paper states the network, the mini-batch and the number of steps.
 PERCEPTRON = {
