@@ -65,6 +65,7 @@ BASE = {
   'model.use_batch_norm': False,
   'model.use_stem_batch_norm': True,  # TF-Slim leaves it out of the stem
   'model.use_lrn': True,
+  'model.norm': '',  # or 'group', instead of batch normalization
   'model.nonlinearity': 'relu',
   'model.dropout_rate': 0.4,  # GoogLeNet, and Section 4.2.3
   'model.epsilon': 1e-3,  # TF-Slim's Inception v2; others use 1e-5
