@@ -15,13 +15,18 @@ from bn_inception.kernels.pooled_batch_norm import pool_first
 
 Array = jax.Array
 
-NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
+NONLINEARITIES = {
+  'relu': nn.relu,
+  'sigmoid': nn.sigmoid,
+}
 # Max pooling may come before these: they never decrease, so that it picks the same
 # values and costs less. After all others (gelu, silu) it comes last.
 NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
 # What may stand in for batch normalization: name -> `ConvUnit.make_norm`. Groups of 4
 # channels fit every layer, also at an eighth of the width.
-NORMS = {'group': partial(nn.GroupNorm, num_groups=None, group_size=4)}
+NORMS = {
+  'group': partial(nn.GroupNorm, num_groups=None, group_size=4),
+}
 # Of convolutions; the paper does not state it: He fan-in, as in the public
 # BN-Inception code.
 HE_GAIN = 2.0
