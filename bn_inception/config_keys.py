@@ -174,6 +174,7 @@ KEYS: dict[str, Key] = {
   'model.use_batch_norm': _function(_FLAG),
   'model.use_stem_batch_norm': _function(_FLAG),
   'model.use_lrn': _function(_FLAG),
+  'model.norm': _function(_TEXT, before=''),
   'model.nonlinearity': _function(_TEXT),
   'model.dropout_rate': Key(_BELOW_1),
   'model.epsilon': _function(

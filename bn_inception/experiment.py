@@ -387,7 +387,7 @@ class Experiment:
     return self.setup.batches.training(self.source, first_step, self.num_steps)
 
 
-def make_experiment(config: dict, data_dir: str | None) -> Experiment:
+def make_experiment(config: dict, data_dir: str | None = None) -> Experiment:
   """Assembles a training run on all devices.
 
   Args:

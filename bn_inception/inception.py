@@ -12,7 +12,7 @@ from bn_inception.batch_norm import as_real
 from bn_inception.errors import UserError, check_choice
 from bn_inception.kernels.convolution import joined_1x1
 from bn_inception.kernels.pooling import STRIDE_PADDINGS, pool3x3
-from bn_inception.layers import NONLINEARITIES
+from bn_inception.layers import NONLINEARITIES, NORMS
 
 Array = jax.Array
 
@@ -158,7 +158,9 @@ class Inception(nn.Module):
     use_stem_batch_norm: normalise the first convolution, too, which TF-Slim
       leaves out by accident.
     use_lrn: local response normalisation after pool 1 and before pool 2.
-    nonlinearity: 'relu' or 'sigmoid'.
+    norm: another normalisation, a name of `layers.NORMS`; '' = none. It needs
+      `use_batch_norm` off.
+    nonlinearity: a name of `layers.NONLINEARITIES`.
     dropout_rate: before the linear layer.
     norm_batch_size, axis_name, statistics_decay, epsilon, use_scale: see
       `BatchNorm`.
@@ -188,6 +190,7 @@ class Inception(nn.Module):
   use_batch_norm: bool = True
   use_stem_batch_norm: bool = True
   use_lrn: bool = False
+  norm: str = ''
   nonlinearity: str = 'relu'
   dropout_rate: float = 0.0
   norm_batch_size: int = 0
@@ -207,11 +210,17 @@ class Inception(nn.Module):
   def __post_init__(self):
     for name, valid in (
       ('stem', STEMS),
+      ('norm', ('', *NORMS)),
       ('nonlinearity', tuple(NONLINEARITIES)),
       ('stride_padding', STRIDE_PADDINGS),
       ('dtype', ('float32', 'bfloat16')),
     ):
       check_choice(f'model.{name}', getattr(self, name), valid)
+    if self.norm and self.use_batch_norm:
+      raise UserError(
+        f'model.norm {self.norm} and model.use_batch_norm exclude each other: '
+        'set one of them'
+      )
     # A list from a JSON file would make the module unhashable.
     self.per_activation_modules = tuple(self.per_activation_modules)
     names = [row.name for row in self.rows]
@@ -284,7 +293,7 @@ class Inception(nn.Module):
 
   def _unit(self, per_activation: bool = False, is_first: bool = False):
     """Makes a `ConvUnit` of this network: unit(features, kernel size, ...)."""
-    make_norm = None
+    make_norm = NORMS[self.norm] if self.norm else None
     if self.use_batch_norm and (self.use_stem_batch_norm or not is_first):
       make_norm = partial(
         batch_norm.BatchNorm,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,11 @@ NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 # Max pooling may come before these, where it costs less: they never decrease, so
 # it picks the same values. With all others (gelu, silu) it comes last.
 NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
+# What may stand in for batch normalization: name -> `ConvUnit.make_norm`. Groups of 4
+# channels fit every layer, also at an eighth of the width.
+NORMS = {
+  'group': partial(nn.GroupNorm, num_groups=None, group_size=4),
+}
 # Of the convolutions' initial weights. The paper states none; this is He's, for the
 # fan-in, as in the public BN-Inception code.
 HE_GAIN = 2.0
@@ -88,7 +94,7 @@ class ConvUnit(nn.Module):
         x.shape[1:3], self.kernel_size, self.stride, self.stride_padding
       )
       wu = convolve(x, kernel, self.stride, pads, self.custom_vjp)
-    z = wu if self.norm is None else self.norm(wu)
+    z = wu if self.norm is None else self.norm(wu).astype(wu.dtype)
     z = z if bias is None else z + bias.astype(z.dtype)
     z = self.nonlinearity(z)
     return z if self.pool is None or self.pools_first else self.pool(z)

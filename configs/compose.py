@@ -82,6 +82,29 @@ def of_run(workdir: str) -> ConfigDict:
   """The config in the folder of a run, to fine-tune it on data of any size."""
   if not workdir:
     raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
+  name, layers = _layers_of_run(workdir)
+  return _make(f'like-{name}', layers)
+
+
+def fine_tune(argument: str) -> ConfigDict:
+  """A network from a checkpoint on other data: 'CHECKPOINT[,DATASET]'."""
+  checkpoint, _, dataset = argument.partition(',')
+  path = pathlib.Path(checkpoint)
+  if path.parent.name != 'checkpoints':
+    raise BadValue(
+      f"'{checkpoint}' is not a checkpoint: give one after the colon, such as "
+      'configs/fine_tune.py:runs/a/checkpoints/9'
+    )
+  name, layers = _layers_of_run(str(path.parent.parent))
+  values = paper.FINE_TUNING | {'init_from': checkpoint}
+  if dataset:
+    name = f'{name}-on-{dataset}'
+    values |= {'source.dataset': dataset, 'source.num_holdout': 0}
+  return _make(f'fine_tuned-{name}', [*layers, ('fine_tune', values)])
+
+
+def _layers_of_run(workdir: str) -> tuple[str, list[Layer]]:
+  """The name of a run, and the layers of its config for data of any size."""
   path = pathlib.Path(workdir, 'config.json')
   try:
     saved = json.loads(path.expanduser().read_text())
@@ -111,7 +134,7 @@ def of_run(workdir: str) -> ConfigDict:
     (f'run {workdir}', _flatten(saved)),
     ('of_run', new_data),
   ]
-  return _make(f'like-{saved.get("name", "run")}', layers)
+  return saved.get('name', 'run'), layers
 
 
 def origins(config: ConfigDict) -> dict[str, str]:

@@ -65,6 +65,7 @@ BASE = {
   'model.use_batch_norm': False,
   'model.use_stem_batch_norm': True,  # TF-Slim leaves it out of the stem
   'model.use_lrn': True,
+  'model.norm': '',  # or 'group', instead of batch normalization
   'model.nonlinearity': 'relu',
   'model.dropout_rate': 0.4,  # GoogLeNet, and Section 4.2.3
   'model.epsilon': 1e-3,  # TF-Slim's Inception v2; others use 1e-5
@@ -238,6 +239,16 @@ ENSEMBLE = {
   '4': _LAST_MODULES,
   '5': _LARGER_WEIGHTS | _DROPOUT_5,
   '6': _LAST_MODULES | _DROPOUT_10,
+}
+
+# For networks that are trained already, on another data set; see fine_tune.py.
+FINE_TUNING = {
+  'optimizer.learning_rate': 0.001,  # PyTorch's tutorial of transfer learning
+  'optimizer.learning_rate_per_32': False,
+  'optimizer.decay_factor': 1.0,  # constant, however many epochs
+  'optimizer.schedule': 'staircase',
+  'optimizer.warmup_epochs': 0.0,
+  'training.num_epochs': 10.0,
 }
 
 # Section 4.1 and Figure 1: the values that are not those of BASE. Of the recipe the

@@ -252,6 +252,37 @@ def test_options_change_the_function(field):
   assert np.abs(plain - other).max() > 1e-5
 
 
+def test_another_norm_stands_in_for_batch_norm(monkeypatch):
+  x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+  fields = {'stem': 'small', 'width': 0.125, 'rows': FEW_ROWS[:1]}
+  bare = Inception(10, use_batch_norm=False, **fields)
+  model = bare.clone(norm='group', dtype='bfloat16')
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  apply = partial(model.apply, capture_intermediates=True)
+  _, captured = jax.jit(apply)(variables, x)
+  params = flatten_dict(variables['params'])
+  norms = [path[:-1] for path in params if path[-2:] == ('norm', 'scale')]
+  assert len(norms) == 10 and 'batch_stats' not in variables
+  found = flatten_dict(captured['intermediates'])
+  for path in norms:  # each example's groups of four channels
+    (y,) = found[*path, '__call__']
+    groups = np.float64(y).reshape(2, y.shape[1] * y.shape[2], -1, 4)
+    np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-2)
+  monkeypatch.setitem(layers.NORMS, 'twice', lambda: lambda wu: 2 * wu)
+  twice = bare.clone(norm='twice', use_lrn=False)
+  names, found = (
+    flatten_dict(jax.eval_shape(m.init, jax.random.key(0), x)['params'])
+    for m in (bare, twice)
+  )
+  assert set(names) - set(found) == {
+    path for path in names if path[-2:] == ('conv', 'bias')
+  }
+  with pytest.raises(UserError, match='model.norm group and model.use_batch_n'):
+    Inception(10, norm='group')
+  with pytest.raises(UserError, match="model.norm 'layer' .*group, twice"):
+    bare.clone(norm='layer')
+
+
 @pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
   x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)

@@ -1,41 +1,59 @@
 """Applies a trained network to images, from a program or a notebook."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import flax.linen as nn
+import jax
 import numpy as np
 
-from bn_inception import inception
 from bn_inception.data.crops import NUM_CROPS
 from bn_inception.data.images import BadImageError, decode_image
+from bn_inception.data.input_pipeline import evaluation_batches
 from bn_inception.data.sources import ListedImages
 from bn_inception.errors import UserError
 from bn_inception.evaluation.passes import predict
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 
+# Each a path, encoded bytes or uint8 [H, W, C] of any size.
 Images = Sequence[str | bytes | np.ndarray]
 
 
-def load(
-  path: str, crops: str | None = None
-) -> tuple[inception.Inception, Callable[[Images], np.ndarray]]:
+class Network(NamedTuple):
+  """A trained network; everything runs with moving averages.
+
+  Attributes:
+    model: the linen module in evaluation mode.
+    variables: its params and batch_stats.
+    apply: images -> class probabilities, float32 [N, classes], averaged over
+      the crops, on all devices.
+    inputs: images -> what `model` takes: cropped and scaled, float32
+      [N, size, size, C]; of several crops [N, crops, size, size, C].
+    class_names: in the order of the classes.
+  """
+
+  model: nn.Module
+  variables: dict
+  apply: Callable[[Images], np.ndarray]
+  inputs: Callable[[Images], np.ndarray]
+  class_names: tuple[str, ...]
+
+
+def load(path: str, crops: str | None = None) -> Network:
   """Loads a network from a checkpoint.
 
-    model, apply = load('runs/digits/checkpoints/1800')
-    probabilities = apply(['a.jpg', 'b.png'])
+    network = load('runs/digits/checkpoints/1802')
+    probabilities = network.apply(['a.jpg', 'b.png'])
+    logits = network.model.apply(network.variables, network.inputs(['a.jpg']))
 
   Args:
     path: of a checkpoint.
     crops: a rule of `crops.NUM_CROPS`; None: that of the run's evaluation.
 
-  Returns:
-    The linen module in evaluation mode, and `apply`: images, each a path,
-    encoded bytes or uint8 [H, W, C] of any size -> class probabilities, float32
-    [N, classes]. It runs on all devices, with moving averages.
-
   Raises:
-    UserError: as `checkpoint.restore_weights`; from `apply`: if an image cannot
-      be read.
+    UserError: as `checkpoint.restore_weights`; from `apply` and `inputs`: if an
+      image cannot be read.
   """
   description = checkpoint.read_description(path)
   config = description['config']
@@ -46,11 +64,13 @@ def load(
   state = checkpoint.restore_weights(
     path, setup.abstract_state(), setup.replicated
   )
+  class_names = tuple(description['class_names'])
+
+  def open_images(images: Images) -> ListedImages:
+    return ListedImages(images, class_names, description['num_channels'])
 
   def apply(images: Images) -> np.ndarray:
-    source = ListedImages(
-      images, description['class_names'], description['num_channels']
-    )
+    source = open_images(images)
     num_inputs = len(images) * NUM_CROPS[setup.batches.options.eval_crop]
     # A power of two, so that few sizes are compiled.
     enough = 1 << max(0, num_inputs - 1).bit_length()
@@ -62,7 +82,16 @@ def load(
     )
     return np.exp(log_probabilities)
 
-  return setup.model, apply
+  def inputs(images: Images) -> np.ndarray:
+    [batch] = evaluation_batches(
+      open_images(images), setup.input_options, len(images)
+    )
+    views = batch['image']
+    flat = setup.scale(views.reshape(-1, *views.shape[-3:]))
+    return np.asarray(flat).reshape(*views.shape[:-1], flat.shape[-1])
+
+  variables = jax.device_get(state.evaluation_variables)
+  return Network(setup.model, variables, apply, inputs, class_names)
 
 
 def top_classes(
@@ -83,9 +112,8 @@ def top_classes(
   _check_images(
     ListedImages(images, class_names, description['num_channels'])
   )  # before minutes of compiling
-  _, apply = load(path, crops)
   found = []
-  for probabilities in apply(images):
+  for probabilities in load(path, crops).apply(images):
     best = np.argsort(-probabilities, kind='stable')[:number]
     found.append([(class_names[i], float(probabilities[i])) for i in best])
   return found

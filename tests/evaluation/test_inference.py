@@ -1,6 +1,7 @@
 """A trained network applied to images in memory and in files."""
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,8 @@ from bn_inception import training
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints, inference
+from bn_inception.experiment import make_experiment
+from bn_inception.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
@@ -23,12 +26,16 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   )
   expected = found['moving averages'].probabilities[:11]
 
-  model, apply = inference.load(path)
+  network = inference.load(path)
   digits = make_source('digits', 'test')
   images = [digits[i][0] for i in range(11)]
-  probabilities = apply(images)
-  assert model.num_classes == 10 and probabilities.shape == (11, 10)
+  probabilities = network.apply(images)
+  assert probabilities.shape == (11, 10)
   np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+  logits = network.model.apply(network.variables, network.inputs(images))
+  np.testing.assert_allclose(
+    jax.nn.softmax(logits), expected, rtol=1e-4, atol=1e-6
+  )
 
   file = str(tmp_path / 'digit.png')
   cv2.imwrite(file, images[3])
@@ -45,7 +52,26 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
     ('/no/such.png', '/no/such.png: cannot be read'),
   ):
     with pytest.raises(UserError, match=message):
-      apply([images[0], name])
+      network.apply([images[0], name])
+
+
+def test_inputs_are_cropped_and_scaled(tmp_path, digits_config):
+  path = str(tmp_path / 'network')
+  experiment = make_experiment(digits_config)
+  with checkpoint.open_checkpoints(path, 1, 0) as checkpoints:
+    description = {'config': digits_config, 'num_channels': 1}
+    description['class_names'] = [str(i) for i in range(10)]
+    checkpoint.save(checkpoints, experiment.create_state(), description, None)
+  images = [np.full((8, 8, 1), value, np.uint8) for value in (0, 255, 51)]
+  network = inference.load(f'{path}/0')
+  expected = np.reshape([-1, 1, -0.6], (3, 1, 1, 1))
+  inputs = network.inputs(images)
+  assert inputs.shape == (3, 8, 8, 1) and inputs.dtype == np.float32
+  np.testing.assert_allclose(inputs - expected, 0, atol=1e-6)
+  assert network.class_names == tuple('0123456789')
+  crops = inference.load(f'{path}/0', crops='ten').inputs(images)
+  assert crops.shape == (3, 5, 8, 8, 1)  # the other five are mirrored
+  np.testing.assert_allclose(crops - expected[..., None], 0, atol=1e-6)
 
 
 def test_files_are_read_before_the_network(tmp_path, monkeypatch):

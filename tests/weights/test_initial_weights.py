@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from bn_inception import training
+from bn_inception import presets, training
 from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
@@ -230,6 +230,35 @@ def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   steps = [r['step'] for r in records if r['kind'] == 'eval']
   assert steps == list(range(3, 31, 3))  # once an epoch
   assert result['top1'] >= 80.0 and result['eval_examples'] == 40
+
+
+def test_the_preset_fine_tunes_on_another_data_set(tmp_path, capsys):
+  config = compose.perceptron('batch_norm,digits').to_dict()
+  config['batch_size'] = config['norm_batch_size'] = 40
+  config['training']['num_epochs'] = 2 * 40 / 1442
+  workdir = str(tmp_path / 'run')
+  training.train_and_evaluate(config, workdir)
+  path = checkpoints.find_checkpoint(workdir, None)
+  tuned = presets.load(f'configs/fine_tune.py:{path},fashion_mnist')
+  assert (
+    tuned.name == 'fine_tuned-perceptron_batch_norm-digits-on-fashion_mnist'
+  )
+  assert tuned.init_from == path and tuned.optimizer.learning_rate == 0.001
+  assert tuned.model.hidden_sizes == (100, 100, 100)
+  tuned.training.num_epochs = 2 * 40 / 200
+  capsys.readouterr()
+  result = training.train_and_evaluate(
+    tuned.to_dict(), str(tmp_path / 'tuned'), 'tests/tfds'
+  )
+  assert (result['steps'], result['eval_examples']) == (2, 80)
+  assert 'new last layer: 10 classes for 10' in capsys.readouterr().out
+  same = compose.fine_tune(path)
+  assert same.name == 'fine_tuned-perceptron_batch_norm-digits'
+  assert same.source.dataset == 'digits'
+  with pytest.raises(flags.IllegalFlagValueError, match="'runs/a' is not a ch"):
+    compose.fine_tune('runs/a')
+  with pytest.raises(flags.IllegalFlagValueError, match='no/run/config.json'):
+    compose.fine_tune('no/run/checkpoints/3')
 
 
 @pytest.mark.slow
