@@ -84,7 +84,7 @@ def load(path: str, crops: str | None = None) -> Network:
 
   def inputs(images: Images) -> np.ndarray:
     [batch] = evaluation_batches(
-      open_images(images), setup.input_options, len(images)
+      open_images(images), setup.batches.options, len(images)
     )
     views = batch['image']
     flat = setup.scale(views.reshape(-1, *views.shape[-3:]))
