@@ -15,7 +15,10 @@ from bn_inception.kernels.pooled_batch_norm import pool_first
 
 Array = jax.Array
 
-NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
+NONLINEARITIES = {
+  'relu': nn.relu,
+  'sigmoid': nn.sigmoid,
+}
 # Max pooling may come before these, where it costs less: they never decrease, so
 # it picks the same values. With all others (gelu, silu) it comes last.
 NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
