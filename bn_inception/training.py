@@ -33,7 +33,7 @@ from bn_inception.runs import (
   run_directory,
 )
 from bn_inception.runs.display import ProgressDisplay, format_seconds
-from bn_inception.runs.profiler import Profiler
+from bn_inception.runs.profiler import Profiler, check_folder
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
   check_first_weights,
@@ -71,6 +71,8 @@ def train_and_evaluate(
     UserError: for whatever the caller can fix; nothing is lost.
   """
   entry_time = time.monotonic()
+  if profile is not None:
+    check_folder(profile)
   config = json.loads(json.dumps(config))  # as it will be read: lists
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)
