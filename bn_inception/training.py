@@ -22,7 +22,7 @@ from bn_inception.kernels.host import release_memory
 from bn_inception.machine import distributed
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.runs import checkpoint, json_files, resume, run_directory
-from bn_inception.runs.profiler import Profiler
+from bn_inception.runs.profiler import Profiler, check_folder
 from bn_inception.runs.recorder import (
   Recorder,
   draw_learning_curve,
@@ -70,6 +70,8 @@ def train_and_evaluate(
     UserError: for whatever the caller can fix; nothing is lost.
   """
   entry_time = time.monotonic()
+  if profile is not None:
+    check_folder(profile)
   config = json.loads(json.dumps(config))  # as if read: lists for tuples
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)

@@ -13,6 +13,11 @@ SKIPPED_STEPS, PROFILED_STEPS = 10, 10
 _REMEDY = 'give another --profile'
 
 
+def check_folder(folder: str) -> None:
+  """Raises a UserError if a profile could not be written there."""
+  check_writable(os.path.join(folder, 'plugins', 'profile', 'trace'), _REMEDY)
+
+
 class Profiler:
   """Profiles steps 11 to 20 of those that this process takes.
 
@@ -22,16 +27,11 @@ class Profiler:
     folder: to write to; None: nothing is profiled.
     first_step: updates done before.
     tell: prints a line.
-
-  Raises:
-    UserError: if the folder cannot be written.
   """
 
   def __init__(
     self, folder: str | None, first_step: int, tell: Callable[[str], None]
   ):
-    if folder is not None:
-      check_writable(os.path.join(folder, 'trace'), _REMEDY)
     self._folder, self._tell = folder, tell
     self._begin = first_step + SKIPPED_STEPS
     self._end = self._begin + PROFILED_STEPS

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from bn_inception.errors import UserError
-from bn_inception.runs.profiler import Profiler
+from bn_inception.runs.profiler import Profiler, check_folder
 
 
 def take_steps(folder, last_step, first_step=0):
@@ -60,4 +60,6 @@ def test_nothing_is_profiled_unless_asked():
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=f'{tmp_path}/file/.*give another --prof'):
-    take_steps(f'{tmp_path}/file', 30)
+    check_folder(f'{tmp_path}/file')
+  check_folder(f'{tmp_path}/folder')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
