@@ -1,6 +1,7 @@
 """Evaluates checkpoints: accuracies as a table, as JSON and, by class, as CSV."""
 
 from bn_inception.machine import interruption
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -293,7 +294,7 @@ def evaluate_predictions() -> None:
       mean.log_probabilities,
       imagenet.real_labels(mean.names, mean.class_names),
     )
-  print(f'mean of {len(members)}, {result["examples"]:,} examples')
+  print(f'mean of {len(members)}, {count(result["examples"], "example")}')
   report.print_accuracies([result])
   report.print_worst_classes(mean)
   if _OUTPUT.value:

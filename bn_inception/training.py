@@ -38,6 +38,7 @@ from bn_inception.weights.initial_weights import (
   check_first_weights,
   start_from_checkpoint,
 )
+from bn_inception.wording import count
 
 # If the host ran further ahead, batches would pile up on the devices, and waiting
 # for the devices would look like waiting for input.
@@ -330,7 +331,7 @@ class _Loop:
       'start', step, seconds_to_first_step=seconds, seconds=self.seconds
     )
     self.display.message(
-      f'first step after {seconds:.1f} s, with reading and compiling'
+      f'first step after {seconds:.1f} s, including start and compilation'
     )
 
   def _evaluate_and_save(
@@ -354,8 +355,8 @@ class _Loop:
     differing = mesh.differing_leaves(state, self.experiment.setup.device_mesh)
     if differing:
       raise UserError(
-        f'after step {step} the copies of {len(differing)} arrays, such as '
-        f'{differing[0]}, differ between devices, so a device or a link is '
+        f'after step {step} the copies of {count(len(differing), "array")}, such '
+        f'as {differing[0]}, differ between devices, so a device or a link is '
         'faulty: give the same command again, which resumes from the newest '
         'checkpoint, or starts over if there is none'
       )
@@ -425,7 +426,7 @@ class _Loop:
     self.display.message(
       f'evaluation at step {step}: top-1 {values["top1"]:.2f} %, top-5 '
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
-      f'({values["examples"]} examples){note}'
+      f'({count(values["examples"], "example", form="")}){note}'
     )
     if distributed.is_first() and time.monotonic() >= self.next_drawing:
       self._draw()
@@ -477,16 +478,17 @@ def _print_summary(experiment: Experiment, state: TrainState) -> None:
       f'{jax.device_count()} x {device}{processes}', *accelerators.remarks()
     ),
     'convolutions': native.describe(),
-    'batch': f'{batch_size} examples{micro_batches}',
-    'normalisation': f'{setup.norm_batch_size} examples share statistics'
-    if setup.norm_batch_size
-    else 'none',
+    'batch': f'{count(batch_size, "example")}{micro_batches}',
+    'normalisation': _describe_normalisation(setup.norm_batch_size),
     'order': _describe_order(experiment),
     'learning rate': _describe_learning_rate(experiment),
     'L2': f'{config["optimizer"]["weight_decay"]:g} on kernels',
     'steps': (
-      f'{num_steps} = {num_steps / experiment.steps_per_epoch:g} epochs '
-      f'= {num_steps * batch_size / PAPER_BATCH_SIZE:g} steps of the paper '
+      f'{num_steps} = '
+      f'{count(num_steps / experiment.steps_per_epoch, "epoch", form="g")} '
+      '= '
+      f'{count(num_steps * batch_size / PAPER_BATCH_SIZE, "step", form="g")} '
+      'of the paper '
       f'({PAPER_BATCH_SIZE} examples each)'
     ),
     'parameters': f'{count_parameters(state.params):,}',
@@ -495,11 +497,19 @@ def _print_summary(experiment: Experiment, state: TrainState) -> None:
     print(f'{name:14} {value}')
 
 
+def _describe_normalisation(size: int | None) -> str:
+  if not size:
+    return 'none'
+  if size == 1:
+    return 'statistics of each example by itself'
+  return f'{count(size, "example")} share statistics'
+
+
 def _describe_order(experiment: Experiment) -> str:
   options = experiment.setup.input_options
   shards = ''
   if options.shuffle != 'global':
-    shards = f', {options.num_shards} shards'
+    shards = f', {count(options.num_shards, "shard", form="")}'
   return (
     f'{options.shuffle}{shards}: '
     f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
@@ -509,17 +519,18 @@ def _describe_order(experiment: Experiment) -> str:
 
 def _describe_learning_rate(experiment: Experiment) -> str:
   options = experiment.setup.config['optimizer']
-  rule = 'per 32 examples' if options['learning_rate_per_32'] else 'as given'
-  decay = (
-    f'x {options["decay_factor"]:g} every {options["decay_epochs"]:.3g} epochs'
-  )
+  rule = ''
+  if options['learning_rate_per_32']:
+    rule = f' ({options["learning_rate"]:g} per {PAPER_BATCH_SIZE} examples)'
+  period = count(options['decay_epochs'], 'epoch', form='.3g')
+  decay = f'x {options["decay_factor"]:g} every {period}'
   if options['schedule'] == 'cosine':
-    decay = f'a cosine to 0 in {options["decay_epochs"]:.3g} epochs'
+    decay = f'a cosine to 0 in {period}'
   if options['warmup_epochs']:
-    decay += f', {options["warmup_epochs"]:.3g} epochs of warm-up'
+    warmup = count(options['warmup_epochs'], 'epoch', form='.3g')
+    decay += f', {warmup} of warm-up'
   return (
-    f'{experiment.setup.optimizer.learning_rate:g} '
-    f'({options["learning_rate"]:g} {rule}), {decay}, '
+    f'{experiment.setup.optimizer.learning_rate:g}{rule}, {decay}, '
     f'momentum {options["momentum"]:g}'
   )
 
@@ -534,7 +545,8 @@ def _describe_data(names: dict, experiment: Experiment) -> list[str]:
   train, evaluated = experiment.source, experiment.eval_source
   sources = {names['train_split']: train, names['eval_split']: evaluated}
   return [
-    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
+    f'{train.name}: {count(len(train), "image")} of '
+    f'{count(len(train.class_names), "class", "classes")} '
     f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
     *(
       f'{split}: {remark}'
@@ -556,7 +568,7 @@ def _result(experiment: Experiment, records: list[dict]) -> dict:
     of the time spent waiting for the host's input) are medians over the logged
     intervals; `seconds_to_first_step` is that of the last start;
     `replaced_examples` counts bad images; `wall_seconds` counts from each start
-    to its last record, with reading and compiling.
+    to its last record, including compilation.
   """
   config = experiment.setup.config
   train = [r for r in records if r['kind'] == 'train']
@@ -619,7 +631,8 @@ def _print_result(result: dict, workdir: str) -> None:
   target = f'{result["target_accuracy"]:g} %'
   print(
     f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
-    f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
+    f'on {result["eval_split"]} after '
+    f'{count(result["steps"], "step", form="")}; {target} '
     f'{f"reached at step {reached}" if reached else "not reached"}; '
     f'{format_seconds(result["wall_seconds"])} in all; written to '
     f'{workdir}/{run_directory.RESULT_FILE}'

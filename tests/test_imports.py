@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'batch_norm', 'errors', 'markdown', 'metrics'},
+  {'batch_norm', 'errors', 'markdown', 'metrics', 'wording'},
   {'kernels', 'machine', 'mesh', 'presets'},
   {'config_flag', 'config_keys', 'layers', 'scripts'},
   {'data', 'inception', 'optimizer', 'perceptron'},

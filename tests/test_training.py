@@ -86,7 +86,7 @@ def test_a_run_leaves_all_that_it_promises(
     'batch          16 examples',
     'normalisation  16 examples share statistics',
     'order          within_shards, 16 shards: 15 % of the pairs in a mini-batch',
-    'learning rate  0.015 (0.015 as given), x 0.96 every 0.356 epochs, momen',
+    'learning rate  0.015, x 0.96 every 0.356 epochs, momentum 0.9',
     'L2             4e-05 on kernels',
     'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
     'evaluation at step 6: top-1',
@@ -648,6 +648,24 @@ def test_the_summary_tells_the_schedule(digits_config):
   )
   experiment = types.SimpleNamespace(setup=setup)
   assert training._describe_learning_rate(experiment) == (
-    '0.12 (0.015 as given), a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, '
+    '0.12, a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, momentum 0.9'
+  )
+  digits_config['optimizer'].update(
+    learning_rate_per_32=True, decay_epochs=1.0, warmup_epochs=1.0
+  )
+  assert training._describe_learning_rate(experiment) == (
+    '0.12 (0.015 per 32 examples), a cosine to 0 in 1 epoch, 1 epoch of warm-up, '
     'momentum 0.9'
   )
+
+
+@pytest.mark.parametrize(
+  'size, text',
+  [
+    (None, 'none'),
+    (1, 'statistics of each example by itself'),
+    (32, '32 examples share statistics'),
+  ],
+)
+def test_the_summary_tells_the_normalisation(size, text):
+  assert training._describe_normalisation(size) == text

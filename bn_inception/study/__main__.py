@@ -8,6 +8,7 @@ prints one command a line instead, for any scheduler.
 """
 
 from bn_inception.machine import interruption
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -192,7 +193,8 @@ def run_all(
       if stop_signal is not None:
         raise Interrupted('stopped; the same command resumes', stop_signal)
       if is_late:
-        print(f'the time is over; {len(waiting) + len(workers)} runs are left')
+        left = count(len(waiting) + len(workers), 'run')
+        print(f'time limit reached; {left} left')
         return failures
       for share in range(jobs):
         if share not in workers and waiting:
@@ -229,7 +231,7 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
     for status in (FINISHED, TRAINED, BEGUN, NOT_BEGUN)
     if status in statuses
   ]
-  print(f'{name:20} {len(runs):3} runs: {", ".join(counts)}')
+  print(f'{name:20} {count(len(runs), "run"):>8}: {", ".join(counts)}')
 
 
 def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
@@ -297,18 +299,18 @@ def main() -> None:
     streams.continue_without_stdout()
   for name, found in runs_of.items():
     print_status(name, found)
-  left_alone = study_runs.others(runs, values.runs)
-  if left_alone:
+  ignored = study_runs.others(runs, values.runs)
+  if ignored:
     print(
-      f'left alone: {len(left_alone)} runs in {values.runs} of other studies, '
-      'other settings or another version of this code'
+      f'ignored: {count(len(ignored), "run")} in {values.runs} from other '
+      'studies, settings or versions of this code'
     )
   if values.status:
     return
   if not values.study:
     raise UserError(
       'name the studies to train, such as --study=figure2; --study=all trains '
-      f'all of these, {len({run.folder for run in runs})} runs'
+      f'all of these, {count(len({run.folder for run in runs}), "run")}'
     )
   check_data(runs, values.data_dir)
   failures = run_all(
@@ -320,8 +322,8 @@ def main() -> None:
   )
   if failures:
     raise UserError(
-      f'{len(failures)} runs failed, which the same command tries again; the '
-      f'first: {failures[0]}'
+      f'{count(len(failures), "run")} failed; the same command tries again. '
+      f'The first: {failures[0]}'
     )
 
 

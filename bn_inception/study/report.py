@@ -8,6 +8,7 @@ line a run, and the report can be made from them again: --runs=runs/report.
 
 from bn_inception.machine import interruption
 from bn_inception.metrics import MOVING, POPULATION
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -95,8 +96,9 @@ def _describe_absence(names: Sequence[str], root: str, num_others: int) -> str:
   of_others = ''
   if num_others:
     of_others = (
-      f', but {num_others} others: of other studies or settings (--quick, --task, '
-      '--seeds, --set), unfinished, or of another version of this code'
+      f', but {count(num_others, "other")}: from other studies or settings '
+      '(--quick, --task, --seeds, --set), unfinished, or from another version of '
+      'this code'
     )
   is_one = len(names) == 1
   return (

@@ -47,6 +47,7 @@ from bn_inception.study.results import (
   read_groups,
 )
 from bn_inception.study.runs import Run, find_study
+from bn_inception.wording import count
 
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0
@@ -86,7 +87,7 @@ def _origin(groups: Sequence[Group]) -> str:
     return 'None of its runs is finished.'
   sizes = sorted({group.config['batch_size'] for group in groups})
   sentences = [
-    f'A step is {size} examples, or {size / PAPER_BATCH_SIZE:g} of the '
+    f'A step is {count(size, "example")}, or {size / PAPER_BATCH_SIZE:g} of the '
     f"paper's steps of {PAPER_BATCH_SIZE}."
     if size != PAPER_BATCH_SIZE
     else f"A step is {size} examples, as the paper's."

@@ -9,6 +9,7 @@ The second writes a safetensors file with the names of pretrainedmodels.
 """
 
 from bn_inception.machine import interruption
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -76,7 +77,7 @@ def name_classes(num_classes: int, names_file: str | None) -> list[str]:
     if len(names) == num_classes:
       return names
   raise UserError(
-    f'the weights are for {num_classes} classes, ImageNet has '
+    f'the weights are for {count(num_classes, "class", "classes")}, ImageNet has '
     f'{len(imagenet_names)}: {_NAMES_REMEDY}'
   )
 
@@ -101,8 +102,8 @@ def _check_names(names: list[str], num_classes: int, place: str) -> None:
     number_of[name] = number
   if len(names) != num_classes:
     raise UserError(
-      f'the weights are for {num_classes} classes, {place} has {len(names)} '
-      f'names: {_NAMES_REMEDY}'
+      f'the weights are for {count(num_classes, "class", "classes")}, {place} has '
+      f'{count(len(names), "name")}: {_NAMES_REMEDY}'
     )
 
 

@@ -87,8 +87,8 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
   report.print_worst_classes(PREDICTIONS)
   assert capsys.readouterr().out.splitlines() == [
     'worst of 2 classes:',
-    '   50.00 % of 2 tabby, tabby cat, 1 taken for tench, Tinca tinca',
-    '  100.00 % of 1 tench, Tinca tinca',
+    '  tabby, tabby cat: 50.00 % of 2, 1 as tench, Tinca tinca',
+    '  tench, Tinca tinca: 100.00 % of 1',
   ]
   path = tmp_path / 'x.csv'
   report.write_classes(PREDICTIONS, str(path))

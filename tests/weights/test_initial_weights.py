@@ -125,7 +125,7 @@ def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
 def test_other_classes_get_a_new_last_layer(first):
   path, config = first
   initial, state, taken = start(path, config, tuple('abcdefghij'))
-  assert taken.endswith('; a new last layer: 10 classes for 10)')
+  assert taken.endswith('; new last layer: 10 -> 10 classes)')
   jax.tree.map(
     np.testing.assert_array_equal,
     state.params['logits'],
