@@ -106,7 +106,9 @@ def _run(
 
   def guarded(remaining: list[str]) -> None:
     if len(remaining) > 1 and not takes_arguments:
-      _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
+      _stop(
+        f"unexpected argument '{remaining[1]}': flags begin with --; see --help"
+      )
     try:
       _refuse_empty_flags()
       if 'process_id' in flags.FLAGS:  # long work, as the results are files

@@ -81,14 +81,16 @@ class Kind(NamedTuple):
   Attributes:
     types: of the value.
     name: of these types, for a message.
+    may_be_empty: whether '' is allowed.
   """
 
   types: tuple[type, ...]
   name: str
+  may_be_empty: bool = True
 
   def problem(self, value) -> str | None:
     """What is wrong with a value, or None."""
-    if isinstance(value, self.types):
+    if isinstance(value, self.types) and (value != '' or self.may_be_empty):
       return None
     return f'must be {self.name}, got {value!r}'
 
@@ -104,7 +106,7 @@ _EVERY = Number(0, _INT32, is_whole=True)  # 0: see `TrainingOptions`
 _FACTOR = Number(0, 100, excludes_low=True)
 _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
-_TEXT = Kind((str,), 'a name')
+_TEXT = Kind((str,), 'a name', may_be_empty=False)
 _NAMES = Kind((list, tuple), 'names in brackets')
 _PATH = Kind((str,), 'a path')
 

@@ -118,8 +118,8 @@ _CROPS = flags.DEFINE_enum(
 )
 _DTYPE = flags.DEFINE_enum(
   'dtype',
-  '',
-  ['', 'float32', 'bfloat16'],
+  None,
+  ['float32', 'bfloat16'],
   "Of the computation; default: the run's. Example: --dtype=bfloat16",
 )
 _SAVE_PREDICTIONS = define_path(
@@ -183,6 +183,8 @@ def main() -> None:
     refuse_others('images', _WITH_IMAGES)
     classify(paths)
     return
+  if _STATISTICS.value == 'moving':
+    refuse_unused_statistics()
   options = checkpoints.EvaluationOptions(
     dataset=_DATASET.value,
     split=_SPLIT.value,
@@ -197,7 +199,7 @@ def main() -> None:
       split=_STATISTICS_SPLIT.value,
     ),
     fold=_FOLD.value,
-    dtype=_DTYPE.value,
+    dtype=_DTYPE.value or '',
     real=_REAL.value,
     is_named=_SAVE_PREDICTIONS.value is not None,
   )
@@ -258,11 +260,23 @@ def write(
     print(f'written to {files["save_predictions"]}')
 
 
+def refuse_unused_statistics() -> None:
+  """Refuses flags about population statistics when none are taken."""
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    if flag.present and flag.name.startswith('statistics_'):
+      raise UserError(
+        f'--{flag.name} has no effect with --statistics=moving: give '
+        '--statistics=population or both'
+      )
+
+
 def refuse_others(name: str, useful: set[str]) -> None:
   """Refuses flags that have no effect with the one named."""
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.present and flag.name not in useful:
-      raise UserError(f'--{name} has no use for --{flag.name}: leave it out')
+      raise UserError(
+        f'--{flag.name} has no effect with --{name}: leave it out'
+      )
 
 
 def classify(paths: list[str]) -> None:

@@ -91,7 +91,7 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
     get_config = getattr(_run_file(found), 'get_config', None)
     if get_config is None:
       raise UserError(
-        f'{given}: a config file has a function get_config; {_remedy()}'
+        f'{given}: {found} has no function get_config; {_remedy()}'
       )
     config = get_config(*([argument] if colon else []))
   except UserError:
@@ -99,10 +99,9 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
   except compose.BadValue as error:
     raise UserError(f'{given}: {error}') from error
   except Exception as error:
-    text = ' '.join(str(error).split())
     raise UserError(
       f'{given}: {found}{_last_line_in(found, error)}: '
-      f'{type(error).__name__}: {text}'
+      f'{type(error).__name__}: {_text_of(error)}'
     ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
@@ -110,6 +109,15 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
       f'not {type(config).__name__}'
     )
   return config
+
+
+def _text_of(error: BaseException) -> str:
+  """Its message on one line."""
+  # ml_collections wraps a KeyError, whose text is quoted, line breaks as well.
+  if len(error.args) == 1 and isinstance(error.args[0], Exception):
+    return _text_of(error.args[0])
+  text = error.args[0] if isinstance(error, KeyError) else error
+  return ' '.join(str(text).split())
 
 
 def _remedy() -> str:

@@ -180,7 +180,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ),
     (
       [*TRAIN, '--config=configs/paper.py:digits'],
-      'configs/paper.py:digits: a config file has a function get_config',
+      'configs/paper.py has no function get_config',
     ),
     (
       [*TRAIN, '--config=configs/none.py', '--print_config'],
@@ -193,7 +193,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ([*TRAIN, '--flagfile=/missing'], "'/missing'"),
     ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
-    ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
+    ([*TRAIN, 'digits'], "unexpected argument 'digits'"),
     (
       [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/tfds'],
       'tests/tfds holds no copy of imagenet2012 (it has fashion_mnist:3.0.1): ',
@@ -209,11 +209,15 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ([*EVAL, '--checkpoint=tests'], 'tests is not a checkpoint: give a folder'),
     (
       [*EVAL, '--predictions', 'a.npz', 'b.npz', '--fold'],
-      '--predictions has no use for --fold: leave it out',
+      '--fold has no effect with --predictions: leave it out',
     ),
     (
       [*EVAL, '--images', 'a.jpg', '--checkpoint=tests', '--real'],
-      '--images has no use for --real: leave it out',
+      '--real has no effect with --images: leave it out',
+    ),
+    (
+      [*EVAL, '--checkpoint=tests', '--statistics_batches=3'],
+      '--statistics_batches has no effect with --statistics=moving: give ',
     ),
     (
       [*EVAL, '--images', '--fold'],

@@ -187,7 +187,7 @@ def define_flags() -> None:
     'topology',
     None,
     'Pod to compile for, GENERATION:SHAPE; repeat it or use commas for more. '
-    f' Example: --topology={prediction.EXAMPLE_TOPOLOGIES.split(",")[0]}',
+    f'Example: --topology={prediction.EXAMPLE_TOPOLOGIES.split(",")[0]}',
     required=True,
   )
   flags.DEFINE_integer(

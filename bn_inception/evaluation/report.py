@@ -142,7 +142,8 @@ def print_table(result: dict) -> None:
     ('statistics', list(result['results'])),
     ('batches', [str(r.get('statistics_num_batches', '-')) for r in own]),
   ):
-    _print_row(name, values)
+    if values != ['-']:
+      _print_row(name, values)
   print_accuracies(list(result['results'].values()))
   _print_row('images/s', [f'{speed:.0f}' if speed else 'not measured'])
   if len(members) == 1:

@@ -14,6 +14,7 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from absl import flags
 
 from bn_inception import command_line
 from bn_inception.data.sources import make_source
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.machine import streams
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.machine.path_flags import define_path
@@ -169,10 +170,13 @@ def run_all(
     One line for each run that failed.
 
   Raises:
-    UserError: for more jobs than cores.
+    UserError: for more jobs than cores, or a folder that cannot be written.
     Interrupted: after a signal, when all have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
+  for run in unique:
+    if run.status() != FINISHED:
+      check_writable(run.path(LOG_FILE), 'give another --runs')
   cores = sorted(os.sched_getaffinity(0))
   if not 1 <= jobs <= len(cores):
     raise UserError(f'--jobs must be between 1 and {len(cores)}, got {jobs}')
@@ -271,13 +275,14 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'jobs',
     1,
-    'Runs at once, each with its share of the cores: on CPUs as many as cores. '
+    'Runs at once, each with its share of the cores; on CPUs at most one a core. '
     'Example: --jobs=2',
   )
   flags.DEFINE_float(
     'minutes',
     None,
     'Stop after this long; the same command resumes. Example: --minutes=90',
+    lower_bound=0.0,
   )
 
 
@@ -307,6 +312,8 @@ def main() -> None:
     )
   if values.status:
     return
+  if values.minutes is not None and not math.isfinite(values.minutes):
+    raise UserError(f'--minutes must be a number, got {values.minutes}')
   if not values.study:
     raise UserError(
       'name the studies to train, such as --study=figure2; --study=all trains '

@@ -235,12 +235,15 @@ def make_run(
 
 
 def _replace(config: dict, key: str, value) -> None:
-  *sections, leaf = key.split('.')
-  for section in sections:
-    config = config.get(section, {})
-  if leaf not in config:
-    raise UserError(f"the config has no key '{key}'")
-  config[leaf] = value
+  section, _, leaf = key.rpartition('.')
+  keys = config.get(section) if section else config
+  if not isinstance(keys, dict):
+    section, keys = '', config
+  if leaf not in keys or section != key.rpartition('.')[0]:
+    prefix = f'{section}.' if section else ''
+    possible = ', '.join(prefix + name for name in sorted(keys))
+    raise UserError(f"the config has no key '{key}': use one of {possible}")
+  keys[leaf] = value
 
 
 def _find_folder(root: str, name: str, values_digits: str) -> str:

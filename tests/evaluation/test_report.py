@@ -55,7 +55,6 @@ def test_the_table_has_accuracies_errors_and_intervals(capsys):
     'examples    3',
     'crops       1 (centre)',
     'statistics  moving averages',
-    'batches     -',
     'top-1       66.67 %',
     f'  95 %      {low:.2f} - {high:.2f} %',
     '  error     33.33 %',
