@@ -1,7 +1,7 @@
-"""The package `configs`, wherever this one is installed, and config files by name.
+"""Finds the package `configs`, and loads config files by name.
 
-Import `compose`, `paper` and `studies` from here: `configs` is then the folder that
-belongs to this code, whatever the current folder and sys.path have of that name.
+Import `compose`, `paper` and `studies` from here: this makes sure that `configs` is
+the folder of this project, whatever else on sys.path has that name.
 """
 
 import importlib.machinery
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bn_inception.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parent
-# A wheel has it in the package, a checkout next to it.
+# `configs` is inside the package in a wheel, next to it in a checkout.
 _HOME = _PACKAGE if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
 FOLDER = _HOME / 'configs'
 
@@ -58,13 +58,14 @@ def names() -> list[str]:
 
 
 def path_of(name: str) -> str:
-  """What --config takes from here for a file of `FOLDER`.
+  """The value of --config that names a file of `FOLDER`.
 
   Args:
-    name: of the file, without .py.
+    name: name of the file, without .py.
 
   Returns:
-    'configs/NAME.py', unless the current folder has another file there.
+    'configs/NAME.py', or the full path if the current folder has another file
+    of that name.
   """
   short, path = f'configs/{name}.py', FOLDER / f'{name}.py'
   found = _find(short)
@@ -73,15 +74,15 @@ def path_of(name: str) -> str:
 
 
 def load(value: str, flag: str = '--config') -> ConfigDict:
-  """The config of FILE or FILE:ARGUMENT.
+  """Loads the config FILE or FILE:ARGUMENT.
 
   Args:
-    value: the file is looked for from the current folder, then among `names`;
-      the argument goes to its function get_config.
-    flag: whose value it is, for a message.
+    value: FILE is looked up from the current folder, then among `names`;
+      ARGUMENT is passed to its function get_config.
+    flag: name of the flag, for messages.
 
   Raises:
-    UserError: if there is no such file, or it gives no config.
+    UserError: if the file does not exist, or does not return a config.
   """
   path, colon, argument = value.partition(':')
   found, given = _find(path), f'{flag}={value}'
@@ -125,11 +126,11 @@ def _remedy() -> str:
 
 
 def describe(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-  """A line for each key: its value, and where that is from.
+  """Formats one line for each key: its value and its origin.
 
   Args:
     values: {'section.key': value}.
-    origins: of the same keys, as `compose.origins` gives them.
+    origins: {'section.key': origin}, from `compose.origins`.
   """
   return _align([(k, repr(v), origins[k]) for k, v in values.items()])
 
@@ -139,11 +140,11 @@ def describe_difference(
   others: Mapping[str, Any],
   heads: tuple[str, str],
 ) -> str:
-  """A line for each key in which two configs differ, or that they do not.
+  """Formats one line for each key that differs, or a line that none does.
 
   Args:
     values, others: {'section.key': value}.
-    heads: what the two are called.
+    heads: names of the two configs.
   """
   rows = [
     (key, *(repr(v[key]) if key in v else 'absent' for v in (values, others)))
@@ -174,7 +175,7 @@ def _find(path: str) -> pathlib.Path | None:
 
 
 def _run_file(path: pathlib.Path) -> types.ModuleType:
-  """The module that a file makes; nothing is kept in sys.modules."""
+  """Runs a file as a module that is not entered in sys.modules."""
   loader = importlib.machinery.SourceFileLoader('_config_file', str(path))
   spec = importlib.util.spec_from_loader(loader.name, loader)
   module = importlib.util.module_from_spec(spec)
@@ -183,7 +184,7 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
 
 
 def _last_line_in(path: pathlib.Path, error: Exception) -> str:
-  """', line 3' of the file, as far as the error came from there."""
+  """', line 3', or '' if the error did not come from this file."""
   if isinstance(error, SyntaxError):
     return f', line {error.lineno}'
   frames = traceback.extract_tb(error.__traceback__)

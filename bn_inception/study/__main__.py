@@ -1,10 +1,10 @@
-r"""Trains what a study of configs/studies.py compares, each run a process.
+r"""Trains and evaluates the runs of studies, each in a process of its own.
 
   python -m bn_inception.study --study=figure2 --data_dir=/data/tfds
   python -m bn_inception.study --study=figure2 --task=imagenet --list
 
-Runs that are finished are skipped, and interrupted ones resume. `--list`
-prints one command a line instead, for any scheduler.
+The studies are in configs/studies.py. Finished runs are skipped, interrupted ones
+resume. `--list` prints one command per line instead, for any scheduler.
 """
 
 from bn_inception.machine import interruption
@@ -54,9 +54,10 @@ class Worker:
 
   Args:
     run: what to train and evaluate.
-    cores: that it may use; None: all.
+    cores: cores that it may use; None: all.
     data_dir: where TFDS data sets are; None: TFDS's default.
-    environment: variables that it has where this process has none of the name.
+    environment: defaults for environment variables that this process does not
+      set.
 
   Raises:
     UserError: if its folder cannot be written.
@@ -106,7 +107,7 @@ class Worker:
     return status
 
   def stop(self) -> None:
-    """Asks it to save what it has, and to end."""
+    """Asks the run to save and stop."""
     self._commands.clear()
     self._process.send_signal(signal.SIGTERM)
 
@@ -118,7 +119,7 @@ class Worker:
 
 
 class Progress:
-  """Lines that say what is done, and how long the rest takes."""
+  """Prints how many runs are done, and how long the rest will take."""
 
   def __init__(self, runs: Sequence[Run], jobs: int):
     self._total, self._jobs = len(runs), jobs
@@ -157,13 +158,13 @@ def run_all(
   minutes: float | None = None,
   environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-  """Trains and evaluates what is not finished.
+  """Trains and evaluates the runs that are not finished.
 
   Args:
-    runs: of any studies; a run that several share is done once.
-    jobs: how many at once, each with its share of the cores.
+    runs: the runs of any studies; a run that several share is trained once.
+    jobs: number of runs at once, each with its share of the cores.
     data_dir: where TFDS data sets are; None: TFDS's default.
-    minutes: after which the runs are asked to save and stop; None: never.
+    minutes: time after which the runs must save and stop; None: no limit.
     environment: see `Worker`.
 
   Returns:
@@ -171,7 +172,7 @@ def run_all(
 
   Raises:
     UserError: for more jobs than cores, or a folder that cannot be written.
-    Interrupted: after a signal, when all have saved.
+    Interrupted: after a signal, once all runs have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
   for run in unique:
@@ -228,7 +229,7 @@ def _stop_all(workers: Sequence[Worker]) -> None:
 
 
 def print_status(name: str, runs: Sequence[Run]) -> None:
-  """Counts the runs of a study by how far they are."""
+  """Prints how many runs of a study are finished, trained, begun, not begun."""
   statuses = [run.status() for run in runs]
   counts = [
     f'{statuses.count(status)} {status}'
@@ -239,10 +240,10 @@ def print_status(name: str, runs: Sequence[Run]) -> None:
 
 
 def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
-  """Opens the training data of the runs that are not finished.
+  """Opens the training data of all unfinished runs.
 
   Raises:
-    UserError: if they are not there; each run would say so by itself.
+    UserError: if data are missing, once instead of in every run.
   """
   names = {
     (source['dataset'], source['train_split'])
@@ -265,11 +266,11 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'list',
     False,
-    'Print the commands of what is not finished, one run a line, and do nothing. '
+    'Only print the commands of unfinished runs, one run per line. '
     'Example: --list',
   )
   flags.DEFINE_bool(
-    'status', False, 'Say how far each study is, and do nothing. '
+    'status', False, 'Only say how far each study is. '
     'Example: --status',
   )  # fmt: skip
   flags.DEFINE_integer(
