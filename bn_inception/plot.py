@@ -41,8 +41,7 @@ def draw(workdirs: Sequence[str], metric: str, out: str) -> None:
     out: file to write; its suffix is the format.
 
   Raises:
-    UserError: for a folder without metrics or without this one, an unknown
-      suffix, or a file that cannot be written.
+    UserError: if a folder lacks metrics or this metric, for an unknown suffix, or a file that cannot be written.
   """
   if not out.endswith(_SUFFIXES):
     raise UserError(

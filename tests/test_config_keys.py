@@ -107,6 +107,13 @@ def test_what_no_number_can_be_is_refused(key, value):
       config_keys.check_value(key, value)
 
 
+def test_no_number_may_be_negative():
+  for key, (allowed, *_) in config_keys.KEYS.items():
+    if isinstance(allowed, config_keys.Number):
+      with pytest.raises(UserError, match=key):
+        config_keys.check_value(key, -1 if allowed.is_whole else -1e-3)
+
+
 @pytest.mark.parametrize(
   'key, good, bad',
   [
