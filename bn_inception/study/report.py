@@ -22,7 +22,7 @@ import jax
 from absl import flags
 
 from bn_inception import command_line
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.machine import streams
 from bn_inception.machine.path_flags import define_path
 from bn_inception.steps import RESULTS_VERSION
@@ -58,6 +58,7 @@ def make_report(
     UserError: if a name is unknown, the root has no finished runs of these
       studies, or `out` cannot be written.
   """
+  check_writable(os.path.join(out, 'report.html'), _REMEDY)
   archived = archive.read(selection.root)
   sections = [
     make_section(n, study_runs.list_runs(n, selection), archived) for n in names
