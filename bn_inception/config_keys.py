@@ -1,7 +1,7 @@
-"""Everything about the keys of a config that is not their value: `KEYS`.
+"""The table of config keys, `KEYS`: allowed values, and what each key affects.
 
-Keys are 'section.key', as in configs/paper.py. The names that a key accepts (of
-a crop, of a nonlinearity) are known and checked where they are used.
+Keys are 'section.key', as in configs/paper.py. Names that a key accepts (of a crop
+or a nonlinearity) are checked where they are used.
 """
 
 import functools
@@ -51,7 +51,7 @@ class Numbers(NamedTuple):
 
   Attributes:
     each: the range.
-    count: how many there must be; None: at least one.
+    count: how many numbers; None: at least one.
     are_different: whether no two may be equal.
   """
 
@@ -75,19 +75,21 @@ class Numbers(NamedTuple):
 
 
 class Kind(NamedTuple):
-  """A value that is not a number.
+  """A value other than numbers.
 
   Attributes:
-    types: of the value.
-    name: of these types, for a message.
+    types: the types it may have.
+    name: name of these types in messages.
+    may_be_empty: whether '' is allowed.
   """
 
   types: tuple[type, ...]
   name: str
+  may_be_empty: bool = True
 
   def problem(self, value) -> str | None:
     """What is wrong with a value, or None."""
-    if isinstance(value, self.types):
+    if isinstance(value, self.types) and (value != '' or self.may_be_empty):
       return None
     return f'must be {self.name}, got {value!r}'
 
@@ -103,23 +105,23 @@ _EVERY = Number(0, _INT32, is_whole=True)  # 0: see `TrainingOptions`
 _FACTOR = Number(0, 100, excludes_low=True)
 _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
-_TEXT = Kind((str,), 'a name')
+_TEXT = Kind((str,), 'a name', may_be_empty=False)
 _NAMES = Kind((list, tuple), 'names in brackets')
 PATH = Kind((str,), 'a path')
 
 
 class Key(NamedTuple):
-  """What is known about a key.
+  """What a key accepts and affects.
 
   Attributes:
-    allowed: the values that it may have.
+    allowed: the allowed values.
     may_change: whether it may change when a run is resumed.
-    changes_result: whether a run can find something else with another value;
-      if so, the value is part of the run's identity.
-    changes_function: whether the network computes something else from the same
+    changes_result: whether it can change a run's result; if so, the value is
+      part of the run's identity.
+    changes_function: whether it changes what the network computes from given
       weights; weights are only taken from a checkpoint with the same value.
-    before: for keys that are newer than the first committed runs, the value
-      that describes what those did, as JSON has it. None: as old as they are.
+    before: for keys newer than the first committed runs: the value, as in JSON,
+      that describes those runs. None: the key is as old as they are.
   """
 
   allowed: Number | Numbers | Kind
@@ -217,25 +219,25 @@ KEYS: dict[str, Key] = {
 
 
 def may_change(key: str) -> bool:
-  """Whether a run can be resumed with another value; not if it is unknown."""
+  """Whether a run can be resumed with another value of a key; False if unknown."""
   return key in KEYS and KEYS[key].may_change
 
 
 def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Values of an older run, with those of the keys that it did not know."""
+  """Adds the keys that an older run did not know, with the values it implied."""
   newer = {k: key.before for k, key in KEYS.items() if key.before is not None}
   return {**newer, **flat}
 
 
 def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The values that decide what a run finds.
+  """The values that determine the result of a run.
 
   Args:
-    flat: {'section.key': value}, as JSON gives it back.
+    flat: {'section.key': value}, as read from JSON.
 
   Returns:
-    Those of `flat` whose keys change the result, without newer keys at the
-    value that changes nothing.
+    The part of `flat` whose keys change the result, without newer keys whose
+    value is `before`.
   """
   return {
     key: value
@@ -246,14 +248,14 @@ def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def function(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The values that decide what the network computes from its weights.
+  """The values that determine what the network computes from its weights.
 
   Args:
     flat: as for `identity`.
 
   Returns:
-    Those of `flat` whose keys change the function, without newer keys at the
-    value that changes nothing. Unknown keys of the model count.
+    The part of `flat` whose keys change the function, without newer keys whose
+    value is `before`. Unknown keys of the model are included.
   """
   return {
     key: value
@@ -267,15 +269,15 @@ def function(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_value(key: str, value, name: str | None = None) -> None:
-  """Refuses a value that its key cannot have.
+  """Raises if a key does not allow a value.
 
   Args:
-    key: of `KEYS`, such as 'optimizer.momentum'.
-    value: of a config, or from JSON.
-    name: of the value in the message; None: the key.
+    key: a key of `KEYS`, such as 'optimizer.momentum'.
+    value: from a config, or from JSON.
+    name: name of the value in the message; None: the key.
 
   Raises:
-    UserError: with the name and what it may be.
+    UserError: with the name and the allowed values.
   """
   problem = KEYS[key].allowed.problem(value)
   if problem:
@@ -283,21 +285,20 @@ def check_value(key: str, value, name: str | None = None) -> None:
 
 
 def check_section(section: str, values: Mapping[str, object]) -> None:
-  """As `check_value`, of the keys of a section that are in `KEYS`."""
+  """Runs `check_value` on the keys of a section that are in `KEYS`."""
   for key, value in values.items():
     if f'{section}.{key}' in KEYS:
       check_value(f'{section}.{key}', value)
 
 
 def check_config(config: dict) -> None:
-  """Refuses a config with impossible values, or with unknown or missing keys.
+  """Raises for impossible values, and for unknown or missing keys.
 
   Args:
     config: the plain nested dict of configs/.
 
   Raises:
-    UserError: for the first value that its key cannot have, an unknown key, or
-      keys that are missing.
+    UserError: for the first impossible value, an unknown key, or missing keys.
   """
   given = _flat(config)
   for key, value in given.items():
@@ -308,7 +309,7 @@ def check_config(config: dict) -> None:
         f"the config's key {key} is unknown: use one of {', '.join(known)}"
       )
     check_value(key, value)
-  # What an architecture does not have, or has a default for, may be absent.
+  # Keys of the model may be absent: architectures have different ones.
   missing = {'model'} - config.keys()
   for key in KEYS.keys() - given.keys():
     section = key.partition('.')[0]
@@ -319,7 +320,7 @@ def check_config(config: dict) -> None:
 
 
 def _flat(config: dict) -> dict[str, object]:
-  """{'section.key': value}; a value in the place of a section stays as it is."""
+  """{'section.key': value}; values at the top level keep their keys."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, dict):

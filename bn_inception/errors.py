@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 def one_line(error: Exception) -> str:
-  """The start of an exception's message on one line, or its type if empty."""
+  """The first 200 characters of an exception's message on one line, or its type."""
   return re.sub(r'\s+', ' ', str(error))[:200] or type(error).__name__
 
 
@@ -56,7 +56,7 @@ def replacing(path: str, mode: str = 'w', remedy: str = RERUN) -> Iterator[IO]:
   """Opens a file that replaces `path` at the end, or leaves it as it was.
 
   Raises:
-    UserError: as `writing`.
+    UserError: as for `writing`.
   """
   with writing(path, remedy):
     with open(path + '.tmp', mode) as file:
@@ -84,8 +84,7 @@ def check_writable(path: str, remedy: str) -> None:
       raise OSError(errno.EEXIST, 'not a regular file')
     while not os.path.exists(folder):
       folder = os.path.dirname(folder)
-    # Only trying is reliable: os.access may be wrong, as in /proc and on network
-    # drives.
+    # Try it: os.access may be wrong, as in /proc and on network drives.
     try:
       with tempfile.TemporaryFile(dir=folder):
         pass

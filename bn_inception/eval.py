@@ -13,10 +13,11 @@ if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import os
+import sys
 
 from absl import flags
 
-from bn_inception.errors import check_room
+from bn_inception.errors import UserError, check_room
 from bn_inception.evaluation import checkpoints, predictions, report
 from bn_inception.evaluation.checkpoints import (
   STATISTICS,
@@ -68,8 +69,8 @@ def define_flags() -> None:
   )
   flags.DEFINE_enum(
     'dtype',
-    '',
-    ['', 'float32', 'bfloat16'],
+    None,
+    ['float32', 'bfloat16'],
     "Of the computation; default: the run's. Example: --dtype=bfloat16",
   )
   define_path(
@@ -136,8 +137,19 @@ def define_statistics_flags() -> None:
 
 
 def read_options() -> EvaluationOptions:
-  """The options of `checkpoints.prepare` from the flags."""
+  """The options of `checkpoints.prepare` from the flags.
+
+  Raises:
+    UserError: for a flag without effect.
+  """
   values = flags.FLAGS
+  if values.statistics == 'moving':
+    for flag in values.get_key_flags_for_module(sys.argv[0]):
+      if flag.present and flag.name.startswith('statistics_'):
+        raise UserError(
+          f'--{flag.name} has no effect with --statistics=moving: give '
+          '--statistics=population or both'
+        )
   return EvaluationOptions(
     dataset=values.dataset,
     split=values.split,
@@ -152,7 +164,7 @@ def read_options() -> EvaluationOptions:
       split=values.statistics_split,
     ),
     fold=values.fold,
-    dtype=values.dtype,
+    dtype=values.dtype or '',
     real=values.real,
     is_named=values.save_predictions is not None,
   )

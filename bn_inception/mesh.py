@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 GROUP, MEMBER = AXES = ('group', 'member')
 
@@ -55,7 +56,8 @@ def make_training_mesh(
   local, remainder = divmod(batch_size, num_parts)
   if remainder or batch_size < 1:
     raise UserError(
-      f'batch_size {batch_size} cannot be divided over {num_devices} devices'
+      f'batch_size {batch_size} cannot be divided over '
+      f'{count(num_devices, "device")}'
       f'{f" and {accumulate_steps} micro-batches" if accumulate_steps > 1 else ""}'
       f': use a multiple of {num_parts}, such as '
       f'--config.batch_size={max(1, round(batch_size / num_parts)) * num_parts}'
@@ -76,7 +78,11 @@ def make_training_mesh(
     too_few = (
       f'is below {fewest}, which batch normalization of this network needs'
     )
-    misfit = f'does not fit {local} examples on each of {num_devices} devices'
+    misfit = (
+      f'does not fit {count(local, "example")} on each of {num_devices} devices'
+    )
+    if num_devices == 1:
+      misfit = f'does not fit {count(local, "example")} on one device'
     raise UserError(
       f'norm_batch_size {norm_batch_size} '
       f'{too_few if norm_batch_size < fewest else misfit}: use '

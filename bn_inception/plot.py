@@ -20,11 +20,12 @@ from bn_inception.errors import UserError, writing
 from bn_inception.machine import paths
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
+from bn_inception.runs import run_directory
 from bn_inception.runs.logbook import METRICS_FILE, read_metrics
 from bn_inception.study import charts, figures
 from bn_inception.study.plots import Curve, Plot, Point
 
-_HTML = '.html'
+_HTML, _REMEDY = '.html', 'give another --out'
 _SUFFIXES = _HTML, '.svg', '.png', '.pdf'
 _LABELS = {
   'top1': 'top-1 accuracy (%)', 'top5': 'top-5 accuracy (%)',
@@ -41,18 +42,19 @@ def draw(workdirs: Sequence[str], metric: str, out: str) -> None:
     out: file to write; its suffix is the format.
 
   Raises:
-    UserError: for a folder without metrics or without this one, an unknown
-      suffix, or a file that cannot be written.
+    UserError: if a folder lacks metrics or this metric, for an unknown suffix, or
+      if `out` cannot be written or is a file of a run.
   """
   if not out.endswith(_SUFFIXES):
     raise UserError(
       f'{out} has no known suffix: end --out with one of {", ".join(_SUFFIXES)}'
     )
+  run_directory.check_output(out, _REMEDY)
   plot = make_plot(workdirs, metric)
   if out.endswith(_HTML):
     chart = charts.make_chart(plot, metric)
     chart.update_layout(title=plot.title, margin={'t': 50}, height=None)
-    with writing(out, remedy='give another --out'):
+    with writing(out, _REMEDY):
       chart.write_html(out, config=charts.CONFIG)
   else:
     figures.save(figures.make_figure(plot, metric), out)

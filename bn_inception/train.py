@@ -38,20 +38,20 @@ _DATA_DIR = define_path(
 _INIT_FROM = define_path(
   'init_from',
   None,
-  'Checkpoint to take the first weights from, but for the last layer if the '
-  'classes are others: --config.init_from. '
+  'Checkpoint to initialise from; if the classes differ, the last layer is new. '
+  'Same as --config.init_from. '
   'Example: --init_from=runs/cadene/checkpoints/0',
 )
 _PRINT_CONFIG = flags.DEFINE_bool(
   'print_config',
   False,
-  'Print every value of the config and where it is from, and do nothing. '
+  'Only print every value of the config and where it is from. '
   'Example: --print_config',
 )
 _DIFF = flags.DEFINE_string(
   'diff',
   None,
-  'Print in what --config differs from this config, and do nothing. '
+  'Only print in what --config differs from this config. '
   'Example: --diff=configs/bn_baseline.py:digits',
 )
 _SUMMARY = flags.DEFINE_bool(

@@ -39,6 +39,7 @@ from bn_inception.weights.initial_weights import (
   check_first_weights,
   start_from_checkpoint,
 )
+from bn_inception.wording import count
 
 # If the host ran further ahead, batches would pile up on the devices, and waiting
 # for the devices would look like waiting for input.
@@ -261,8 +262,8 @@ class _Loop:
     differing = mesh.differing_leaves(state, self.experiment.setup.device_mesh)
     if differing:
       raise UserError(
-        f'after step {step} the copies of {len(differing)} arrays, such as '
-        f'{differing[0]}, differ between devices, so a device or a link is '
+        f'after step {step} the copies of {count(len(differing), "array")}, such '
+        f'as {differing[0]}, differ between devices, so a device or a link is '
         'faulty: give the same command again, which resumes from the newest '
         'checkpoint, or starts over if there is none'
       )

@@ -107,6 +107,13 @@ def test_what_no_number_can_be_is_refused(key, value):
       config_keys.check_value(key, value)
 
 
+def test_no_number_may_be_negative():
+  for key, (allowed, *_) in config_keys.KEYS.items():
+    if isinstance(allowed, config_keys.Number):
+      with pytest.raises(UserError, match=key):
+        config_keys.check_value(key, -1 if allowed.is_whole else -1e-3)
+
+
 @pytest.mark.parametrize(
   'key, good, bad',
   [
@@ -123,6 +130,9 @@ def test_what_no_number_can_be_is_refused(key, value):
     ('model.epsilon', [1e-5], [0, 1e-50]),
     ('model.dropout_rate', [0.0, 0.99], [1.0]),
     ('model.statistics_decay', [0, 1.0], [1.1]),
+    ('name', ['a'], ['']),
+    ('source.dataset', ['digits'], ['']),
+    ('init_from', [''], []),
     ('model.use_batch_norm', [True], ['false', 1]),
     ('model.width', [0.01], [0.0]),
     ('optimizer.momentum', [0.0, 0.99], [1.0, 1.5]),

@@ -1,5 +1,6 @@
 """The documents: links lead somewhere, numbers are those of results/, code runs."""
 
+import ast
 import csv
 import json
 import pathlib
@@ -214,6 +215,39 @@ def test_faults_are_those_of_the_results(file):
     survived = f'{measured["survived"]} of {measured["tried"]}'
     row = [measured['fault'], survived, str(measured['steps_lost'])]
     assert row in rows
+
+
+def strings_of(folder):
+  """All strings in the code of a folder, with {} for values."""
+  for path in folder.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.JoinedStr):
+        parts = (getattr(part, 'value', '{}') for part in node.values)
+        yield ''.join(p if isinstance(p, str) else '{}' for p in parts)
+      elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def test_messages_of_several_hosts_are_those_of_the_code():
+  text = (ROOT / 'docs' / 'runs.md').read_text()
+  text = re.sub('```.*?```', '', text, flags=re.DOTALL)
+  (table,) = read_tables(text, 'Several hosts')
+  code = '\n'.join(strings_of(ROOT / 'bn_inception' / 'machine'))
+  of_systems = {
+    'connection refused', 'no route to host', 'name or service not known',
+    'timed out', 'Unknown flag in',
+  }  # fmt: skip
+  # Between values, which the documents show: names, numbers, what is waited for.
+  values = r"\.\.\.|[\d():;,='.]+|--\w+|[A-Z_]{5,}|waiting for|torchrun"
+  parts = {
+    part.strip()
+    for seen, _ in table
+    for message in re.findall('`([^`]+)`', seen)
+    for part in re.split(values, message)
+    if len(part.split()) > 1
+  }
+  assert len(parts) > 10
+  assert {part for part in parts if part not in code} <= of_systems
 
 
 def test_citation_names_the_paper_and_the_software():

@@ -118,7 +118,8 @@ def run_in(folder, arguments):
 
 RESOLVE = """
 import sys
-from bn_inception import config_keys, layers, presets
+from bn_inception import config_keys, layers
+from bn_inception.programs import presets
 from bn_inception.experiment import make_model
 for argument in sys.argv[1:]:
   name, config = argument.split('=', 1)[1], None

@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 FLOORS = [
-  {'batch_norm', 'errors', 'metrics'},
+  {'batch_norm', 'errors', 'metrics', 'wording'},
   {'config_keys', 'machine', 'mesh'},
   {'kernels', 'optimizer'},
   {'data', 'layers', 'train_state'},

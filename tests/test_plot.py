@@ -62,6 +62,14 @@ def test_bad_input(workdirs, tmp_path, metric, out, named):
     plot.draw(workdirs, metric, str(tmp_path / out))
 
 
+def test_files_of_runs_are_not_replaced(workdirs):
+  with open(f'{workdirs[0]}/config.json', 'w') as file:
+    file.write('{}')
+  path = f'{workdirs[0]}/learning_curve.png'
+  with pytest.raises(UserError, match=f'{path} is a file of the run'):
+    plot.draw(workdirs, 'eval/top1', path)
+
+
 def test_folder_without_metrics(workdirs, tmp_path):
   with pytest.raises(UserError, match=r'none/metrics\.jsonl is missing'):
     plot.make_plot([*workdirs, str(tmp_path / 'none')], 'eval/top1')

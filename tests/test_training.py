@@ -89,7 +89,7 @@ def test_a_run_leaves_all_that_it_promises(
     'batch          16 examples',
     'normalisation  16 examples share statistics',
     'order          within_shards, 16 shards: 15 % of the pairs in a mini-batch',
-    'learning rate  0.015 (0.015 as given), x 0.96 every 0.356 epochs, momen',
+    'learning rate  0.015, x 0.96 every 0.356 epochs, momentum 0.9',
     'L2             4e-05 on kernels',
     'steps          6 = 0.0665742 epochs = 3 steps of the paper (32 examples',
     f'profile of steps 2 to 2: open {profile}/',

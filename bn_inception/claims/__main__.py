@@ -242,6 +242,10 @@ def check_and_report(
   for path, flag in ((output, '--output'), (markdown, '--markdown')):
     if path is not None:
       check_output(path, f'give another {flag}')
+  if markdown is not None and os.path.realpath(markdown) == os.path.realpath(
+    output
+  ):
+    raise UserError(f'{markdown} is --output too: give another --markdown')
   results = []
   for function in functions:
     results.append(run_one(function))

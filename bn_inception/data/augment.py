@@ -14,6 +14,7 @@ import numpy as np
 
 from bn_inception import config_keys
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 Array = jax.Array
 
@@ -64,8 +65,8 @@ def scale_image(
   for name, values in (('mean', mean), ('std', std)):
     if len(values) not in (1, num_channels):
       raise UserError(
-        f'input_scaling.{name} has {len(values)} values: give one, or one for '
-        f'each of {num_channels} channels'
+        f'input_scaling.{name} has {count(len(values), "value")}: give one'
+        f'{f", or one for each of {num_channels} channels" if num_channels > 1 else ""}'
       )
   config_keys.check_section(
     'input_scaling',

@@ -37,8 +37,8 @@ from bn_inception.data.tfds_metadata import (
   parse_name,
 )
 from bn_inception.data.tfds_source import SHRUNK_FILE, is_prepared, open_builder
-from bn_inception.data.wording import count, name_some
 from bn_inception.errors import UserError
+from bn_inception.wording import count, name_some
 
 CHUNK_BYTES = 2**24
 BYTES_PER_MB = 10**6

@@ -30,8 +30,8 @@ from bn_inception.data.source import (
   Source,
   short_hash,
 )
-from bn_inception.data.wording import count, name_some
 from bn_inception.errors import UserError
+from bn_inception.wording import count, name_some
 
 
 def _no_folder(name: str, data_dir: str, split: str) -> UserError:

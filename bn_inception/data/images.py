@@ -24,6 +24,7 @@ import numpy as np
 
 from bn_inception.data.crops import Box
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 # Keep the stored depth: OpenCV would truncate 16 bits to 8, and floats to integers.
 _AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
@@ -110,12 +111,16 @@ def _decode_whole(encoded: bytes, num_channels: int) -> np.ndarray:
   except cv2.error as error:  # the header claims too many pixels
     if error.code == cv2.Error.StsNoMem:
       raise UserError(
-        f'not enough memory to decode an image of {len(encoded)} bytes: free '
+        f'not enough memory to decode an image of {count(len(encoded), "byte", form="")}: free '
         'some, or use fewer --config.data.num_workers'
       ) from error
-    raise BadImageError(f'{len(encoded)} bytes: {error.err}') from error
+    raise BadImageError(
+      f'{count(len(encoded), "byte", form="")}: {error.err}'
+    ) from error
   if decoded is None:
-    raise BadImageError(f'{len(encoded)} bytes do not decode to an image')
+    raise BadImageError(
+      f'no image decodes from {count(len(encoded), "byte", form="")}'
+    )
   if decoded.dtype != np.uint8:
     raise BadImageError(f'pixels of {decoded.dtype}, not of 8 or 16 bits')
   return decoded.reshape(*decoded.shape[:2], num_channels)

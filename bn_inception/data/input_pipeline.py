@@ -34,6 +34,7 @@ from bn_inception.data.read_errors import UNREADABLE, check_machine
 from bn_inception.data.source import Source
 from bn_inception.errors import UserError, check_choice
 from bn_inception.machine import interruption, shared_memory
+from bn_inception.wording import count
 
 TRAIN_CROPS = ('whole', 'area')
 EVAL_CROPS = tuple(crops.NUM_CROPS)
@@ -327,8 +328,8 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
     raise images.BadImageError(f'cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise UserError(
-      f'{source.describe(index)}: label {label} is not one of the '
-      f'{len(source.class_names)} classes: prepare the data set again, or use '
+      f'{source.describe(index)}: label {label} is not one of '
+      f'{count(len(source.class_names), "class", "classes")}: prepare the data set again, or use '
       'a split that has labels'
     )
   return images.open_image(image, source.num_channels), label

@@ -42,8 +42,8 @@ from bn_inception.data.tfds_metadata import (
   parse_name,
 )
 from bn_inception.data.tfds_source import SHRUNK_FILE, TfdsSource, open_builder
-from bn_inception.data.wording import count
 from bn_inception.errors import UserError, writing
+from bn_inception.wording import count
 
 EXAMPLES_PER_SHARD = 1250  # gives ImageNet about as many shards as TFDS does
 RECORDS_PER_READ = 64

@@ -29,6 +29,7 @@ from bn_inception.data.source import (
 )
 from bn_inception.data.tfds_source import TfdsSource, is_prepared
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 __all__ = [
   'ListedImages', 'Source', 'describe_data', 'make_source', 'open_split',
@@ -101,8 +102,8 @@ def make_source(
   """
   if num_holdout and split.startswith(f'{TRAIN_SPLIT}['):
     raise UserError(
-      f'the split {split} may contain some of the {num_holdout} held-out '
-      f'examples: use {TRAIN_SPLIT}, or set source.num_holdout to 0'
+      f'the split {split} may contain some of the '
+      f'{count(num_holdout, "held-out example", form="")}: use {TRAIN_SPLIT}, or set source.num_holdout to 0'
     )
   is_held_out = split == HOLDOUT_SPLIT
   if not is_held_out and (split != TRAIN_SPLIT or num_holdout == 0):

@@ -12,8 +12,8 @@ from etils import epath
 from google.protobuf import json_format
 
 from bn_inception.data.directories import names_in
-from bn_inception.data.wording import count
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 IMAGE_TYPES = ('uint8', 'uint16')  # what `images` decodes, to uint8
 INFO_FILE, FEATURES_FILE = 'dataset_info.json', 'features.json'
@@ -191,7 +191,7 @@ def check_features(name: str, folder: epath.Path, features) -> None:
   num_channels = image.shape[-1]
   if num_channels not in (1, 3):
     raise UserError(
-      f'{name} has images with {num_channels} channels: use a data set with 1 or 3'
+      f'{name} has images with {count(num_channels, "channel")}: use a data set with 1 or 3'
     )
   _check_label(name, folder, features['label'])
 

@@ -45,10 +45,10 @@ from bn_inception.data.tfds_metadata import (
   read_label_names,
   wanted_copies,
 )
-from bn_inception.data.wording import count
 from bn_inception.errors import UserError
 from bn_inception.kernels import host
 from bn_inception.machine import paths
+from bn_inception.wording import count
 
 FILE_FORMAT = 'array_record'  # TFDS's format with random access
 # TFDS's program needs TensorFlow, so it gets an environment of its own.

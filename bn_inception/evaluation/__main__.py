@@ -33,6 +33,7 @@ from bn_inception.evaluation.flags import define_network_flags
 from bn_inception.machine import paths, streams
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
+from bn_inception.wording import count
 
 
 def average(
@@ -64,7 +65,7 @@ def average(
       mean.log_probabilities,
       imagenet.real_labels(mean.names, mean.class_names),
     )
-  print(f'mean of {len(members)}, {result["examples"]:,} examples')
+  print(f'mean of {len(members)}, {count(result["examples"], "example")}')
   report.print_accuracies([result])
   report.print_worst_classes(mean)
   if output is not None:

@@ -19,6 +19,7 @@ from bn_inception.experiment import Setup, setup_of_checkpoint
 from bn_inception.machine import accelerators, shared_memory
 from bn_inception.metrics import MOVING, NONE, POPULATION
 from bn_inception.runs import checkpoint, checkpoint_folder, run_directory
+from bn_inception.wording import count
 
 # What `EvaluationOptions.statistics` may be -> kinds of statistics.
 STATISTICS = {
@@ -333,7 +334,7 @@ def _open_statistics_source(
   )
   if source.num_channels != setup.batches.num_channels:
     raise UserError(
-      f'{source.name} has images of {source.num_channels} channels and the '
+      f'{source.name} has images of {count(source.num_channels, "channel")} and the '
       f'network takes {setup.batches.num_channels}: take statistics from another data '
       'set'
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bn_inception.errors import UserError, replacing
+from bn_inception.wording import count
 
 # NumPy raises these for other files; TypeError for a single array.
 _UNREADABLE = (
@@ -153,7 +154,7 @@ def _find_wrong(
     i = np.flatnonzero(~is_label)[0]
     return (
       f'image {i} ({names[i]}) has the label {labels[i]} of '
-      f'{len(class_names)} classes'
+      f'{count(len(class_names), "class", "classes")}'
     )
   with np.errstate(over='ignore'):
     total = np.exp(np.float64(log_probabilities)).sum(axis=1)

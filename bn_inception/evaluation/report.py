@@ -17,6 +17,7 @@ from bn_inception.evaluation.checkpoints import (
 from bn_inception.evaluation.predictions import Predictions
 from bn_inception.metrics import POPULATION
 from bn_inception.runs import json_files, run_directory
+from bn_inception.wording import count
 
 NUM_WORST_CLASSES = 5
 _MOST_STEPS = 8  # of an ensemble, in the name of a file
@@ -165,7 +166,8 @@ def print_table(result: dict) -> None:
     ('statistics', list(result['results'])),
     ('batches', [str(r.get('statistics_num_batches', '-')) for r in own]),
   ):
-    _print_row(name, values)
+    if values != ['-']:
+      _print_row(name, values)
   print_accuracies(list(result['results'].values()))
   _print_row('images/s', [f'{speed:.0f}' if speed else 'not measured'])
   if len(members) == 1:
@@ -214,15 +216,15 @@ def print_worst_classes(predictions: Predictions) -> None:
   """Prints the classes with the lowest top-1 accuracy, and their confusions."""
   found = scores.class_scores(predictions.log_probabilities, predictions.labels)
   names = [imagenet.readable(name) for name in predictions.class_names]
-  print(f'worst of {len(found)} classes:')
+  print(f'worst of {count(len(found), "class", "classes")}:')
   for score in found[:NUM_WORST_CLASSES]:
-    mistaken = ''
+    # Names hold commas and numbers.
+    confused = ''
     if score.num_confused:
-      mistaken = (
-        f', {score.num_confused} mistaken for {names[score.confused_with]}'
-      )
+      confused = f', {score.num_confused} as {names[score.confused_with]}'
     print(
-      f'  {score.top1:6.2f} % of {score.num_examples} {names[score.label]}{mistaken}'
+      f'  {names[score.label]}: {score.top1:.2f} % of '
+      f'{score.num_examples}{confused}'
     )
 
 

@@ -116,7 +116,9 @@ def _check_complete(
       f'{" and ".join(missing)} must be given too: neither SLURM, Open MPI, MPICH '
       'nor torchrun provides them'
     )
-  if num_processes < 1 or not 0 <= process_id < num_processes:
+  if num_processes < 1:
+    raise UserError(f'--num_processes is {num_processes}: give at least 1')
+  if not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id is {process_id} with --num_processes={num_processes}: give '
       'at least 0 and less than --num_processes'

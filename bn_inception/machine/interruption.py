@@ -276,7 +276,7 @@ class StopRequests(contextlib.AbstractContextManager):
       signal.raise_signal(signal.SIGTERM)
 
   def reached(self, step: int) -> int | None:
-    """The signal because of which to stop now, or None.
+    """The signal that requests a stop at this step, or None.
 
     Call it for each step, in all processes.
     """

@@ -31,20 +31,20 @@ def define_process_flags() -> None:
   flags.DEFINE_string(
     'coordinator_address',
     None,
-    'Of several processes, HOST:PORT of the first one; not needed with SLURM, '
-    'Open MPI before version 5 and Cloud TPU, and enough with Open MPI 5, MPICH '
-    'and torchrun. Example: --coordinator_address=10.0.0.1:1234',
+    'HOST:PORT of the first of several processes. Not needed with SLURM, Open MPI '
+    'before version 5 and Cloud TPU; with Open MPI 5, MPICH and torchrun the only '
+    'flag needed. Example: --coordinator_address=10.0.0.1:1234',
   )
   flags.DEFINE_integer(
     'num_processes',
     None,
-    'How many there are; 1: this one runs alone, whatever started it. Example: '
+    'Number of processes; 1: this one runs alone, whatever started it. Example: '
     '--num_processes=4',
   )
   flags.DEFINE_integer(
     'process_id',
     None,
-    'Which of them this is, from 0. Example: --process_id=3',
+    'Number of this process, from 0. Example: --process_id=3',
   )
 
 
@@ -57,16 +57,16 @@ def run(
   """Parses the command line and calls `main`; a `UserError` becomes one line.
 
   Exit status: 0; 2 for an error that the user can fix; 128 + the signal's number
-  for a program that was asked to stop, also by `head`, which closes its stdout;
-  1 for a defect, which keeps its traceback. Programs of several processes
-  continue without stdout, as do others that call `streams.continue_without_stdout`.
+  if a signal stopped it, including SIGPIPE when `head` closes its stdout; 1 for
+  a bug, which keeps its traceback. Programs that run as several processes
+  continue without stdout, as do those that call `streams.continue_without_stdout`.
 
   Args:
-    main: reads its flags itself.
-    default_config: of --config; None: the program has no config.
+    main: the program; reads its flags itself.
+    default_config: default of --config; None: the program has no config.
     of_several: flags that take several values, as in --checkpoint a/1 b/1.
-    takes_arguments: whether `main` is called with the list of the arguments that
-      are not flags; other programs refuse such arguments.
+    takes_arguments: whether `main` takes the list of positional arguments; other
+      programs refuse them.
   """
   interruption.watch()
   status = EXIT_FAILURE
@@ -106,7 +106,9 @@ def _run(
 
   def guarded(remaining: list[str]) -> None:
     if len(remaining) > 1 and not takes_arguments:
-      _stop(f"'{remaining[1]}' is not a flag: flags begin with --; see --help")
+      _stop(
+        f"unexpected argument '{remaining[1]}': flags begin with --; see --help"
+      )
     try:
       _refuse_empty_flags()
       if '' in remaining:
@@ -135,7 +137,7 @@ def _run(
 
 
 def _describe_lost_stdout(lost: streams.StdoutLostError) -> int:
-  """Says why, unless it was `head`; the exit status."""
+  """Says why, unless it was `head`; returns the exit status."""
   if isinstance(lost.__cause__, BrokenPipeError):
     return 128 + signal.SIGPIPE
   cause = lost.__cause__.strerror
@@ -147,9 +149,9 @@ def _describe_lost_stdout(lost: streams.StdoutLostError) -> int:
 
 
 def _refuse_empty_flags() -> None:
-  """Refuses '--init_from=', as scripts give it whose variable is not set.
+  """Refuses '--init_from=', which scripts pass if a variable is not set.
 
-  A flag whose default is empty may say so.
+  Flags that are empty by default may be empty.
   """
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     values = (
@@ -175,7 +177,7 @@ def _join_processes() -> None:
 
 
 def _describe_program() -> dict[str, str]:
-  """What has to be the same in all processes; paths may differ."""
+  """The values that all processes must share; paths may differ."""
   described = {'program': os.path.basename(sys.argv[0])}
   if 'config' in flags.FLAGS:
     config = flags.FLAGS['config'].value.to_dict()
@@ -187,8 +189,8 @@ def _describe_program() -> dict[str, str]:
 def _leave_processes(error: Exception) -> None:
   """Ends this one of several processes at once, and with it the others.
 
-  Python's way out would wait for them, and they may wait for this one. Where
-  there is only one, or all raise the same error, it returns.
+  Python's normal exit would wait for them, and they may wait for this one.
+  Returns if there is only one process, or if all raise the same error.
   """
   if not jax.distributed.is_initialized():
     return
@@ -206,7 +208,7 @@ def _leave_processes(error: Exception) -> None:
 
 
 def _read_flag_files(arguments: Sequence[str]) -> list[str]:
-  """['--flagfile=FILE'] -> the flags in it, of which one may be --config."""
+  """Replaces --flagfile=FILE by the flags in the file, which may hold --config."""
   try:
     return flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
   except flags.Error as error:
@@ -216,7 +218,7 @@ def _read_flag_files(arguments: Sequence[str]) -> list[str]:
 def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
   """['--checkpoint', 'a', 'b'] -> ['--checkpoint=a', '--checkpoint=b']."""
   repeated, current, has_values = [], None, True
-  # A last flag, which is left out again, closes the one before it.
+  # The sentinel '--' closes the last flag; it is dropped again.
   for argument in (*arguments, '--'):
     if not argument.startswith('-'):
       repeated.append(f'--{current}={argument}' if current else argument)
@@ -233,7 +235,7 @@ def _repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _example(name: str) -> str:
-  """Of a flag: what its description ends with, before what absl adds."""
+  """The example at the end of a flag's description, without what absl adds."""
   return flags.FLAGS[name].help.rpartition('Example: ')[2].partition(';')[0]
 
 

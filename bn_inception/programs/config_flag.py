@@ -27,13 +27,13 @@ def define(
   """Loads the config that the arguments name, and defines its flags.
 
   Args:
-    arguments: of the command line, after the program's name.
-    default: of --config, as `presets.load` takes it.
-    flag_values: that parse the arguments later.
+    arguments: the command line after the program's name.
+    default: default of --config, as for `presets.load`.
+    flag_values: the flags that will parse the arguments.
 
   Returns:
-    The arguments without --config. When `flag_values` have parsed them, their
-    `config` is a ConfigDict with the values of --config.KEY=VALUE.
+    The arguments without --config. After `flag_values` has parsed them, its
+    `config` is a ConfigDict that includes the values of --config.KEY=VALUE.
 
   Raises:
     UserError: as `presets.load`, for two configs, or for a key that the config
@@ -77,7 +77,7 @@ def expand_paths(config: dict) -> dict:
 
 
 def _take(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The values of --config, as one argument or two, and the other arguments."""
+  """Splits off the values of --config=VALUE and --config VALUE."""
   values, others = [], []
   remaining = iter(arguments)
   for argument in remaining:
@@ -93,11 +93,13 @@ def _take(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
-  """Refuses 'optimizer.rate', with the keys that `optimizer` has."""
+  """Raises for an unknown key, such as 'optimizer.rate', and lists its siblings."""
   section, place = config, 'config'
   for name in key.split('.'):
     if not isinstance(section, ConfigDict):
-      raise UserError(f"{place} is a value and has no key '{name}'")
+      raise UserError(
+        f"{place} is a value, not a section: it has no key '{name}'"
+      )
     if name not in section:
       raise UserError(
         f"{place} has no key '{name}': it has {', '.join(section)}"

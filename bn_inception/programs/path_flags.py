@@ -1,4 +1,4 @@
-"""Flags that are paths: of every program, so that all take ~ alike."""
+"""Flags for paths, so that all programs expand ~ in the same way."""
 
 from absl import flags
 
@@ -8,7 +8,7 @@ flags.disclaim_key_flags()  # they belong to the program that defines them
 
 
 class PathParser(flags.ArgumentParser):
-  """Of a flag whose value is a path: see `paths.expand`."""
+  """Parses a path with `paths.expand`."""
 
   def __init__(self, name: str, may_be_bucket: bool):
     self._name, self._may_be_bucket = name, may_be_bucket
@@ -27,11 +27,11 @@ def define_path(
   """A flag that takes a path.
 
   Args:
-    name, default, description, required: as of `flags.DEFINE_string`.
+    name, default, description, required: as for `flags.DEFINE_string`.
     may_be_bucket: see `paths.expand`.
 
   Returns:
-    Its holder; parsing raises UserError as `paths.expand`.
+    The flag's holder; parsing raises UserError as `paths.expand`.
   """
   return flags.DEFINE(
     PathParser(name, may_be_bucket),
@@ -44,7 +44,7 @@ def define_path(
 
 
 def define_paths(name: str, description: str) -> flags.FlagHolder:
-  """A flag that takes several paths, as `define_path`; default: none."""
+  """Like `define_path`, for several paths; default: none."""
   return flags.DEFINE_multi(
     PathParser(name, may_be_bucket=False),
     flags.ArgumentSerializer(),

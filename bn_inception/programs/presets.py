@@ -1,7 +1,7 @@
-"""The package `configs`, wherever this one is installed, and config files by name.
+"""Finds the package `configs`, and loads config files by name.
 
-Import `compose`, `paper` and `studies` from here: `configs` is then the folder that
-belongs to this code, whatever the current folder and sys.path have of that name.
+Import `compose`, `paper` and `studies` from here: this makes sure that `configs` is
+the folder of this project, whatever else on sys.path has that name.
 """
 
 import importlib.machinery
@@ -58,13 +58,14 @@ def names() -> list[str]:
 
 
 def path_of(name: str) -> str:
-  """What --config takes from here for a file of `FOLDER`.
+  """The value of --config that names a file of `FOLDER`.
 
   Args:
-    name: of the file, without .py.
+    name: name of the file, without .py.
 
   Returns:
-    'configs/NAME.py', unless the current folder has another file there.
+    'configs/NAME.py', or the full path if the current folder has another file
+    of that name.
   """
   short, path = f'configs/{name}.py', FOLDER / f'{name}.py'
   found = _find(short)
@@ -73,15 +74,15 @@ def path_of(name: str) -> str:
 
 
 def load(value: str, flag: str = '--config') -> ConfigDict:
-  """The config of FILE or FILE:ARGUMENT.
+  """Loads the config FILE or FILE:ARGUMENT.
 
   Args:
-    value: the file is looked for from the current folder, then among `names`;
-      the argument goes to its function get_config.
-    flag: whose value it is, for a message.
+    value: FILE is looked up from the current folder, then among `names`;
+      ARGUMENT is passed to its function get_config.
+    flag: name of the flag, for messages.
 
   Raises:
-    UserError: if there is no such file, or it gives no config.
+    UserError: if the file does not exist, or does not return a config.
   """
   path, colon, argument = value.partition(':')
   found, given = _find(path), f'{flag}={value}'
@@ -91,7 +92,7 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
     get_config = getattr(_run_file(found), 'get_config', None)
     if get_config is None:
       raise UserError(
-        f'{given}: a config file has a function get_config; {_remedy()}'
+        f'{given}: {found} has no function get_config; {_remedy()}'
       )
     config = get_config(*([argument] if colon else []))
   except UserError:
@@ -99,10 +100,9 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
   except compose.BadValue as error:
     raise UserError(f'{given}: {error}') from error
   except Exception as error:
-    text = ' '.join(str(error).split())
     raise UserError(
       f'{given}: {found}{_last_line_in(found, error)}: '
-      f'{type(error).__name__}: {text}'
+      f'{type(error).__name__}: {_text_of(error)}'
     ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(
@@ -112,16 +112,25 @@ def load(value: str, flag: str = '--config') -> ConfigDict:
   return config
 
 
+def _text_of(error: BaseException) -> str:
+  """Its message on one line."""
+  # ml_collections wraps a KeyError, whose text is quoted, line breaks as well.
+  if len(error.args) == 1 and isinstance(error.args[0], Exception):
+    return _text_of(error.args[0])
+  text = error.args[0] if isinstance(error, KeyError) else error
+  return ' '.join(str(text).split())
+
+
 def _remedy() -> str:
   return f'use one of {", ".join(names())}, or a file of your own'
 
 
 def describe(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-  """A line for each key: its value, and where that is from.
+  """Formats one line for each key: its value and its origin.
 
   Args:
     values: {'section.key': value}.
-    origins: of the same keys, as `compose.origins` gives them.
+    origins: {'section.key': origin}, from `compose.origins`.
   """
   return _align([(k, repr(v), origins[k]) for k, v in values.items()])
 
@@ -131,11 +140,11 @@ def describe_difference(
   others: Mapping[str, Any],
   heads: tuple[str, str],
 ) -> str:
-  """A line for each key in which two configs differ, or that they do not.
+  """Formats one line for each key that differs, or a line that none does.
 
   Args:
     values, others: {'section.key': value}.
-    heads: what the two are called.
+    heads: names of the two configs.
   """
   rows = [
     (key, *(repr(v[key]) if key in v else 'absent' for v in (values, others)))
@@ -166,7 +175,7 @@ def _find(path: str) -> pathlib.Path | None:
 
 
 def _run_file(path: pathlib.Path) -> types.ModuleType:
-  """The module that a file makes; nothing is kept in sys.modules."""
+  """Runs a file as a module that is not entered in sys.modules."""
   loader = importlib.machinery.SourceFileLoader('_config_file', str(path))
   spec = importlib.util.spec_from_loader(loader.name, loader)
   module = importlib.util.module_from_spec(spec)
@@ -175,7 +184,7 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
 
 
 def _last_line_in(path: pathlib.Path, error: Exception) -> str:
-  """', line 3' of the file, as far as the error came from there."""
+  """', line 3', or '' if the error did not come from this file."""
   if isinstance(error, SyntaxError):
     return f', line {error.lineno}'
   frames = traceback.extract_tb(error.__traceback__)

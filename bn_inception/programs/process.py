@@ -1,4 +1,4 @@
-"""What a process of this project sets up before it does anything."""
+"""Sets up a process: quiet libraries, compilation cache, open files, signals."""
 
 import os
 
@@ -14,9 +14,9 @@ CACHE_FOLDER = '~/.cache/bn_inception'  # of compiled programs
 
 
 def prepare() -> None:
-  """Quietens libraries, and keeps compiled programs.
+  """Quietens libraries, and turns on the cache of compiled programs.
 
-  They are kept in `CACHE_FOLDER`, or where $JAX_COMPILATION_CACHE_DIR says.
+  The cache is in $JAX_COMPILATION_CACHE_DIR, or in `CACHE_FOLDER`.
   """
   # Orbax and Grain narrate at the level of info.
   logging.set_verbosity(logging.WARNING)
@@ -28,19 +28,19 @@ def prepare() -> None:
     folder = os.environ['TFDS_DATA_DIR']
     os.environ['TFDS_DATA_DIR'] = os.path.expanduser(folder)
   cache = jax.config.jax_compilation_cache_dir
-  if cache != '':  # which is to keep nothing
+  if cache != '':  # '' turns the cache off
     keep_compiled_programs(cache or CACHE_FOLDER)
   host.allow_open_files()
 
 
 def prepare_alone() -> None:
-  """What is only for a process that no other one waits for."""
-  host.keep_memory()  # others may wait in a step
-  interruption.watch(can_unwind=True)  # others would wait for each other
+  """Sets up what only a process that runs alone can have."""
+  host.keep_memory()  # unsafe if other processes wait in a step
+  interruption.watch(can_unwind=True)  # several processes would hang
 
 
 def keep_compiled_programs(folder: str) -> None:
-  """Keeps them in a folder; says why where that is impossible."""
+  """Turns on the cache in a folder; prints why if that is impossible."""
   try:
     folder = paths.expand(
       folder, '$JAX_COMPILATION_CACHE_DIR', may_be_bucket=True

@@ -49,9 +49,9 @@ def open_checkpoints(
   """The checkpoints of a run, for asynchronous writing.
 
   Args:
-    directory: made if absent.
-    keep_last: how many of the newest to keep.
-    keep_best: how many with the best top-1 accuracy to keep in addition.
+    directory: folder, made if absent.
+    keep_last: number of the newest to keep.
+    keep_best: number of those with the best top-1 accuracy to keep in addition.
 
   Raises:
     UserError: if the folder cannot be written, or holds checkpoints that cannot
@@ -137,8 +137,8 @@ class Checkpoints:
   raised once, by the next call of any method.
 
   Args:
-    directory: of the checkpoints.
-    manager: of Orbax, for this directory.
+    directory: folder of the checkpoints.
+    manager: Orbax's manager of this directory.
     preservation: the manager's policy.
   """
 
@@ -342,7 +342,7 @@ def _check_restorable(path: str, abstract_state: TrainState) -> None:
 
 
 def read_description(path: str) -> dict:
-  """The description saved with a checkpoint.
+  """Reads the description saved with a checkpoint.
 
   Raises:
     UserError: if the folder is not a checkpoint, or a damaged one.
@@ -356,9 +356,9 @@ def restore(
   """The state of a checkpoint.
 
   Args:
-    path: of the checkpoint.
-    abstract_state: shapes and dtypes, as `jax.eval_shape` gives them.
-    sharding: of every array.
+    path: folder of the checkpoint.
+    abstract_state: shapes and dtypes, from `jax.eval_shape`.
+    sharding: sharding of every array.
 
   Raises:
     UserError: if the folder is not a checkpoint, is damaged, or holds the state
@@ -374,7 +374,7 @@ def restore(
 def restore_weights(
   path: str, abstract_state: TrainState, sharding: jax.sharding.Sharding
 ) -> TrainState:
-  """`restore`, and a check of the values; for all uses but resuming a run.
+  """Like `restore`, but checks the values; for all uses except resuming a run.
 
   Raises:
     UserError: as `restore` and `values.check_values`.

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 
+from bn_inception.wording import count
+
 MANIFEST_FILE = 'sha256.json'
 
 
@@ -61,7 +63,7 @@ def _find_damage(folder: str, files: tuple[tuple[str, int, int], ...]):
     if name not in sizes:
       return f'{name} is missing'
     if sizes[name] != size:
-      return f'{name} has {sizes[name]} bytes, not {size}'
+      return f'{name} has {count(sizes[name], "byte", form="")}, not {size}'
     try:
       if _digest(os.path.join(folder, name)) != digest:
         return f'{name} has changed since it was written'

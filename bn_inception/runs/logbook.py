@@ -163,7 +163,9 @@ class _Events:
     self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-    for name, value in values.items():
+    # tensorboardX prints a warning of its own about NaN and infinities.
+    finite = {k: v for k, v in values.items() if math.isfinite(v)}
+    for name, value in finite.items():
       self._add(step=step, summary=summary.scalar(f'{kind}/{name}', value))
     now = time.monotonic()
     if now >= self._next_flush:  # a flush waits for the disk

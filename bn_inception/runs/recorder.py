@@ -11,6 +11,7 @@ from bn_inception.machine import distributed
 from bn_inception.runs import learning_curve
 from bn_inception.runs.display import ProgressDisplay
 from bn_inception.runs.logbook import Logbook
+from bn_inception.wording import count
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # of the learning curve, at least
 
@@ -79,7 +80,7 @@ class Recorder:
       'start', step, seconds_to_first_step=seconds, seconds=self._seconds
     )
     self._display.message(
-      f'first step after {seconds:.1f} s, with reading and compiling'
+      f'first step after {seconds:.1f} s, including start and compilation'
     )
 
   def begin_interval(self, step: int) -> None:
@@ -170,7 +171,7 @@ class Recorder:
     self._display.message(
       f'evaluation at step {step}: top-1 {values["top1"]:.2f} %, top-5 '
       f'{values["top5"]:.2f} %, loss {values["loss"]:.4f} '
-      f'({values["examples"]} examples){note}'
+      f'({count(values["examples"], "example", form="")}){note}'
     )
     if distributed.is_first() and time.monotonic() >= self._next_drawing:
       self.draw()

@@ -8,6 +8,7 @@ from bn_inception.optimizer import PAPER_BATCH_SIZE
 from bn_inception.runs.display import format_seconds
 from bn_inception.runs.json_files import read_json
 from bn_inception.runs.run_directory import RESULT_FILE
+from bn_inception.wording import count
 
 
 def make_result(config: dict, records: list[dict], num_examples: int) -> dict:
@@ -27,7 +28,7 @@ def make_result(config: dict, records: list[dict], num_examples: int) -> dict:
     of the time spent waiting for the host's input) are medians over the logged
     intervals; `seconds_to_first_step` is that of the last start;
     `replaced_examples` counts bad images; `wall_seconds` counts from each start
-    to its last record, with reading and compiling.
+    to its last record, including compilation.
   """
   train = [r for r in records if r['kind'] == 'train']
   starts = [r for r in records if r['kind'] == 'start']
@@ -90,7 +91,8 @@ def print_result(result: dict, workdir: str) -> None:
   target = f'{result["target_accuracy"]:g} %'
   print(
     f'result: top-1 {result["top1"]:.2f} % (best {result["max_top1"]:.2f} %) '
-    f'on {result["eval_split"]} after {result["steps"]} steps; {target} '
+    f'on {result["eval_split"]} after '
+    f'{count(result["steps"], "step", form="")}; {target} '
     f'{f"reached at step {reached}" if reached else "not reached"}; '
     f'{format_seconds(result["wall_seconds"])} in all; written to '
     f'{workdir}/{RESULT_FILE}'

@@ -2,8 +2,8 @@
 
 A run directory holds config.json, data.json, manifest.json, metrics.jsonl, tb/,
 checkpoints/, result.json and learning_curve.png, and damaged_checkpoints/ if
-there were any. The same command again resumes the run. Another config, or other
-data, is an error that lists the differences.
+there were any. Rerunning the command resumes the run. Another config or other data is
+an error that lists the differences.
 
 data.json has the facts of the data (see `data.data_facts`). Checkpoints have them too,
 but a run may diverge before it has any.
@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import fcntl
 import functools
+import itertools
 import os
 import pathlib
 import platform
@@ -50,15 +51,19 @@ _PACKAGES = (
 
 
 def differences(old: dict, new: dict) -> list[str]:
-  """'key: old -> new' of every difference that is refused."""
+  """'key: old -> new' for each key that must not differ but does."""
   old, new = (
     config_keys.complete(flatten_dict(config, sep='.')) for config in (old, new)
   )
   return [
-    f'{key}: {old.get(key, "absent")} -> {new.get(key, "absent")}'
+    f'{key}: {_text_of(old, key)} -> {_text_of(new, key)}'
     for key in sorted(old.keys() | new.keys())
     if not config_keys.may_change(key) and old.get(key) != new.get(key)
   ]
+
+
+def _text_of(flat: dict, key: str) -> str:
+  return str(flat.get(key, 'absent')) or "''"
 
 
 def check_output(path: str, remedy: str) -> None:
@@ -88,7 +93,7 @@ def open_run(workdir: str, config: dict, data: dict) -> Iterator[None]:
 
   Args:
     workdir: made if absent.
-    config: as read from JSON: with lists, not tuples.
+    config: the config as read from JSON, with lists instead of tuples.
     data: facts of both splits: see `data.data_facts.describe`.
 
   Raises:
@@ -143,8 +148,8 @@ def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
 
   Args:
     place: the folder or checkpoint, for messages.
-    saved: its `config` and facts of the data; missing ones are not compared.
-    config, data: of this run: see `open_run`.
+    saved: the stored `config` and facts of the data; missing ones are skipped.
+    config, data: those of this run: see `open_run`.
 
   Raises:
     UserError: with the differences in config or data.
@@ -153,7 +158,7 @@ def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
   if changed:
     raise UserError(
       f'{place} belongs to a run with another config ({"; ".join(changed)}): give '
-      'another --workdir, or the config of that run'
+      f'another --workdir, such as {_free_name(place)}, or the config of that run'
     )
   different = data_facts.first_difference(saved, data)
   if different:
@@ -161,6 +166,13 @@ def check_same_run(place: str, saved: dict, config: dict, data: dict) -> None:
       f'{place} belongs to a run on other data ({different}): give another '
       '--workdir, or the --data_dir with the data of that run'
     )
+
+
+def _free_name(place: str) -> str:
+  """RUN or RUN/checkpoints/STEP -> RUN-2, or the next number that is free."""
+  run = re.sub(rf'/{CHECKPOINTS_FOLDER}/\d+$', '', os.path.normpath(place))
+  names = (f'{run}-{number}' for number in itertools.count(2))
+  return next(name for name in names if not os.path.exists(name))
 
 
 def record_start(workdir: str, config: dict, data: dict, origin: dict) -> None:

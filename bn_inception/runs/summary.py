@@ -6,6 +6,7 @@ from bn_inception.experiment import Experiment
 from bn_inception.kernels import native
 from bn_inception.machine import accelerators
 from bn_inception.optimizer import PAPER_BATCH_SIZE
+from bn_inception.wording import count
 
 
 def print_summary(experiment: Experiment, num_parameters: int) -> None:
@@ -25,16 +26,17 @@ def print_summary(experiment: Experiment, num_parameters: int) -> None:
       f'{jax.device_count()} x {device}{processes}', *accelerators.remarks()
     ),
     'convolutions': native.describe(),
-    'batch': f'{batch_size} examples{micro_batches}',
-    'normalisation': f'{setup.norm_batch_size} examples share statistics'
-    if setup.norm_batch_size
-    else 'none',
+    'batch': f'{count(batch_size, "example")}{micro_batches}',
+    'normalisation': _describe_normalisation(setup.norm_batch_size),
     'order': _describe_order(experiment),
     'learning rate': _describe_learning_rate(experiment),
     'L2': f'{config["optimizer"]["weight_decay"]:g} on kernels',
     'steps': (
-      f'{num_steps} = {num_steps / experiment.steps_per_epoch:g} epochs '
-      f'= {num_steps * batch_size / PAPER_BATCH_SIZE:g} steps of the paper '
+      f'{num_steps} = '
+      f'{count(num_steps / experiment.steps_per_epoch, "epoch", form="g")} '
+      '= '
+      f'{count(num_steps * batch_size / PAPER_BATCH_SIZE, "step", form="g")} '
+      'of the paper '
       f'({PAPER_BATCH_SIZE} examples each)'
     ),
     'parameters': f'{num_parameters:,}',
@@ -43,11 +45,19 @@ def print_summary(experiment: Experiment, num_parameters: int) -> None:
     print(f'{name:14} {value}')
 
 
+def _describe_normalisation(size: int | None) -> str:
+  if not size:
+    return 'none'
+  if size == 1:
+    return 'statistics of each example by itself'
+  return f'{count(size, "example")} share statistics'
+
+
 def _describe_order(experiment: Experiment) -> str:
   options = experiment.setup.batches.options
   shards = ''
   if options.shuffle != 'global':
-    shards = f', {options.num_shards} shards'
+    shards = f', {count(options.num_shards, "shard", form="")}'
   return (
     f'{options.shuffle}{shards}: '
     f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
@@ -57,17 +67,18 @@ def _describe_order(experiment: Experiment) -> str:
 
 def _describe_learning_rate(experiment: Experiment) -> str:
   options = experiment.setup.config['optimizer']
-  rule = 'per 32 examples' if options['learning_rate_per_32'] else 'as given'
-  decay = (
-    f'x {options["decay_factor"]:g} every {options["decay_epochs"]:.3g} epochs'
-  )
+  rule = ''
+  if options['learning_rate_per_32']:
+    rule = f' ({options["learning_rate"]:g} per {PAPER_BATCH_SIZE} examples)'
+  period = count(options['decay_epochs'], 'epoch', form='.3g')
+  decay = f'x {options["decay_factor"]:g} every {period}'
   if options['schedule'] == 'cosine':
-    decay = f'a cosine to 0 in {options["decay_epochs"]:.3g} epochs'
+    decay = f'a cosine to 0 in {period}'
   if options['warmup_epochs']:
-    decay += f', {options["warmup_epochs"]:.3g} epochs of warm-up'
+    warmup = count(options['warmup_epochs'], 'epoch', form='.3g')
+    decay += f', {warmup} of warm-up'
   return (
-    f'{experiment.setup.optimizer.learning_rate:g} '
-    f'({options["learning_rate"]:g} {rule}), {decay}, '
+    f'{experiment.setup.optimizer.learning_rate:g}{rule}, {decay}, '
     f'momentum {options["momentum"]:g}'
   )
 
@@ -82,7 +93,8 @@ def _describe_data(names: dict, experiment: Experiment) -> list[str]:
   train, evaluated = experiment.source, experiment.eval_source
   sources = {names['train_split']: train, names['eval_split']: evaluated}
   return [
-    f'{train.name}: {len(train):,} images of {len(train.class_names):,} classes '
+    f'{train.name}: {count(len(train), "image")} of '
+    f'{count(len(train.class_names), "class", "classes")} '
     f'({names["train_split"]}), {len(evaluated):,} ({names["eval_split"]})',
     *(
       f'{split}: {remark}'

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bn_inception.errors import UserError
+from bn_inception.wording import count
 
 _LARGEST_COUNT = np.iinfo(np.int32).max
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -42,7 +43,9 @@ def check_values(weights: Mapping[str, np.ndarray], what: str) -> None:
       elif _LARGEST_FLOAT < abs(float(value[index])) < np.inf:
         wrong[-1] += ', too large for float32'
   if wrong:
-    more = f', and {len(wrong) - 1} more arrays' if len(wrong) > 1 else ''
+    more = (
+      f', and {count(len(wrong) - 1, "more array")}' if len(wrong) > 1 else ''
+    )
     raise UserError(
       f'{what} cannot be used: {wrong[0]}{more}: use another copy, or one from '
       'before training diverged'

@@ -1,18 +1,20 @@
-r"""Trains what a study of configs/studies.py compares, each run a process.
+r"""Trains and evaluates the runs of studies, each in a process of its own.
 
   python -m bn_inception.study --study=figure2 --data_dir=/data/tfds
   python -m bn_inception.study --study=figure2 --task=imagenet --list
 
-Runs that are finished are skipped, and interrupted ones resume. `--list`
-prints one command a line instead, for any scheduler.
+The studies are in configs/studies.py. Finished runs are skipped, interrupted ones
+resume. `--list` prints one command per line instead, for any scheduler.
 """
 
 from bn_inception.machine import interruption
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +27,7 @@ import jax
 from absl import flags
 
 from bn_inception.data.sources import make_source
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.machine import streams
 from bn_inception.machine.interruption import Interrupted, StopRequests
 from bn_inception.programs import command_line
@@ -52,9 +54,10 @@ class Worker:
 
   Args:
     run: what to train and evaluate.
-    cores: that it may use; None: all.
+    cores: cores that it may use; None: all.
     data_dir: where TFDS data sets are; None: TFDS's default.
-    environment: variables that it has where this process has none of the name.
+    environment: defaults for environment variables that this process does not
+      set.
 
   Raises:
     UserError: if its folder cannot be written.
@@ -104,7 +107,7 @@ class Worker:
     return status
 
   def stop(self) -> None:
-    """Asks it to save what it has, and to end."""
+    """Asks the run to save and stop."""
     self._commands.clear()
     self._process.send_signal(signal.SIGTERM)
 
@@ -116,7 +119,7 @@ class Worker:
 
 
 class Progress:
-  """Lines that say what is done, and how long the rest takes."""
+  """Prints how many runs are done, and how long the rest will take."""
 
   def __init__(self, runs: Sequence[Run], jobs: int):
     self._total, self._jobs = len(runs), jobs
@@ -155,23 +158,26 @@ def run_all(
   minutes: float | None = None,
   environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-  """Trains and evaluates what is not finished.
+  """Trains and evaluates the runs that are not finished.
 
   Args:
-    runs: of any studies; a run that several share is done once.
-    jobs: how many at once, each with its share of the cores.
+    runs: the runs of any studies; a run that several share is trained once.
+    jobs: number of runs at once, each with its share of the cores.
     data_dir: where TFDS data sets are; None: TFDS's default.
-    minutes: after which the runs are asked to save and stop; None: never.
+    minutes: time after which the runs must save and stop; None: no limit.
     environment: see `Worker`.
 
   Returns:
     One line for each run that failed.
 
   Raises:
-    UserError: for more jobs than cores.
-    Interrupted: after a signal, when all have saved.
+    UserError: for more jobs than cores, or a folder that cannot be written.
+    Interrupted: after a signal, once all runs have saved.
   """
   unique = list({run.folder: run for run in runs}.values())
+  for run in unique:
+    if run.status() != FINISHED:
+      check_writable(run.path(LOG_FILE), 'give another --runs')
   cores = sorted(os.sched_getaffinity(0))
   if not 1 <= jobs <= len(cores):
     raise UserError(f'--jobs must be between 1 and {len(cores)}, got {jobs}')
@@ -192,7 +198,8 @@ def run_all(
       if stop_signal is not None:
         raise Interrupted('stopped; the same command resumes', stop_signal)
       if is_late:
-        print(f'the time is over; {len(waiting) + len(workers)} runs are left')
+        left = count(len(waiting) + len(workers), 'run')
+        print(f'time limit reached; {left} left')
         return failures
       for share in range(jobs):
         if share not in workers and waiting:
@@ -222,21 +229,21 @@ def _stop_all(workers: Sequence[Worker]) -> None:
 
 
 def print_status(name: str, runs: Sequence[Run]) -> None:
-  """Counts the runs of a study by how far they are."""
+  """Prints how many runs of a study are finished, trained, begun, not begun."""
   statuses = [run.status() for run in runs]
   counts = [
     f'{statuses.count(status)} {status}'
     for status in (FINISHED, TRAINED, BEGUN, NOT_BEGUN)
     if status in statuses
   ]
-  print(f'{name:20} {len(runs):3} runs: {", ".join(counts)}')
+  print(f'{name:20} {count(len(runs), "run"):>8}: {", ".join(counts)}')
 
 
 def check_data(runs: Sequence[Run], data_dir: str | None) -> None:
-  """Opens the training data of the runs that are not finished.
+  """Opens the training data of all unfinished runs.
 
   Raises:
-    UserError: if they are not there; each run would say so by itself.
+    UserError: if data are missing, once instead of in every run.
   """
   names = {
     (source['dataset'], source['train_split'])
@@ -259,23 +266,24 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'list',
     False,
-    'Print the commands of what is not finished, one run a line, and do nothing. '
+    'Only print the commands of unfinished runs, one run per line. '
     'Example: --list',
   )
   flags.DEFINE_bool(
-    'status', False, 'Say how far each study is, and do nothing. '
+    'status', False, 'Only say how far each study is. '
     'Example: --status',
   )  # fmt: skip
   flags.DEFINE_integer(
     'jobs',
     1,
-    'Runs at once, each with its share of the cores: on CPUs as many as cores. '
+    'Runs at once, each with its share of the cores; on CPUs at most one a core. '
     'Example: --jobs=2',
   )
   flags.DEFINE_float(
     'minutes',
     None,
     'Stop after this long; the same command resumes. Example: --minutes=90',
+    lower_bound=0.0,
   )
 
 
@@ -297,18 +305,20 @@ def main() -> None:
     streams.continue_without_stdout()
   for name, found in runs_of.items():
     print_status(name, found)
-  left_alone = study_runs.others(runs, values.runs)
-  if left_alone:
+  ignored = study_runs.others(runs, values.runs)
+  if ignored:
     print(
-      f'left alone: {len(left_alone)} runs in {values.runs} of other studies, '
-      'other settings or another version of this code'
+      f'ignored: {count(len(ignored), "run")} in {values.runs} from other '
+      'studies, settings or versions of this code'
     )
   if values.status:
     return
+  if values.minutes is not None and not math.isfinite(values.minutes):
+    raise UserError(f'--minutes must be a number, got {values.minutes}')
   if not values.study:
     raise UserError(
       'name the studies to train, such as --study=figure2; --study=all trains '
-      f'all of these, {len({run.folder for run in runs})} runs'
+      f'all of these, {count(len({run.folder for run in runs}), "run")}'
     )
   check_data(runs, values.data_dir)
   failures = run_all(
@@ -320,8 +330,8 @@ def main() -> None:
   )
   if failures:
     raise UserError(
-      f'{len(failures)} runs failed, which the same command tries again; the '
-      f'first: {failures[0]}'
+      f'{count(len(failures), "run")} failed; the same command tries again. '
+      f'The first: {failures[0]}'
     )
 
 

@@ -1,7 +1,7 @@
 """The archive of finished runs: files <study>.jsonl with one line a run.
 
-A line has all that the report needs of a run. It is found by the run's identity,
-whichever file it is in, so that a run of several studies is stored once.
+A line has all that a report needs to know of a run. Lines are looked up by the run's
+identity in all files, so a run that several studies share is stored once.
 """
 
 import dataclasses
@@ -93,14 +93,14 @@ def _parse(text: str, place: str) -> dict:
 def write(
   outcomes_of: Mapping[str, Sequence[Outcome]], folder: str, remedy: str
 ) -> dict[str, str]:
-  """Adds runs to the archive in a folder, or replaces their lines there.
+  """Adds runs to the archive in a folder, or replaces their lines.
 
   A run that is in none of the files yet goes into the file of its first study.
   The other lines stay.
 
   Args:
     outcomes_of: name of a study -> its finished runs.
-    folder: where to; it exists.
+    folder: an existing folder.
     remedy: see `errors.writing`.
 
   Returns:
@@ -130,7 +130,7 @@ def write(
 
 
 def _content(outcome: Outcome) -> dict:
-  """A line, without paths of this machine."""
+  """The content of a line, without paths of this machine."""
   run, evaluation = outcome.run, outcome.evaluation
   if evaluation is not None:  # its members repeat the results, with their paths
     evaluation = {k: v for k, v in evaluation.items() if k != 'members'}

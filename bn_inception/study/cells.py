@@ -1,4 +1,4 @@
-"""Tables of the report, and what stands in their cells.
+"""Tables of the report and the contents of their cells.
 
 If a run is missing or diverged, the cell says so in place of the number.
 """
@@ -23,10 +23,10 @@ def make_table(
   """A table with a row for each group.
 
   Args:
-    name: of its file.
-    title: above it.
-    groups: its rows.
-    columns: head -> function that makes the cell of a group.
+    name: name of its file.
+    title: title above it.
+    groups: one for each row.
+    columns: head -> function that makes a group's cell.
   """
   rows = tuple(
     (group, tuple(make_cell(group) for make_cell in columns.values()))
@@ -61,9 +61,9 @@ def values_cell(
 
   Args:
     group: the runs.
-    values: one of each seed that has one.
+    values: one for each seed that has one.
     absence: the text if there are no values.
-    digits: after the decimal point.
+    digits: digits after the decimal point.
     sign: '+' shows plus signs.
   """
   if not values:
@@ -84,7 +84,7 @@ def steps_column(
   Args:
     target: accuracy in percent; None: there is none.
     statistics: see `Outcome.followed`.
-    unit: factor to the steps.
+    unit: factor by which to multiply steps.
   """
 
   def make_cell(group: Group) -> Cell:

@@ -30,7 +30,7 @@ def make_chart(plot: Plot, kind: str) -> go.Figure:
   """A plot's bars, or its curves with one kind of statistics, without a title.
 
   Raises:
-    ValueError: for a number that is not finite, which JSON would hide in a gap.
+    ValueError: for NaN and infinities, which JSON would turn into gaps.
   """
   chart = go.Figure()
   _style(chart, plot)
@@ -45,9 +45,9 @@ def to_html(chart: go.Figure, name: str, has_script: bool) -> str:
   """A `<div>` with the chart, drawn by a script in it.
 
   Args:
-    chart: of `make_chart`.
+    chart: from `make_chart`.
     name: id of the chart's element.
-    has_script: whether the page holds Plotly's own script already. The first chart
+    has_script: whether the page already has Plotly's script. The first chart
       of a page brings it along, so that the page needs no network.
   """
   return chart.to_html(

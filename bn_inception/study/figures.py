@@ -1,7 +1,7 @@
 """Matplotlib figures of the report's plots, as SVG files.
 
-Colors suit the color-blind and both light and dark grounds; dashes and markers also
-tell curves apart. The page's charts (charts.py) use the same.
+Colors suit color-blind readers and light and dark backgrounds; dashes and markers
+also tell curves apart. The page's charts (charts.py) use the same.
 """
 
 import os

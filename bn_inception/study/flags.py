@@ -14,47 +14,49 @@ flags.disclaim_key_flags()  # they belong to the program that defines them
 
 
 def define() -> None:
-  """The flags, in the program but not on import."""
+  """Defines the flags; called by programs, not on import."""
   flags.DEFINE_list(
     'study',
     [],
-    f'Which: some of {", ".join(studies.STUDIES)}; or all. '
+    f'Studies, separated by commas: {", ".join(studies.STUDIES)}; or all. '
     'Example: --study=figure2,leave_one_out',
   )
   define_path(
     'runs',
     'runs/study',
-    'Folder of the runs. For a report also that of another report. '
+    'Folder of the runs; for a report, also the folder of another report. '
     'Example: --runs=/shared/study',
   )
   flags.DEFINE_bool(
-    'quick', False, 'A small version, of minutes, on digits. Example: --quick'
+    'quick',
+    False,
+    'A small version on digits, which takes minutes. Example: --quick',
   )
   flags.DEFINE_list(
-    'task', [], "Instead of the study's tasks. Example: --task=imagenet"
+    'task', [], "Tasks; default: the study's. Example: --task=imagenet"
   )
   flags.DEFINE_list(
-    'seeds', [], "Instead of the study's. Example: --seeds=0,1,2,3,4"
+    'seeds', [], "Seeds; default: the study's. Example: --seeds=0,1,2,3,4"
   )
   flags.DEFINE_multi_string(
     'set',
     [],
-    'KEY=VALUE: replaced in the configs of all runs. '
+    'KEY=VALUE to set in the configs of all runs. '
     'Example: --set=model.dtype=bfloat16 --set=batch_size=512',
   )
 
 
 def names() -> list[str]:
-  """The studies of --study; all of them where it is not given."""
+  """The studies of --study; all of them by default."""
   given = flags.FLAGS.study
   return list(studies.STUDIES) if given in ([], ['all']) else given
 
 
 def selection() -> Selection:
-  """What the other flags say.
+  """The runs selected by the other flags.
 
   Raises:
-    UserError: for seeds that are no numbers, or --set without a value.
+    UserError: for seeds that are not numbers, or --set without a value.
   """
   values = flags.FLAGS
   return Selection(

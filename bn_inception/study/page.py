@@ -43,7 +43,7 @@ class Report:
   """The page's contents.
 
   Attributes:
-    facts: label -> text, about code, versions and devices.
+    facts: label -> text, on code, versions and devices.
     costs: rows of texts; the first row is the head.
     cost_rule: how costs were counted.
     sections: the studies, in any order.
@@ -79,7 +79,7 @@ def _address(*parts: str) -> str:
 
 
 def make_html(report: Report) -> str:
-  """The page, for the folder that holds the figures, tables and lines of runs."""
+  """The page, to be saved next to the figures, tables and lines of runs."""
   template = pathlib.Path(__file__).with_name('page.html').read_text()
   chart_numbers = itertools.count()
   body = [
@@ -105,7 +105,7 @@ _escape = html.escape
 
 
 def _summary(report: Report) -> str:
-  """What was found, with a link to each study; then how numbers are given."""
+  """The findings, with a link to each study, and how to read the numbers."""
   items = []
   for section in summary.in_order(report.sections):
     name = _escape(section.name)

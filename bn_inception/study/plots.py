@@ -1,6 +1,6 @@
-"""What the report shows, as data: curves, bars, tables, and how runs become curves.
+"""Curves, bars and tables of the report as data, and curves of runs.
 
-figures.py draws it, and page.py writes it.
+figures.py draws them, and page.py writes the page.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ FILE_SUFFIXES = {MOVING: 'moving', POPULATION: 'population'}
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """A mean over seeds at x, with the lowest and the highest of them."""
+  """A mean over seeds at x, with the lowest and the highest value."""
 
   x: float
   value: float
@@ -31,13 +31,13 @@ class Curve:
   """A line of a plot.
 
   Attributes:
-    label: in the legend.
-    colour, dash: their numbers in the palettes of the figures.
-    points: from left to right.
-    note: what is missing or diverged, in the legend after `label`.
-    mark: a point that stands out.
+    label: name in the legend.
+    colour, dash: indices into the palettes of the figures.
+    points: sorted by x.
+    note: follows `label` in the legend: what is missing or diverged.
+    mark: a highlighted point.
     crosses: x of divergences, which have no value.
-    breaks: x that the line does not cross, because other seeds, or none, have
+    breaks: x at which the line is interrupted, because other seeds, or none, have
       points from there on.
   """
 
@@ -66,13 +66,13 @@ class Plot:
   """Curves or bars.
 
   Attributes:
-    name: of its files.
-    title: above it.
-    x_label, y_label: with units.
+    name: name of its files.
+    title: title above it.
+    x_label, y_label: labels of the axes, with units.
     variants: kind of statistics -> its curves; the first one is shown first.
-    bars: instead of curves.
+    bars: the bars, instead of curves.
     is_log_x: whether the horizontal axis is logarithmic.
-    y_range: of the axis; None: fits the data.
+    y_range: range of the vertical axis; None: fits the data.
     level: a horizontal line, such as a target.
   """
 
@@ -91,7 +91,7 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A text, and its numbers by name for the CSV files."""
+  """A text, and named numbers for the CSV files."""
 
   text: str
   numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
@@ -119,7 +119,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A study: what is shown of it, and all its groups."""
+  """A section of the report: the parts of a study, and all its groups."""
 
   name: str
   title: str
@@ -132,16 +132,16 @@ class Section:
 
   @property
   def problems(self) -> list[str]:
-    """What is missing or damaged in the files of its runs, a line each."""
+    """One line for each missing or damaged file or number of its runs."""
     found = [group.problems.values() for group in self.groups]
     return [line for lines in sum(map(list, found), []) for line in lines]
 
 
 def mean_points(series: Sequence[Mapping[float, float]]) -> tuple[Point, ...]:
-  """Means over seeds, at each x over the seeds that have a value there.
+  """The mean at each x over the seeds that have a value there.
 
   Args:
-    series: for each seed x -> value.
+    series: x -> value, for each seed.
   """
   points = []
   for x in sorted({x for values in series for x in values}):
@@ -172,8 +172,8 @@ def rate_curves(
 
   Args:
     groups: runs that differ in the learning rate.
-    measure: what is averaged over seeds.
-    unit: learning rate that is 1 on the axis.
+    measure: the number to average over seeds.
+    unit: the learning rate at 1 on the axis.
   """
   curves = []
   for name, members in by_network(groups).items():

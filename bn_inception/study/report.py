@@ -2,12 +2,13 @@ r"""Makes figures, tables and a page of the results of studies.
 
   python -m bn_inception.study.report --study=figure2 --runs=runs/study --out=runs/report
 
-Writes report.html, report.md, figures/, tables/ and <study>.jsonl. The last have a
-line a run, and the report can be made from them again: --runs=runs/report.
+Writes report.html, report.md, figures/, tables/ and <study>.jsonl, with one line per
+run, from which the report can be made again: --runs=runs/report.
 """
 
 from bn_inception.machine import interruption
 from bn_inception.metrics import MOVING, POPULATION
+from bn_inception.wording import count
 
 if __name__ == '__main__':
   interruption.watch()  # the other imports take seconds
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 from absl import flags
 
-from bn_inception.errors import UserError, writing
+from bn_inception.errors import UserError, check_writable, writing
 from bn_inception.machine import streams
 from bn_inception.programs import command_line
 from bn_inception.programs.path_flags import define_path
@@ -48,15 +49,16 @@ def make_report(
   """Writes the report of some studies, and the archive of their runs.
 
   Args:
-    names: of configs/studies.py.
-    selection: of their runs. Its root holds run directories, or an archive.
+    names: names of studies of configs/studies.py.
+    selection: which of their runs; its root holds run directories or an archive.
     out: folder to write to, made if absent.
-    cores_per_run: how many cores a run had, for the cost.
+    cores_per_run: number of cores a run had, for the cost.
 
   Raises:
     UserError: if a name is unknown, the root has no finished runs of these
       studies, or `out` cannot be written.
   """
+  check_writable(os.path.join(out, 'report.html'), _REMEDY)
   archived = archive.read(selection.root)
   sections = [
     make_section(n, study_runs.list_runs(n, selection), archived) for n in names
@@ -95,8 +97,9 @@ def _describe_absence(names: Sequence[str], root: str, num_others: int) -> str:
   of_others = ''
   if num_others:
     of_others = (
-      f', but {num_others} others: of other studies or settings (--quick, --task, '
-      '--seeds, --set), unfinished, or of another version of this code'
+      f', but {count(num_others, "other")}: from other studies or settings '
+      '(--quick, --task, --seeds, --set), unfinished, or from another version of '
+      'this code'
     )
   is_one = len(names) == 1
   return (
@@ -107,7 +110,7 @@ def _describe_absence(names: Sequence[str], root: str, num_others: int) -> str:
 
 
 def _describe_problems(problems: Sequence[str], root: str) -> dict[str, str]:
-  """A fact of the report, if there are any, with paths relative to the root."""
+  """A fact of the report that lists the problems, with relative paths; or {}."""
   text = '; '.join(problems).replace(os.path.join(root, ''), '')
   return {'damaged': text} if problems else {}
 
@@ -182,7 +185,7 @@ def _write_figures_and_tables(
 
 
 def _points(plot: Plot) -> list[dict]:
-  """What is drawn: points of curves, or bars."""
+  """The numbers of a plot: points of its curves, or its bars."""
   bars = [
     {
       'plot': plot.name, 'label': bar.label, 'note': bar.text,
@@ -210,7 +213,7 @@ def _points(plot: Plot) -> list[dict]:
 
 
 def _numbers(table: Table) -> list[dict]:
-  """The texts of a table, the numbers in them, and the runs they are from."""
+  """The texts of a table, their numbers, and the runs behind them."""
   rows = []
   for group, cells in table.rows:
     row = {}
@@ -272,7 +275,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'cores_per_run',
     1,
-    'How many cores a run had, for its cost. Example: --cores_per_run=2',
+    'Number of cores a run had, for its cost. Example: --cores_per_run=2',
     lower_bound=1,
   )
 

@@ -1,4 +1,4 @@
-"""What the runs of a study found, seed by seed, and intervals over seeds.
+"""The results of the runs of a study, seed by seed, and intervals over seeds.
 
 Only finished runs count. Missing and damaged files are named, and no number is
 taken from them.
@@ -103,16 +103,16 @@ class RunFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A finished run, as it was read.
+  """The contents of a finished run's files.
 
   Attributes:
-    run: which.
+    run: the run.
     config: content of config.json.
     result: content of result.json.
     evaluation: content of evaluation.json; None if there is none.
     finals: kind of statistics -> top-1 of evaluation.json in percent.
     records: lines of metrics.jsonl; numbers that are not finite are None.
-    starts: what manifest.json says of each start.
+    starts: the starts recorded in manifest.json.
   """
 
   run: Run
@@ -180,11 +180,11 @@ class Group:
   """The runs of one arm for one task, one for each seed.
 
   Attributes:
-    name: of the arm.
-    runs: all of them.
-    outcomes: the runs that are finished and can be read.
-    problems: seed -> what is missing or damaged in its files, a line each.
-    paper: what the paper says of this arm; None: nothing.
+    name: name of the arm.
+    runs: all runs.
+    outcomes: the runs that are finished and readable.
+    problems: seed -> one line for each missing or damaged file or number.
+    paper: the paper's numbers for this arm; None: it has none.
   """
 
   name: str
@@ -241,7 +241,7 @@ class Group:
 
   @property
   def num_measured(self) -> int:
-    """How many seeds should have every number: those that did not diverge."""
+    """Number of seeds that did not diverge, and so should have every number."""
     return sum(outcome.diverged_at is None for outcome in self.outcomes)
 
   def values(self, measure: Measure) -> list[float]:
@@ -258,9 +258,9 @@ def read_groups(
   """Reads runs from their folders or an archive.
 
   Args:
-    runs: of `runs.list_runs`.
-    papers: arm -> what the paper says of it.
-    archive: identity -> the run; a run that is in it is not read from its folder.
+    runs: from `runs.list_runs`.
+    papers: arm -> the paper's numbers for it.
+    archive: identity -> a run that is read from the archive, not from its folder.
 
   Returns:
     Task -> its groups, arm by arm.
@@ -295,10 +295,10 @@ def _read_group(
 def read_outcome(
   run: Run, source: Source | None = None
 ) -> tuple[Outcome | None, list[str]]:
-  """A finished run, and what is missing or damaged in its files, a line each.
+  """Reads a finished run; also returns a line for each problem in its files.
 
   Args:
-    run: which.
+    run: the run.
     source: its files; None: those in its folder.
 
   Returns:
@@ -345,7 +345,7 @@ def _check_config(run: Run, source: Source, config: dict) -> list[str]:
 
 
 def _check_result(source: Source, result: dict) -> list[str]:
-  """The values of result.json that are damaged or missing, a line each."""
+  """One line for each damaged or missing value of result.json."""
   steps, bad_step = result.get('steps'), result.get('first_nonfinite_step')
   is_valid = {
     'steps': isinstance(steps, int),
@@ -366,7 +366,7 @@ def _read_records(source: Source, result: dict) -> list[dict]:
   """The records of the whole run.
 
   Raises:
-    UserError: if the last ones are missing, so that numbers would be of an
+    UserError: if the last ones are missing, so that numbers would belong to an
       earlier step, or if an accuracy is not a percentage.
   """
   records, place = source.records(), source.place(METRICS_FILE)
@@ -396,7 +396,7 @@ def _read_records(source: Source, result: dict) -> list[dict]:
 def _read_finals(
   run: Run, source: Source, evaluation: dict | None
 ) -> tuple[dict[str, float], list[str]]:
-  """Accuracies of evaluation.json, and what is missing there, a line each."""
+  """Accuracies of evaluation.json, and one line for each that is missing."""
   place, evaluation = source.place(EVALUATION_FILE), evaluation or {}
   has_batch_norm = run.config['model']['use_batch_norm']
   results, finals, problems = evaluation.get('results'), {}, []
@@ -420,7 +420,7 @@ def _read_starts(source: Source) -> list[dict]:
   """The starts of manifest.json.
 
   Raises:
-    UserError: if they lack what the report says of them.
+    UserError: if they lack a value that the report shows.
   """
   starts = source.manifest().get('starts')
   if isinstance(starts, list) and starts and all(map(_is_start, starts)):
@@ -450,7 +450,7 @@ def _number(value) -> float | None:
 
 
 def _may_be_accuracy(value) -> bool:
-  """Whether it is a percentage, or not a number, which is handled elsewhere."""
+  """False for numbers that are not percentages; other values are checked elsewhere."""
   number = _number(value)
   return number is None or 0 <= number <= 100
 
@@ -465,7 +465,7 @@ class Interval:
 
   @property
   def is_resolved(self) -> bool | None:
-    """Whether it excludes zero; None where there is no interval."""
+    """Whether the interval excludes zero; None if there is none."""
     return None if self.margin is None else abs(self.mean) > self.margin
 
 

@@ -1,8 +1,8 @@
-"""Which runs a study of configs/studies.py consists of, and how far each is.
+"""The runs of a study of configs/studies.py, and how far each of them is.
 
-A run is known by its identity: `RESULTS_VERSION`, and a hash of every value of its
-config. Results of another version or other values are never taken for it, and runs
-that several studies have in common are trained once.
+A run is identified by `RESULTS_VERSION` and a hash of its config, so that results of
+another version or with other values are never mixed up with it. Runs that several
+studies share are trained once.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from bn_inception.steps import RESULTS_VERSION
 LOG_FILE, EVALUATION_FILE = 'train.log', 'evaluation.json'
 
 _REMEDY = 'restore it, or remove the folder to train the run again'
-# How far a run is.
+# The statuses of a run.
 NOT_BEGUN, BEGUN, TRAINED, FINISHED = (
   'not begun', 'begun', 'trained', 'finished'
 )  # fmt: skip
-# The folders of the first runs name a hash of the code instead, which depended on
-# Python's version too.
+# The folders of the first runs have a hash of the code instead of the version; it
+# also depended on Python's version.
 _NAMES_OF_VERSIONS = {1: ('v1', 'a10698ab', '79088d3f')}
 _STATISTICS_BATCHES = 100
-_DIGITS = 8  # of a hash
+_DIGITS = 8  # hexadecimal digits of a hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Run:
   """One arm of a study with one seed, for one task.
 
   Attributes:
-    arm: its name.
-    task: of configs/paper.py, or the data set of the perceptrons.
+    arm: name of the arm.
+    task: a task of configs/paper.py, or the data set of the perceptrons.
     seed: see `studies.Study`.
     config: the plain nested dict, resolved.
-    arguments: of the training program, which give that config.
-    split: where it is evaluated at the end; None: where it was followed.
+    arguments: arguments of the training program that give this config.
+    split: split of the final evaluation; None: the one evaluated while training.
     identity: 'vVERSION-VALUES', such as 'v1-89a19a24'.
     folder: its run directory.
   """
@@ -70,7 +70,7 @@ class Run:
     return FINISHED if result['diverged'] or has_evaluation else TRAINED
 
   def result(self) -> dict | None:
-    """What result.json holds; None while there is none.
+    """The content of result.json; None if absent.
 
     Raises:
       UserError: if it is damaged, as `evaluation`, `records` and `status` do.
@@ -84,7 +84,7 @@ class Run:
     return result
 
   def evaluation(self) -> dict | None:
-    """What evaluation.json holds; None while there is none, or after divergence."""
+    """The content of evaluation.json; None if absent, as after divergence."""
     return self._read_json(EVALUATION_FILE)
 
   def records(self) -> list[dict]:
@@ -92,7 +92,7 @@ class Run:
     return logbook.read_metrics(self.folder, _REMEDY)
 
   def path(self, name: str) -> str:
-    """Of a file in its folder."""
+    """The path of a file in the run's folder."""
     return os.path.join(self.folder, name)
 
   def _read_json(self, name: str) -> dict | None:
@@ -147,7 +147,7 @@ def find_study(name: str) -> studies.Study:
   """The study of this name.
 
   Raises:
-    UserError: if there is none.
+    UserError: if the name is unknown.
   """
   if name not in studies.STUDIES:
     raise UserError(
@@ -158,13 +158,13 @@ def find_study(name: str) -> studies.Study:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """Which runs of a study are meant, and where they are.
+  """A selection of the runs of a study, and where they are stored.
 
   Attributes:
     root: folder of the run directories.
-    is_quick: the small version, see `studies.QUICK_TASK`.
-    tasks, seeds: instead of the study's.
-    values: replaced in every config, such as {'model.dtype': 'bfloat16'}.
+    is_quick: selects the small version, see `studies.QUICK_TASK`.
+    tasks, seeds: replace those of the study if not empty.
+    values: values to set in every config, such as {'model.dtype': 'bfloat16'}.
   """
 
   root: str
@@ -175,14 +175,14 @@ class Selection:
 
 
 def list_runs(name: str, selection: Selection) -> list[Run]:
-  """The runs of a study: of every task, seed by seed, all arms.
+  """The runs of a study, sorted by task, seed and arm.
 
   Args:
-    name: of the study.
-    selection: of its runs.
+    name: name of the study.
+    selection: which of its runs.
 
   Raises:
-    UserError: for a name that is not there.
+    UserError: if there is no study of this name.
   """
   study = find_study(name)
   tasks, seeds, values = study.tasks, study.seeds, selection.values
@@ -200,14 +200,14 @@ def list_runs(name: str, selection: Selection) -> list[Run]:
 def make_run(
   arm: studies.Arm, task: str, seed: int, root: str, values: Mapping[str, Any]
 ) -> Run:
-  """One run, found in `root` by its identity, or to be made there.
+  """One run, whose folder is found in `root` by its identity or named anew.
 
   Args:
     arm, task, seed, root: see `Run` and `list_runs`.
-    values: replace those of the arm.
+    values: values to set after those of the arm.
 
   Raises:
-    UserError: if there is no such task, or for a value that its key cannot have.
+    UserError: if there is no such task, or for an unknown key or bad value.
   """
   argument = ','.join(filter(None, (arm.argument, task)))
   name = f'{presets.path_of(arm.config)}:{argument}'
@@ -236,16 +236,19 @@ def make_run(
 
 
 def _replace(config: dict, key: str, value) -> None:
-  *sections, leaf = key.split('.')
-  for section in sections:
-    config = config.get(section, {})
-  if leaf not in config:
-    raise UserError(f"the config has no key '{key}'")
-  config[leaf] = value
+  section, _, leaf = key.rpartition('.')
+  keys = config.get(section) if section else config
+  if not isinstance(keys, dict):
+    section, keys = '', config
+  if leaf not in keys or section != key.rpartition('.')[0]:
+    prefix = f'{section}.' if section else ''
+    possible = ', '.join(prefix + name for name in sorted(keys))
+    raise UserError(f"the config has no key '{key}': use one of {possible}")
+  keys[leaf] = value
 
 
 def _find_folder(root: str, name: str, values_digits: str) -> str:
-  """The folder that ends in the identity, whatever it is called."""
+  """The folder in `root` whose name ends in the identity, or a new name."""
   own = f'v{RESULTS_VERSION}'
   for version in _NAMES_OF_VERSIONS.get(RESULTS_VERSION, (own,)):
     found = sorted(pathlib.Path(root).glob(f'*-{version}-{values_digits}'))
@@ -255,7 +258,7 @@ def _find_folder(root: str, name: str, values_digits: str) -> str:
 
 
 def others(runs: Sequence[Run], root: str) -> list[str]:
-  """Run directories in `root` that are of no run: of other values or versions."""
+  """Run directories in `root` that belong to none of the runs."""
   own = {os.path.abspath(run.folder) for run in runs}
   return sorted(
     str(path.parent)
@@ -265,7 +268,7 @@ def others(runs: Sequence[Run], root: str) -> list[str]:
 
 
 def values_hash(config: dict) -> str:
-  """8 hexadecimal digits of all values of a config that a result depends on."""
+  """Hash, 8 hexadecimal digits, of all values that a result depends on."""
   flat = flatten_dict(json.loads(json.dumps(config)), sep='.')
   content = json.dumps(config_keys.identity(flat), sort_keys=True)
   return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]

@@ -1,6 +1,6 @@
-"""What the report shows of each study: one function for each kind of section.
+"""The sections of the report: one function for each kind.
 
-A study of configs/studies.py names its kind. If a run is missing or diverged, the
+A study of configs/studies.py names the kind of its section. If a run is missing or diverged, the
 report says so in place of the number.
 """
 
@@ -47,10 +47,11 @@ from bn_inception.study.results import (
   read_groups,
 )
 from bn_inception.study.runs import Run, find_study
+from bn_inception.wording import count
 
 _FIGURE_1_ACCURACIES = 80, 90, 95, 97, 98
 _FIGURE_1_RANGE = 70.0, 100.0
-_FIGURE_2_RANGE = 25.0  # below the target, as the paper's axis begins at 40 %
+_FIGURE_2_RANGE = 25.0  # below the target: the paper's axis begins at 40 %
 
 
 def make_section(
@@ -58,11 +59,11 @@ def make_section(
   runs: Iterable[Run],
   archive: Mapping[str, Source] = MappingProxyType({}),
 ) -> Section:
-  """What is shown of a study.
+  """The section of a study.
 
   Args:
-    name: of configs/studies.py.
-    runs: of `runs.list_runs`.
+    name: name of a study of configs/studies.py.
+    runs: from `runs.list_runs`.
     archive: see `results.read_groups`.
 
   Raises:
@@ -80,13 +81,13 @@ def make_section(
 
 
 def _origin(groups: Sequence[Group]) -> str:
-  """The splits that accuracies are from, and the length of a step."""
+  """Says which splits were evaluated, and how many examples a step has."""
   outcomes = [o for group in groups for o in group.outcomes]
   if not outcomes:
     return 'None of its runs is finished.'
   sizes = sorted({group.config['batch_size'] for group in groups})
   sentences = [
-    f'A step is {size} examples, or {size / PAPER_BATCH_SIZE:g} of the '
+    f'A step is {count(size, "example")}, or {size / PAPER_BATCH_SIZE:g} of the '
     f"paper's steps of {PAPER_BATCH_SIZE}."
     if size != PAPER_BATCH_SIZE
     else f"A step is {size} examples, as the paper's."
@@ -211,7 +212,7 @@ def _figure_2(name: str, task: str, groups: Sequence[Group]) -> Part:
 
 
 def _kinds(groups: Sequence[Group]) -> tuple[str, ...]:
-  """The kinds of statistics with which some run was evaluated while it trained."""
+  """The kinds of statistics that were evaluated while some run trained."""
   records = [r for g in groups for o in g.outcomes for r in o.records]
   has_population = any('population_top1' in r for r in records)
   return (POPULATION, MOVING) if has_population else (MOVING,)

@@ -1,11 +1,11 @@
-"""What a report found, in sentences, the most telling studies first."""
+"""The findings of a report in sentences, the most telling studies first."""
 
 from collections.abc import Iterable, Sequence
 
 from bn_inception.study.figures import is_resolved
 from bn_inception.study.plots import Bar, Cell, Part, Section, Table
 
-# The paper's claims first, choices of learning rates last. Others stand between.
+# The paper's claims come first, choices of learning rates last, others between.
 _FIRST = (
   'figure2', 'learning_rates', 'leave_one_out', 'add_one_in',
   'batch_statistics', 'figure1_small_rates', 'figure1',
@@ -27,7 +27,7 @@ def in_order(sections: Iterable[Section]) -> list[Section]:
 
 
 def find(part: Part) -> str:
-  """What one study found for one task; '' if nothing of it is finished."""
+  """The finding of one study for one task; '' if no run is finished."""
   bars = [bar for plot in part.plots for bar in plot.bars]
   if any(bar.value is not None for bar in bars):
     return _describe_bars(bars)

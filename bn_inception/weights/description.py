@@ -7,6 +7,7 @@ from bn_inception.errors import UserError, one_line
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.programs import presets
 from bn_inception.weights.imported import Imported
+from bn_inception.wording import count
 
 _PREFIX = 'bn_inception.'
 _PARTS = ('config', 'class_names', 'num_channels')
@@ -93,7 +94,7 @@ def name_classes(num_classes: int, names_file: str | None) -> list[str]:
     if len(names) == num_classes:
       return names
   raise UserError(
-    f'the weights are for {num_classes} classes, ImageNet has '
+    f'the weights are for {count(num_classes, "class", "classes")}, ImageNet has '
     f'{len(imagenet_names)}: {_NAMES_REMEDY}'
   )
 
@@ -117,8 +118,8 @@ def check_names(names: list[str], num_classes: int, place: str) -> None:
     number_of[name] = number
   if len(names) != num_classes:
     raise UserError(
-      f'the weights are for {num_classes} classes, {place} has {len(names)} '
-      f'names: {_NAMES_REMEDY}'
+      f'the weights are for {count(num_classes, "class", "classes")}, {place} has '
+      f'{count(len(names), "name")}: {_NAMES_REMEDY}'
     )
 
 

@@ -63,7 +63,7 @@ def start_from_checkpoint(
   started = jax.jit(lambda state: state, out_shardings=sharding)(started)
   what = f'step {int(saved.step)} of {description["config"]["name"]}'
   if not is_same_task:
-    what += f'; a new last layer: {len(class_names)} classes for {len(names)}'
+    what += f'; new last layer: {len(names)} -> {len(class_names)} classes'
   return started, f'{path} ({what})'
 
 

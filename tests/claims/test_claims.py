@@ -91,6 +91,8 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     claims.check_and_report(output=bad)
   with pytest.raises(UserError, match='--markdown'):
     claims.check_and_report(output=good, markdown=bad)
+  with pytest.raises(UserError, match='--output too: give another --markdown'):
+    claims.check_and_report(output=good, markdown=good)
 
 
 def run_program(*arguments):

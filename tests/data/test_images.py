@@ -124,7 +124,7 @@ def test_a_jpeg_that_ends_early_has_its_first_rows():
   np.testing.assert_array_equal(
     cut_short.cut((0, 0, 50, 400)), with_opencv(encoded)[:50]
   )
-  with pytest.raises(BadImageError, match='bytes do not decode'):
+  with pytest.raises(BadImageError, match='[0-9]+ byte'):
     cut_short.cut((300, 0, 100, 400))
 
 

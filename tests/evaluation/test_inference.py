@@ -48,7 +48,7 @@ def test_images_get_the_probabilities_of_an_evaluation(tmp_path, digits_config):
   text = tmp_path / 'text.png'
   text.write_text('no image')
   for name, message in (
-    (str(text), f'{text}: 8 bytes do not decode to an image'),
+    (str(text), f'{text}: no image decodes from 8 bytes'),
     ('/no/such.png', '/no/such.png: cannot be read'),
   ):
     with pytest.raises(UserError, match=message):
@@ -83,7 +83,7 @@ def test_files_are_read_before_the_network(tmp_path, monkeypatch):
   cv2.imwrite(str(good), np.zeros((8, 8), np.uint8))
   text.write_text('no image')
   for name, message in (
-    (str(text), f'{text}: 8 bytes do not decode to an image'),
+    (str(text), f'{text}: no image decodes from 8 bytes'),
     ('/no/such.png', '/no/such.png: No such file or directory'),
     (str(tmp_path), f'{tmp_path}: Is a directory'),
   ):

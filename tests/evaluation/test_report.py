@@ -56,7 +56,6 @@ def test_the_table_has_accuracies_errors_and_intervals(capsys):
     'examples    3',
     'crops       1 (centre)',
     'statistics  moving averages',
-    'batches     -',
     'top-1       66.67 %',
     f'  95 %      {low:.2f} - {high:.2f} %',
     '  error     33.33 %',
@@ -88,8 +87,8 @@ def test_classes_are_printed_and_written_with_readable_names(tmp_path, capsys):
   report.print_worst_classes(PREDICTIONS)
   assert capsys.readouterr().out.splitlines() == [
     'worst of 2 classes:',
-    '   50.00 % of 2 tabby, tabby cat, 1 mistaken for tench, Tinca tinca',
-    '  100.00 % of 1 tench, Tinca tinca',
+    '  tabby, tabby cat: 50.00 % of 2, 1 as tench, Tinca tinca',
+    '  tench, Tinca tinca: 100.00 % of 1',
   ]
   path = tmp_path / 'x.csv'
   report.write_classes(PREDICTIONS, str(path))

@@ -107,7 +107,7 @@ def test_one_process_agrees_with_itself():
     (('h:1', 2, None), '^--process_id'),
     (('h:1', 2, 2), '--process_id is 2 .*--num_processes=2'),
     (('h:1', 2, -1), '--process_id is -1 .*--num_processes=2'),
-    (('h:1', 0, 0), '--process_id is 0 .*--num_processes=0'),
+    (('h:1', 0, 0), '--num_processes is 0: give at least 1'),
     (('h', 2, 1), "--coordinator_address is 'h': give HOST:PORT"),
   ],
 )

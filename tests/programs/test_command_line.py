@@ -186,7 +186,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ),
     (
       [*TRAIN, '--config=configs/paper.py:digits'],
-      'configs/paper.py:digits: a config file has a function get_config',
+      'configs/paper.py has no function get_config',
     ),
     (
       [*TRAIN, '--config=configs/none.py', '--print_config'],
@@ -199,7 +199,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     ([*TRAIN, '--flagfile=/missing'], "'/missing'"),
     ([*TRAIN, '--config.batch_size=many'], 'invalid literal for int()'),
     ([*TRAIN, '--workdr=x'], "Unknown command line flag 'workdr'"),
-    ([*TRAIN, 'digits'], "'digits' is not a flag: flags begin with --"),
+    ([*TRAIN, 'digits'], "unexpected argument 'digits'"),
     (
       [*TRAIN, '--config=configs/bn_x5.py:imagenet', '--data_dir=tests/tfds'],
       'tests/tfds holds no copy of imagenet2012 (it has fashion_mnist:3.0.1): ',
@@ -216,6 +216,10 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
     (
       [*EVAL, '--checkpoint', '--fold'],
       '--checkpoint needs a value or several: --checkpoint runs/a/',
+    ),
+    (
+      [*EVAL, '--checkpoint=tests', '--statistics_batches=3'],
+      '--statistics_batches has no effect with --statistics=moving: give ',
     ),
     ([*EVAL, 'a.jpg', '--fold'], "'a.jpg' is not a flag"),
     (EVALUATION, 'give a command: average or classify'),

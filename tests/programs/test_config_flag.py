@@ -50,7 +50,7 @@ def test_the_default(values):
     (['--config', '--fold'], '--config needs a value'),
     (['--config='], '--config needs a value'),
     (['--config.optimizer.rate=1'], 'config.optimizer has no key .rate.: it'),
-    (['--noconfig.seed.x'], 'config.seed is a value and has no key .x.'),
+    (['--noconfig.seed.x'], 'config.seed is a value, .* no key .x.'),
     (['--config.model=1'], 'config.model is a section: give one of its keys'),
   ],
 )

@@ -67,7 +67,7 @@ def test_another_package_of_the_name_configs_is_not_taken(folder):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('a = 1\n', 'a config file has a function get_config; use one of configs/'),
+    ('a = 1\n', 'mine.py has no function get_config; use one of configs/'),
     ('def get_config():\n  return {}\n', 'must return a ConfigDict'),
     ('def get_config(:\n', 'mine.py, line 1: SyntaxError'),
     ('\nimport no_such_module\n', 'mine.py, line 2: ModuleNotFoundError: No'),
@@ -75,7 +75,7 @@ def test_another_package_of_the_name_configs_is_not_taken(folder):
       'from configs import compose\ndef get_config():\n'
       '  config = compose.preset("bn_x5", "digits")\n'
       '  config.optimizer.learning_rat = 1.0\n',
-      'mine.py, line 4: AttributeError: .*learning_rat',
+      'mine.py, line 4: AttributeError: Key "learning_rat" .*learning_rate',
     ),
     (
       'from configs import compose\ndef get_config():\n'

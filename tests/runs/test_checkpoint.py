@@ -304,7 +304,7 @@ def test_an_older_damaged_one_is_not_left_to_orbax(small, capsys):
   with pytest.raises(UserError, match=r'checkpoints cannot be opened \(.*JSON'):
     checkpoint.open_checkpoints(str(small), 3, 1)
   assert checkpoint_folder.choose_to_resume(str(small)) == f'{small}/3'
-  assert 'metrics/metrics has 1 bytes, not' in capsys.readouterr().out
+  assert 'metrics/metrics has 1 byte, not' in capsys.readouterr().out
   save_small(small, 4)
   assert checkpoint_folder.list_steps(str(small)) == [2, 3, 4]
 

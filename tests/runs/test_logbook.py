@@ -54,6 +54,14 @@ def test_tensorboard_events_are_written(tmp_path):
   assert len(events) == 1 and b'train/loss' in events[0].read_bytes()
 
 
+def test_a_loss_that_is_not_finite_prints_nothing(tmp_path, capfd, caplog):
+  with logbook.Logbook(str(tmp_path), 0) as book:
+    book.write('train', 1, loss=float('nan'), top1=float('inf'), top5=2.0)
+  (events,) = (tmp_path / 'tb').iterdir()
+  assert b'train/top5' in events.read_bytes()
+  assert capfd.readouterr() == ('', '') and not caplog.records
+
+
 def test_a_folder_named_as_a_bucket_is_a_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for workdir in 'gs:a', 's3:a':

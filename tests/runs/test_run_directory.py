@@ -203,3 +203,15 @@ def test_paths_that_tensorstore_does_not_take_are_refused(tmp_path, name):
     with run_directory.open_run(str(tmp_path / name / 'run'), CONFIG, {}):
       pass
   assert not list(tmp_path.iterdir())
+
+
+def test_another_config_is_named_with_a_folder_that_is_free(tmp_path):
+  run = tmp_path / 'digits'
+  (tmp_path / 'digits-2').mkdir()
+  saved = {'config': {'seed': 1, 'init_from': ''}}
+  given = {'seed': 2, 'init_from': '/a'}
+  for place in run, run / 'checkpoints' / '90':
+    with pytest.raises(UserError) as raised:
+      run_directory.check_same_run(str(place), saved, given, {})
+    assert "init_from: '' -> /a; seed: 1 -> 2" in str(raised.value)
+    assert f'--workdir, such as {run}-3, or' in str(raised.value)

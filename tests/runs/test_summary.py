@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from bn_inception.data.sources import ListedImages
 from bn_inception.runs import summary
 
@@ -31,6 +33,24 @@ def test_the_summary_tells_the_schedule(digits_config):
   )
   experiment = SimpleNamespace(setup=setup)
   assert summary._describe_learning_rate(experiment) == (
-    '0.12 (0.015 as given), a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, '
+    '0.12, a cosine to 0 in 0.356 epochs, 5 epochs of warm-up, momentum 0.9'
+  )
+  digits_config['optimizer'].update(
+    learning_rate_per_32=True, decay_epochs=1.0, warmup_epochs=1.0
+  )
+  assert summary._describe_learning_rate(experiment) == (
+    '0.12 (0.015 per 32 examples), a cosine to 0 in 1 epoch, 1 epoch of warm-up, '
     'momentum 0.9'
   )
+
+
+@pytest.mark.parametrize(
+  'size, text',
+  [
+    (None, 'none'),
+    (1, 'statistics of each example by itself'),
+    (32, '32 examples share statistics'),
+  ],
+)
+def test_the_summary_tells_the_normalisation(size, text):
+  assert summary._describe_normalisation(size) == text

@@ -296,6 +296,9 @@ def test_folder_that_cannot_be_written(runs, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written .*give another --out'):
     make(tmp_path, out='file')
+  # It is said before runs are read, which may be absent too.
+  with pytest.raises(UserError, match='cannot be written .*give another --out'):
+    make(tmp_path, root='no_runs', out='file')
 
 
 def test_program_ends_in_one_line(tmp_path):

@@ -115,7 +115,15 @@ def test_runs_have_the_environment_where_this_process_has_none(
 
 def test_time_that_is_over(two_runs, capsys):
   assert study.run_all(two_runs, minutes=0.0) == []
-  assert capsys.readouterr().out == 'the time is over; 2 runs are left\n'
+  assert '2 runs left' in capsys.readouterr().out
+
+
+def test_folders_are_checked_before_a_run_begins(two_runs, capsys):
+  root = pathlib.Path(two_runs[0].folder).parent
+  root.write_text('not a folder')
+  with pytest.raises(UserError, match='cannot be written .*another --runs'):
+    study.run_all(two_runs)
+  assert 'begun' not in capsys.readouterr().out
 
 
 def test_jobs_have_a_core_each(two_runs):
@@ -142,7 +150,23 @@ def test_jobs_have_a_core_each(two_runs):
     ),
     (
       ['--study=figure2', '--set=model.depth=3'],
-      "error: the config has no key 'model.depth'",
+      "error: the config has no key 'model.depth': use one of model.average_",
+    ),
+    (
+      ['--study=figure2', '--set=depth.a=3'],
+      "error: the config has no key 'depth.a': use one of architecture, ",
+    ),
+    (
+      ['--study=figure2', '--set=seed.a=3'],
+      "error: the config has no key 'seed.a': use one of architecture, ",
+    ),
+    (
+      ['--study=figure1', '--quick', '--minutes=-1'],
+      'error: flag --minutes=-1',
+    ),
+    (
+      ['--study=figure1', '--quick', '--minutes=nan'],
+      'error: --minutes must be a number, got nan',
     ),
     (['--study=figure2', '--set=x'], 'error: --set must be KEY=VALUE, got x'),
   ],

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from bn_inception import presets, training
+from bn_inception import training
 from bn_inception.batch_norm import warmed_up_decay
 from bn_inception.data.sources import make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints, inference
 from bn_inception.experiment import make_experiment
+from bn_inception.programs import presets
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from bn_inception.weights.initial_weights import start_from_checkpoint
@@ -125,7 +126,7 @@ def test_weights_that_are_no_numbers_are_refused_by_all_that_use_them(
 def test_other_classes_get_a_new_last_layer(first):
   path, config = first
   initial, state, taken = start(path, config, tuple('abcdefghij'))
-  assert taken.endswith('; a new last layer: 10 classes for 10)')
+  assert taken.endswith('; new last layer: 10 -> 10 classes)')
   jax.tree.map(
     np.testing.assert_array_equal,
     state.params['logits'],

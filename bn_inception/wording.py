@@ -5,10 +5,18 @@ from collections.abc import Sequence
 _NUM_NAMED = 5
 
 
-def count(number: int, singular: str, plural: str | None = None) -> str:
-  """(1, 'class', 'classes') -> '1 class'; (2000, 'image') -> '2,000 images'."""
+def count(
+  number: float, singular: str, plural: str | None = None, form: str = ','
+) -> str:
+  """(1, 'class', 'classes') -> '1 class'; (2000, 'image') -> '2,000 images'.
+
+  Args:
+    number: of the things.
+    singular, plural: the noun; no plural: the singular and an s.
+    form: of the number, as for `format`.
+  """
   noun = singular if number == 1 else plural or f'{singular}s'
-  return f'{number:,} {noun}'
+  return f'{number:{form}} {noun}'
 
 
 def name_some(
