@@ -16,6 +16,7 @@ from bn_inception.evaluation.checkpoints import (
 )
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint, checkpoint_folder
+from bn_inception.train_state import start_from
 from bn_inception.weights import __main__ as program
 from bn_inception.weights import files
 from bn_inception.weights.pytorch import from_pytorch
@@ -106,22 +107,20 @@ def test_imported_checkpoint_is_evaluated_and_exported(
 
 
 def write_checkpoint(directory, config, num_classes=10, num_channels=1):
-  """A checkpoint of step 3 with initial weights and random statistics."""
+  """A checkpoint of step 3 with random weights."""
   description = {
     'config': config,
     'class_names': [f'class {i}' for i in range(num_classes)],
     'num_channels': num_channels,
   }
-  setup = setup_of_checkpoint(description)
-  state = setup.create_state(jax.random.key(1))
-  rng = np.random.default_rng(0)
-  state = state.replace(
-    step=jnp.int32(3),
-    batch_stats=jax.tree.map(
-      lambda x: jnp.asarray(rng.uniform(1, 5, x.shape), x.dtype),
-      state.batch_stats,
-    ),
+  setup, rng = setup_of_checkpoint(description), np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: jnp.asarray(rng.uniform(1, 5, x.shape), x.dtype),
+    setup.abstract_state().evaluation_variables,
   )
+  state = start_from(variables, setup.optimizer).replace(step=jnp.int32(3))
+  if state.average_params:  # which are evaluated
+    state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
   with checkpoint.open_checkpoints(str(directory), 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, description, top1=None)
   return f'{directory}/3'
@@ -135,6 +134,7 @@ def test_a_network_of_digits_comes_back(few_rows, tmp_path, digits_config):
   program.export_checkpoint(path, first)
   weights, notes, _ = files.read(first)
   assert weights['conv1.conv.weight'].shape == (8, 1, 3, 3)
+  assert weights['conv1.conv.weight'].min() >= 1  # the averages
   assert weights['conv1.norm.num_batches_tracked'].dtype == np.int64
   assert json.loads(notes['bn_inception.step']) == 3
   program.import_file(first, str(tmp_path / 'run'))
