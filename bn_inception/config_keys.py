@@ -106,6 +106,7 @@ _FACTOR = Number(0, 100, excludes_low=True)
 _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
 _TEXT = Kind((str,), 'a name', may_be_empty=False)
+_TEXT_OR_NOTHING = Kind((str,), "a name or ''")
 _NAMES = Kind((list, tuple), 'names in brackets')
 PATH = Kind((str,), 'a path')
 
@@ -159,9 +160,8 @@ KEYS: dict[str, Key] = {
   'data.on_bad_image': _free(_TEXT),
   'data.num_workers': _outside(Number(0, 1024, is_whole=True)),
   'data.prefetch': _outside(Number(1, 1024, is_whole=True)),
-  'augment.photometric_strength': Key(
-    Number(0, 2)
-  ),  # beyond, factors are negative
+  # Beyond 2, factors are negative.
+  'augment.photometric_strength': Key(Number(0, 2)),
   'input_scaling.binary_threshold': _function(Number(0, 255)),
   'input_scaling.value_range': _function(
     Numbers(_PIXEL, count=2, are_different=True)
@@ -176,12 +176,11 @@ KEYS: dict[str, Key] = {
   'model.use_batch_norm': _function(_FLAG),
   'model.use_stem_batch_norm': _function(_FLAG),
   'model.use_lrn': _function(_FLAG),
-  'model.norm': _function(_TEXT, before=''),
+  'model.norm': _function(_TEXT_OR_NOTHING, before=''),
   'model.nonlinearity': _function(_TEXT),
   'model.dropout_rate': Key(_BELOW_1),
-  'model.epsilon': _function(
-    Number(1e-12, 1)
-  ),  # float32 has no room for much less
+  # float32 has no room for much less.
+  'model.epsilon': _function(Number(1e-12, 1)),
   'model.statistics_decay': Key(_SHARE),
   'model.use_scale': _function(_FLAG),
   'model.per_activation_modules': _function(_NAMES),
