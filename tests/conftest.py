@@ -6,14 +6,16 @@ import pathlib
 import subprocess
 import tempfile
 
+# All processes of the tests compile the same program once. Set before JAX is
+# imported: it reads this then.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp())
+
 import absl.flags
 import jax
 import pytest
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-# Tests that build the same program compile it once.
-jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # What Rich asks about the terminal: tests are the same in every one.
 for _name in (

@@ -427,7 +427,9 @@ def test_map_that_checks_types_knows_shared_statistics(
   )
 
 
-@pytest.mark.parametrize('check_vma', [False, True])
+@pytest.mark.parametrize(
+  'check_vma', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_input_that_is_the_same_on_all_devices(scale_bias, check_vma):
   """Gradients are those of one device, in total."""
   x = np.float32(np.random.default_rng(0).normal(size=(4, 5)))

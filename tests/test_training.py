@@ -582,6 +582,7 @@ def test_an_evaluation_that_is_not_finite_does_not_end_a_run(
   assert result['loss'] is None and result['top1'] == 1.0
 
 
+@pytest.mark.slow
 def test_learning_curve_is_drawn_while_it_trains(tmp_path, monkeypatch):
   config = compose.perceptron('batch_norm,digits').to_dict()
   config['batch_size'] = config['norm_batch_size'] = 64

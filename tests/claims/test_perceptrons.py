@@ -51,6 +51,7 @@ def test_digits_are_the_training_split():
   assert images.min() == 0 and images.max() == 1
 
 
+@pytest.mark.slow
 def test_training_goes_down_the_gradient():
   network = Network(SIZES, 'batch')
   params = initial_params(SIZES)

@@ -374,7 +374,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize(
+  'num_workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
   options = dataclasses.replace(
     OPTIONS, image_size=8, num_shards=4, on_bad_image='skip',

@@ -41,6 +41,7 @@ def run(tmp_path, digits_config):
   return workdir, training.train_and_evaluate(digits_config, workdir)
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_batch(run, monkeypatch, capsys):
   workdir, result = run
   path = checkpoints.find_checkpoint(workdir, step=2)

@@ -20,7 +20,13 @@ _HELP = re.compile(
   r'(Folder|folder|File|file|Checkpoint|Page) (of|for|to|with)'
 )
 # What it says about files is how they are read or made, not where they are.
-NO_PATHS = {'measure', 'statistics_dataset', 'statistics_split', 'config'}
+NO_PATHS = {
+  'measure',
+  'statistics_dataset',
+  'statistics_split',
+  'config',
+  'layout',
+}
 
 
 def defined_flags():

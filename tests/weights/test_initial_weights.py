@@ -20,18 +20,29 @@ from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
 from bn_inception.weights.initial_weights import start_from_checkpoint
 from configs import compose
+from tests.conftest import short_digits_config, use_few_rows
 
 pytestmark = pytest.mark.usefixtures('few_rows')
 
 
+@pytest.fixture(scope='module')
+def run_of_two_steps(tmp_path_factory):
+  """Its folder and its config."""
+  config = short_digits_config()
+  config['training']['num_epochs'] = 2 * 16 / 1442
+  config['optimizer']['average_decay'] = 0.5
+  workdir = str(tmp_path_factory.mktemp('runs') / 'first')
+  with pytest.MonkeyPatch.context() as patch:
+    use_few_rows(patch)
+    training.train_and_evaluate(config, workdir)
+  return workdir, config
+
+
 @pytest.fixture
-def first(tmp_path, digits_config):
-  """The checkpoint of a run of two steps, and its config."""
-  digits_config['training']['num_epochs'] = 2 * 16 / 1442
-  digits_config['optimizer']['average_decay'] = 0.5
-  workdir = str(tmp_path / 'first')
-  training.train_and_evaluate(digits_config, workdir)
-  return checkpoints.find_checkpoint(workdir, None), digits_config
+def first(run_of_two_steps):
+  """The checkpoint of a run of two steps, and a config for a test to change."""
+  workdir, config = run_of_two_steps
+  return checkpoints.find_checkpoint(workdir, None), copy.deepcopy(config)
 
 
 def start(path, config, class_names=None, num_channels=None):
@@ -190,9 +201,8 @@ def digit_folder(root, digits, num_train, num_validation):
   return str(root)
 
 
-@pytest.mark.parametrize(
-  'network', ['perceptron', pytest.param('bn_x5', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['perceptron', 'bn_x5'])
 def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   # As ImageNet's config: more shards than the new data have images.
   if network == 'perceptron':
@@ -252,7 +262,7 @@ def test_the_preset_fine_tunes_on_another_data_set(tmp_path, capsys):
     tuned.to_dict(), str(tmp_path / 'tuned'), 'tests/tfds'
   )
   assert (result['steps'], result['eval_examples']) == (2, 80)
-  assert 'new last layer: 10 classes for 10' in capsys.readouterr().out
+  assert 'new last layer: 10 -> 10 classes' in capsys.readouterr().out
   same = compose.fine_tune(path)
   assert same.name == 'fine_tuned-perceptron_batch_norm-digits'
   assert same.source.dataset == 'digits'
@@ -264,10 +274,10 @@ def test_the_preset_fine_tunes_on_another_data_set(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
-  first, tmp_path, capsys
+  first, run_of_two_steps, tmp_path, capsys
 ):
   path, config = first
-  again = compose.of_run(str(tmp_path / 'first'))
+  again = compose.of_run(run_of_two_steps[0])
   assert again.name == 'like-bn_x5-digits'
   assert again.input_scaling.value_range == (-1.0, 1.0)
   again.unlock()

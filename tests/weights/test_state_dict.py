@@ -1,5 +1,7 @@
 """State_dicts: names and axes of PyTorch's, and exact."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,19 +17,20 @@ from bn_inception.weights.state_dict import (
 from tests.conftest import FEW_ROWS
 from tests.weights.networks import assert_identical
 
+SLOWLY = functools.partial(pytest.param, marks=pytest.mark.slow)
 SMALL = {'width': 0.125, 'rows': FEW_ROWS}
 
 
 @pytest.mark.parametrize(
   'model, name, shape',
   [
-    (Inception(10, **SMALL), 'conv1.depthwise.weight', (24, 1, 7, 7)),
+    SLOWLY(Inception(10, **SMALL), 'conv1.depthwise.weight', (24, 1, 7, 7)),
     (
       Inception(10, use_batch_norm=False, stem='small', **SMALL),
       'inception_3c.double3x3_b.conv.bias',
       (12,),
     ),
-    (
+    SLOWLY(
       Inception(10, per_activation_modules=('3a',), **SMALL),
       'inception_3a.conv1x1.norm.running_var',
       (8, 4, 4),

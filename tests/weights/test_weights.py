@@ -126,6 +126,7 @@ def write_checkpoint(directory, config, num_classes=10, num_channels=1):
   return f'{directory}/3'
 
 
+@pytest.mark.slow
 def test_a_network_of_digits_comes_back(few_rows, tmp_path, digits_config):
   digits_config['optimizer']['average_decay'] = 0.99
   digits_config['init_from'] = 'some/checkpoint'
