@@ -243,6 +243,7 @@ def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   assert result['top1'] >= 80.0 and result['eval_examples'] == 40
 
 
+@pytest.mark.slow
 def test_the_preset_fine_tunes_on_another_data_set(tmp_path, capsys):
   config = compose.perceptron('batch_norm,digits').to_dict()
   config['batch_size'] = config['norm_batch_size'] = 40
