@@ -257,13 +257,13 @@ def make_setup(
   device_mesh = mesh.make_evaluation_mesh(devices)
   if with_batch_statistics:
     # Section 3: a variance needs m > 1 values.
-    is_single = model.fewest_values(options.image_size) == 1
+    is_single = model.min_values_per_example(options.image_size) == 1
     device_mesh = mesh.make_training_mesh(
       devices,
       batch_size,
       norm_batch_size,
       optimizer.accumulate_steps,
-      fewest=2 if norm_batch_size and is_single else 1,
+      min_norm_batch_size=2 if norm_batch_size and is_single else 1,
     )
   scale = partial(augment.scale_image, **config['input_scaling'])
   distort = partial(augment.photometric_distortion, **config['augment'])
