@@ -55,10 +55,10 @@ def create_train_state(
   """
   image = jnp.zeros((1, *image_shape), jnp.float32)
   variables = model.init(rng, image, jnp.zeros((1,), jnp.int32))
-  return start_from(variables, optimizer)
+  return initial_state(variables, optimizer)
 
 
-def start_from(variables: dict, optimizer: Optimizer) -> TrainState:
+def initial_state(variables: dict, optimizer: Optimizer) -> TrainState:
   """Initial state with the given variables.
 
   Args:

@@ -78,10 +78,10 @@ def perceptron(argument: str) -> ConfigDict:
   return _make(f'perceptron_{name}-{dataset}', layers)
 
 
-def of_run(workdir: str) -> ConfigDict:
+def from_run(workdir: str) -> ConfigDict:
   """The config in the folder of a run, to fine-tune it on data of any size."""
   if not workdir:
-    raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
+    raise BadValue('give the run after the colon: configs/from_run.py:runs/a')
   name, layers = _layers_of_run(workdir)
   return _make(f'like-{name}', layers)
 
@@ -132,7 +132,7 @@ def _layers_of_run(workdir: str) -> tuple[str, list[Layer]]:
     # A run that is older than some keys lacks them.
     ('base', _base_of_perceptrons() if is_perceptron else paper.BASE),
     (f'run {workdir}', _flatten(saved)),
-    ('of_run', new_data),
+    ('from_run', new_data),
   ]
   return saved.get('name', 'run'), layers
 

@@ -73,24 +73,24 @@ def test_what_follows_from_a_key():
   identity = {k: v for k, v in values.items() if k != 'name'}
   assert config_keys.identity(values) == identity
   function = {'model.width': 2.0, 'model.unknown': 3}
-  assert config_keys.function(values) == function
+  assert config_keys.network_identity(values) == function
 
 
 def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
   newer = config_keys.Key(
     config_keys.Numbers(config_keys.Number(0, 9)),
     changes_function=True,
-    before=[1],
+    legacy_value=[1],
   )
   width = config_keys.KEYS['model.width']
   keys = {'model.width': width, 'model.new': newer}
   monkeypatch.setattr(config_keys, 'KEYS', keys)
   old = {'model.width': 2.0}
-  for values in config_keys.identity, config_keys.function:
+  for values in config_keys.identity, config_keys.network_identity:
     assert values(old | {'model.new': [1]}) == old
     assert values(old | {'model.new': [2]}) == old | {'model.new': [2]}
-  assert config_keys.complete(old) == old | {'model.new': [1]}
-  assert config_keys.complete({'model.new': [2]}) == {'model.new': [2]}
+  assert config_keys.add_missing(old) == old | {'model.new': [1]}
+  assert config_keys.add_missing({'model.new': [2]}) == {'model.new': [2]}
 
 
 @pytest.mark.parametrize('key', sorted(set(BASES) - {'name'}))

@@ -3,7 +3,7 @@
 What follows the size of the data is set anew: the order has no shards, and the run
 logs, evaluates and saves once an epoch.
 
-  python train.py --config=configs/of_run.py:runs/a \
+  python train.py --config=configs/from_run.py:runs/a \
     --init_from=runs/a/checkpoints/9 --config.training.num_epochs=10
 """
 
@@ -11,4 +11,4 @@ from configs import compose
 
 
 def get_config(workdir: str = ''):
-  return compose.of_run(workdir)
+  return compose.from_run(workdir)
