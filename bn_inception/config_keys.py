@@ -106,6 +106,7 @@ _FACTOR = Number(0, 100, excludes_low=True)
 _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
 _TEXT = Kind((str,), 'a name', may_be_empty=False)
+_TEXT_OR_EMPTY = Kind((str,), "a name or ''")
 _NAMES = Kind((list, tuple), 'names in brackets')
 PATH = Kind((str,), 'a path')
 
@@ -175,9 +176,10 @@ KEYS: dict[str, Key] = {
   'model.use_batch_norm': _function(_FLAG),
   'model.use_stem_batch_norm': _function(_FLAG),
   'model.use_lrn': _function(_FLAG),
-  'model.norm': _function(_TEXT, legacy_value=''),
+  'model.norm': _function(_TEXT_OR_EMPTY, legacy_value=''),
   'model.nonlinearity': _function(_TEXT),
   'model.dropout_rate': Key(_BELOW_1),
+  # Much smaller values vanish in float32.
   'model.epsilon': _function(Number(1e-12, 1)),
   'model.statistics_decay': Key(_SHARE),
   'model.use_scale': _function(_FLAG),

@@ -328,7 +328,7 @@ def _open(source: Source, index: int) -> tuple[images.Image, int]:
     raise images.BadImageError(f'cannot be read ({error})') from error
   if not 0 <= label < len(source.class_names):
     raise UserError(
-      f'{source.describe(index)}: label {label} is not one of '
+      f'{source.describe(index)}: label {label} is not one of the '
       f'{count(len(source.class_names), "class", "classes")}: prepare the data set again, or use '
       'a split that has labels'
     )

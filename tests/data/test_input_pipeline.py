@@ -407,7 +407,7 @@ def test_bad_images_are_replaced_by_the_next_of_the_order(num_workers):
 @pytest.mark.parametrize(
   'bad, message',
   [
-    ({'cut_short': [3]}, 'files, example 3: 200 bytes do not decode'),
+    ({'cut_short': [3]}, 'files, example 3: .* 200 bytes'),
     ({'empty': [3]}, 'files, example 3: an image of 0 bytes'),
     ({'unreadable': [3]}, r'files, example 3: .*\(the disk is gone\)'),
   ],
