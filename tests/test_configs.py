@@ -227,7 +227,7 @@ def test_the_config_of_an_older_run_is_completed(tmp_path):
     assert origins['data.shuffle'] == 'from_run'
   values['model']['unheard_of'] = 1
   (tmp_path / 'config.json').write_text(json.dumps(values))
-  with pytest.raises(compose.BadValue, match='has the key model.unheard_of'):
+  with pytest.raises(compose.BadValue, match='sets model.unheard_of'):
     compose.from_run(str(tmp_path))
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(compose.BadValue, match='does not hold the config of a r'):
