@@ -96,6 +96,21 @@ def test_names_of_the_index_are_in_the_files_next_to_them():
     ), name
 
 
+def test_flags_of_the_commands_are_defined():
+  code = '\n'.join(
+    path.read_text()
+    for folder in ('bn_inception', 'benchmarks')
+    for path in (ROOT / folder).rglob('*.py')
+  )
+  defined = set(re.findall(r"(?:DEFINE|define)_\w+\(\s*'(\w+)'", code))
+  for path in DOCUMENTS:
+    text = path.read_text().replace('\\\n', ' ')
+    for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL):
+      for command in re.findall(r'python (?:-m |\w+\.py).*', block):
+        flags = set(re.findall(r' --(\w+)', command.partition('#')[0]))
+        assert flags - {'config'} <= defined, (path, command)
+
+
 def test_fenced_code_names_its_language():
   for path in DOCUMENTS:
     fences = re.findall(r'^ *```(.*)$', path.read_text(), re.MULTILINE)
