@@ -136,6 +136,40 @@ def kernel_mask(params):
   )
 
 
+def momentum_sgd(
+  learning_rate_fn: Schedule,
+  momentum: float,
+  nesterov: bool,
+  weight_decay: float,
+  max_gradient_norm: float,
+) -> optax.GradientTransformation:
+  """SGD with momentum in its classical form (Sutskever et al. 2013).
+
+    v <- momentum * v - rate(step) * (gradient + weight_decay * kernel)
+    parameter <- parameter + v
+
+  The rate multiplies the gradient before it enters v, so a new rate affects only
+  new gradients. `weight_decay * kernel` is the gradient of the L2 loss
+  weight_decay / 2 * |kernel|^2; scales and biases have no L2 loss.
+
+  Args:
+    learning_rate_fn: step -> rate.
+    momentum, weight_decay: as in the equations.
+    nesterov: use Nesterov momentum.
+    max_gradient_norm: clip gradients to this global norm, before weight decay;
+      0 = no clipping.
+  """
+  clipping = []
+  if max_gradient_norm:
+    clipping = [optax.clip_by_global_norm(max_gradient_norm)]
+  return optax.chain(
+    *clipping,
+    optax.add_decayed_weights(weight_decay, mask=kernel_mask),
+    optax.scale_by_learning_rate(learning_rate_fn),
+    optax.trace(momentum, nesterov=nesterov),
+  )
+
+
 def make_optimizer(
   *,
   steps_per_epoch: float | None,
@@ -154,14 +188,7 @@ def make_optimizer(
   max_gradient_norm: float = 0.0,
   label_smoothing: float = 0.0,
 ) -> Optimizer:
-  """SGD with momentum in its classical form (Sutskever et al. 2013).
-
-  v <- momentum * v - rate(step) * (gradient + weight_decay * kernel)
-  parameter <- parameter + v
-
-  The rate multiplies the gradient before it enters v, so a new rate affects only
-  new gradients. `weight_decay * kernel` is the gradient of the L2 loss
-  weight_decay / 2 * |kernel|^2; scales and biases have no L2 loss.
+  """Builds the optimizer from the config section `optimizer`.
 
   Args:
     steps_per_epoch: training examples / global batch, not rounded. None suffices
@@ -169,15 +196,13 @@ def make_optimizer(
       then raises a ValueError.
     batch_size: global batch.
     learning_rate, learning_rate_per_32: see `effective_learning_rate`.
-    nesterov: use Nesterov momentum.
+    momentum, nesterov, weight_decay, max_gradient_norm: see `momentum_sgd`.
     schedule, decay_factor, decay_epochs, warmup_epochs: see `make_schedule`.
     average_decay: decay of the Polyak average of the parameters; 0 = none. The
       moving averages of batch norm belong to the latest parameters, so evaluate
       averaged parameters with population statistics.
     accumulate_steps: number of micro-batches whose gradients are averaged, each
       with its own batch statistics; for batches too large for a device.
-    max_gradient_norm: clip gradients to this global norm, before weight decay;
-      0 = no clipping.
     label_smoothing: share of the target that the training loss spreads over all
       classes; 0 = none. Evaluation ignores it.
 
@@ -200,7 +225,7 @@ def make_optimizer(
   if batch_size % accumulate_steps:
     raise UserError(
       f'optimizer.accumulate_steps {accumulate_steps} does not divide '
-      f'batch_size {batch_size}'
+      f'batch_size {batch_size}: use a multiple of it as the batch size'
     )
   rate = effective_learning_rate(
     learning_rate, batch_size, learning_rate_per_32
@@ -208,14 +233,8 @@ def make_optimizer(
   learning_rate_fn = make_schedule(
     rate, steps_per_epoch, schedule, decay_factor, decay_epochs, warmup_epochs
   )
-  clipping = []
-  if max_gradient_norm:
-    clipping = [optax.clip_by_global_norm(max_gradient_norm)]
-  transform = optax.chain(
-    *clipping,
-    optax.add_decayed_weights(weight_decay, mask=kernel_mask),
-    optax.scale_by_learning_rate(learning_rate_fn),
-    optax.trace(momentum, nesterov=nesterov),
+  transform = momentum_sgd(
+    learning_rate_fn, momentum, nesterov, weight_decay, max_gradient_norm
   )
   return Optimizer(
     transform,
