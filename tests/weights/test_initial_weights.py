@@ -252,7 +252,7 @@ def test_the_preset_fine_tunes_on_another_data_set(tmp_path, capsys):
     tuned.to_dict(), str(tmp_path / 'tuned'), 'tests/tfds'
   )
   assert (result['steps'], result['eval_examples']) == (2, 80)
-  assert 'new last layer: 10 classes for 10' in capsys.readouterr().out
+  assert 'new last layer: 10 -> 10 classes' in capsys.readouterr().out
   same = compose.fine_tune(path)
   assert same.name == 'fine_tuned-perceptron_batch_norm-digits'
   assert same.source.dataset == 'digits'
