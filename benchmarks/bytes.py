@@ -93,7 +93,7 @@ def lower_linen(devices, batch_size: int, stem: str):
 
   return jax.jit(step_of_bytes, donate_argnums=0).lower(
     place(state, mesh.replicated(device_mesh)),
-    *place((image, labels), mesh.split_batch(device_mesh)),
+    *place((image, labels), mesh.batch_sharding(device_mesh)),
   )
 
 

@@ -11,7 +11,7 @@ import re
 import statistics
 
 from benchmarks import readers
-from bn_inception.errors import check_writable, make_folder_of
+from bn_inception.errors import check_writable, make_parent_folder
 from bn_inception.programs import markdown
 from bn_inception.runs import json_files
 
@@ -208,5 +208,5 @@ def check_output(path: str | None) -> None:
 def write_output(path: str | None, content: dict) -> None:
   """Writes a JSON file, if one is wanted, and its folder."""
   if path:
-    make_folder_of(path, _REMEDY)
+    make_parent_folder(path, _REMEDY)
     json_files.write_json(path, content, _REMEDY)

@@ -7,9 +7,11 @@ In the paper's order, with its gamma as `scale` and its beta as `bias`:
 * `unbiased`, `update_moving_average` and `normalize` make up Algorithm 2.
 * `BatchNorm` is the linen layer.
 
-The rest supports them: statistics shared by several devices, and array types. The
-file imports nothing from this package. docs/batch_norm.md compares the conventions
-with other frameworks' and shows how to use the layer.
+* `combine_statistics` combines the statistics of several devices.
+
+The population statistics of Algorithm 2, lines 8 to 10, are averaged over many
+mini-batches in `evaluation.passes`. This file imports nothing from the package.
+docs/batch_norm.md shows how to use the layer and how other frameworks differ.
 """
 
 import math
@@ -24,13 +26,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
 
-# The paper states neither. These are TF-Slim's for its Inception networks.
+# Defaults; a config sets `model.epsilon` and `model.statistics_decay`. The paper
+# states neither: these are TF-Slim's values for its Inception networks.
 EPSILON = 1e-3
 STATISTICS_DECAY = 0.9997
 
 
 class BatchStats(NamedTuple):
-  """Mean and variance of every normalised feature, both float32."""
+  """Mean and variance of each normalised feature, both float32."""
 
   mean: Array
   var: Array
@@ -45,7 +48,7 @@ def batch_normalize(
   axis_name: str | tuple | None = None,
   custom_vjp: bool = True,
 ) -> tuple[Array, BatchStats]:
-  """Algorithm 1, of m values x_1 ... x_m of each feature.
+  """Algorithm 1: normalises each feature over its m values x_1 ... x_m.
 
     mean  = 1/m sum x_i
     var   = 1/m sum (x_i - mean)^2
@@ -53,16 +56,16 @@ def batch_normalize(
     y     = scale * x_hat + bias
 
   Args:
-    x: real values; computed in float32 (float64 in float64).
+    x: real values; float64 is computed in float64, all else in float32.
     scale: gamma, with the shape of the trailing axes that it applies to; None
       for 1.
-    bias: beta, likewise; None for 0.
+    bias: beta, of the same shape; None for 0.
     epsilon: added to the variance.
     axes: the axes to reduce: (0, 1, 2) for NHWC (Section 3.2: one mean and
       variance per feature map), (0,) for per-activation statistics.
-    axis_name: mapped mesh axis (or axes) whose members share the statistics,
-      each holding equally many examples; None if the statistics are local.
-    custom_vjp: False for JAX's own derivatives, which also have forward mode
+    axis_name: mapped mesh axis (or axes) whose devices share the statistics;
+      each holds the same number of examples. None for local statistics.
+    custom_vjp: False for JAX's own derivatives, which also support forward mode
       (`jvp`, `jacfwd`, `linearize`).
 
   Returns:
@@ -85,15 +88,14 @@ def batch_statistics(
 ) -> BatchStats:
   """Mean and biased variance of a mini-batch (Algorithm 1, lines 1 and 2).
 
-  Takes two passes: E[(x - mean)^2] is never negative, and accurate however far the
-  mean is from zero. E[x^2] - E[x]^2 takes one and is 29 % off at mean = 1000 std
-  (results/batch_statistics.md has accuracy and cost of the alternatives). The mean
-  itself may be off by 2e-5 of its value where XLA sums fewer than 4,096 numbers
-  on a CPU.
+  Takes two passes: E[(x - mean)^2] is never negative, and it is accurate for a mean
+  far from zero. The one-pass E[x^2] - E[x]^2 is 29 % off at mean = 1000 std
+  (results/batch_statistics.md compares the alternatives). On a CPU, where XLA sums
+  fewer than 4,096 numbers, the mean itself may be off by 2e-5 of its value.
 
   Args:
-    x, axes, axis_name: see `batch_normalize`. An axis name costs one
-      `all_gather`.
+    x, axes, axis_name: see `batch_normalize`. Sharing statistics over an axis
+      costs one `all_gather`.
 
   Returns:
     float32 `BatchStats` (float64 for float64) without the reduced axes.
@@ -101,7 +103,7 @@ def batch_statistics(
   x = widen(x)
   mean = jnp.mean(x, axes)
   var = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
-  return _share(BatchStats(mean, var), axis_name)
+  return _combine_over_devices(BatchStats(mean, var), axis_name)
 
 
 def normalize(
@@ -113,11 +115,11 @@ def normalize(
 ) -> Array:
   """y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
-  Lines 3 and 4 of Algorithm 1 with the statistics of a mini-batch, line 11 of
-  Algorithm 2 with those of the population.
+  With the statistics of a mini-batch, lines 3 and 4 of Algorithm 1; with population
+  statistics or moving averages, line 11 of Algorithm 2.
 
   Args:
-    x: real values; computed in float32 (float64 in float64).
+    x: real values; float64 is computed in float64, all else in float32.
     stats: mean and variance, broadcastable against `x`.
     scale, bias, epsilon: see `batch_normalize`.
 
@@ -128,7 +130,7 @@ def normalize(
   factor = jax.lax.rsqrt(stats.var + epsilon)
   if scale is not None:
     factor = factor * scale
-  # Folding the mean into the bias, as the paper prints line 11, cancels digits.
+  # Line 11 as printed folds the mean into the bias, which loses digits.
   y = (widen(x) - stats.mean) * factor
   if bias is not None:
     y = y + bias
@@ -154,15 +156,15 @@ def input_gradient(
     dscale = sum dy * x_hat
     dbias  = sum dy
 
-  The sum of x - mean is 0, so that dx is
+  The sum of x - mean is 0, so
 
     dx = scale / sqrt(var + epsilon) * (dy - dbias / m - x_hat * dscale / m)
 
-  Both sums travel in one `psum`. The backward pass needs no activation but x. On
-  CPUs it moves 0.78 times the bytes that JAX's own gradient moves.
+  One `psum` carries both sums. The only activation that the backward pass keeps is
+  x. On CPUs it moves 0.78 times the bytes that JAX's own gradient moves.
 
   Args:
-    x, scale, epsilon, axes, axis_name: as given to `batch_normalize`.
+    x, scale, epsilon, axes, axis_name: see `batch_normalize`.
     dy: gradient of y.
     stats: mean and variance of x.
     sums: this device's dbias and dscale, from `parameter_sums`.
@@ -195,11 +197,11 @@ def parameter_gradients(
 ) -> tuple[Array | None, Array | None]:
   """(dscale, dbias) with the shapes of the parameters, from `parameter_sums`."""
 
-  def gradient(parameter, own_sum):
+  def gradient(parameter, local_sum):
     if parameter is None:
       return None
-    groups = tuple(range(own_sum.ndim - parameter.ndim))
-    return jnp.sum(own_sum, groups).astype(parameter.dtype)
+    group_axes = tuple(range(local_sum.ndim - parameter.ndim))
+    return jnp.sum(local_sum, group_axes).astype(parameter.dtype)
 
   dbias, dscale = sums
   return gradient(scale, dscale), gradient(bias, dbias)
@@ -216,7 +218,8 @@ _normalize_batch = jax.custom_vjp(
 
 
 def _forward(x, scale, bias, stats, *options):
-  # Not `_normalize_batch`, which has no jvp: that of a gradient comes through here.
+  # The plain formula: the jvp of a gradient differentiates this function, and
+  # `_normalize_batch` has no jvp.
   y = _normalize_expanded(x, scale, bias, stats, *options)
   return y, (x, scale, bias, stats)
 
@@ -225,8 +228,8 @@ def _backward(epsilon, axes, axis_name, residuals, dy):
   x, scale, bias, stats = residuals
   sums = parameter_sums(x, dy, stats, epsilon, axes)
   dx = input_gradient(x, dy, scale, stats, sums, epsilon, axes, axis_name)
-  # dx includes the path through `stats`, so their own gradient here is None. JAX
-  # differentiates what a loss does with the statistics that `batch_normalize` returns.
+  # dx includes the path through `stats`, so `stats` get no gradient here. If a loss
+  # uses the returned statistics, JAX differentiates `batch_statistics` itself.
   return dx, *parameter_gradients(scale, bias, sums), None
 
 
@@ -238,7 +241,7 @@ def unbiased(stats: BatchStats, num_values: int) -> BatchStats:
 
   Args:
     stats: biased statistics of one mini-batch.
-    num_values: m, the values behind each statistic: examples x height x width.
+    num_values: m, the number of values per statistic: examples x height x width.
 
   Raises:
     ValueError: for m < 2, where the unbiased variance is undefined.
@@ -265,9 +268,9 @@ def update_moving_average(
 
 
 def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
-  """The decay of update number t: min(statistics_decay, (1 + t) / (10 + t)).
+  """The moving averages' decay at update t: min(statistics_decay, (1 + t) / (10 + t)).
 
-  At a fixed 0.9997 the initial (0, 1) would still weigh 0.57 after 1,875
+  With a fixed 0.9997 the initial (0, 1) would still weigh 0.57 after 1,875
   updates, and early accuracies would measure that lag instead of the network.
   """
   t = num_updates.astype(jnp.float32)
@@ -275,7 +278,7 @@ def warmed_up_decay(statistics_decay: float, num_updates: Array) -> Array:
 
 
 class BatchNorm(nn.Module):
-  """Normalises each feature over the examples and positions that share it.
+  """Normalises each feature over the examples and positions that share statistics.
 
   In training it applies Algorithm 1 and updates the collection `batch_stats`
   {mean, var, num_updates}, which must be mutable. In evaluation it normalises
@@ -285,37 +288,37 @@ class BatchNorm(nn.Module):
 
   * takes `statistics_decay` as the weight of the *old* value, like Flax's
     `momentum`; PyTorch's `momentum` is 1 - statistics_decay;
-  * normalises a batch with the biased variance (divisor m, Algorithm 1) and
-    averages the unbiased one (divisor m - 1, Algorithm 2), as PyTorch and unlike
+  * normalises a batch with the biased variance (divisor m, Algorithm 1) but
+    averages the unbiased one (divisor m - 1, Algorithm 2), like PyTorch and unlike
     Flax;
   * warms up the moving averages: see `warmed_up_decay`.
 
-  A batch may hold several groups (`norm_batch_size` below the batch size). Each
-  is normalised by itself, and the moving averages take the mean over the groups
-  of a device; the train step averages over devices.
+  A group is the `norm_batch_size` examples that share statistics; a batch may hold
+  several. Each group is normalised by itself. The moving averages take the mean
+  over the groups of a device, and `steps.train_step` averages them over devices.
 
-  Reverse-mode derivatives of every order are exact, of y and of the updated
+  Reverse-mode derivatives of every order are exact, for y and for the updated
   `batch_stats`. The layer runs under plain `jit`, on arrays split over Auto or
-  Explicit mesh axes, and under `jax.shard_map` with either `check_vma`;
+  Explicit mesh axes, and under `jax.shard_map` with either value of `check_vma`;
   docs/batch_norm.md has an example of each.
 
   Attributes:
     train: use and record the statistics of the mini-batch.
     norm_batch_size: how many examples share statistics; 0 for the whole global
-      batch. A group inside one device's batch takes a reshape and no
-      communication; a larger one extends over `axis_name`.
-    axis_name: mapped mesh axis over which a group extends (`mesh.MEMBER` in this
-      project); None outside of `shard_map`. `init` needs no `shard_map`.
+      batch. A group that fits on one device costs a reshape and no
+      communication; a larger one spans the devices of `axis_name`.
+    axis_name: mapped mesh axis whose devices share a group (`mesh.MEMBER` in this
+      project); None outside `shard_map`. `init` needs no `shard_map`.
     statistics_decay: weight of the old value in the moving averages.
     epsilon: added to the variance.
     use_scale: learn gamma, one per feature, initially 1.
     use_bias: learn beta, one per feature, initially 0.
     per_activation: statistics, gamma and beta for every activation (Section
       4.2.3) instead of every feature map.
-    custom_vjp: False for JAX's own derivatives, which cost more. Forward mode
-      (`jvp`, `jacfwd`, `linearize`) needs them; `hessian` and the `jvp` of a
-      gradient do not. `grad` around `vmap(..., axis_name=...)` needs them, too,
-      or fails with "unbound axis name".
+    custom_vjp: False for JAX's own derivatives, which cost more. Set it for
+      forward mode (`jvp`, `jacfwd`, `linearize`) and for `grad` around
+      `vmap(..., axis_name=...)`, which otherwise fails with "unbound axis name".
+      `hessian` and the `jvp` of a gradient work with either.
   """
 
   train: bool
@@ -332,7 +335,7 @@ class BatchNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Normalises `x` [N, ..., C] over all axes but the last.
 
-    (Over the first axis only, if `per_activation`.)
+    With `per_activation`, over the first axis only.
 
     Returns:
       y with the shape and dtype of `x` (float32 for integers). Parameters and
@@ -340,8 +343,8 @@ class BatchNorm(nn.Module):
 
     Raises:
       TypeError: for complex numbers.
-      ValueError: if the batch does not divide into groups of `norm_batch_size`,
-        or if a feature has fewer than two values to train on.
+      ValueError: in training, if the batch does not divide into groups of
+        `norm_batch_size` or a group has fewer than two values of a feature.
     """
     x = as_real(x)
     shape = x.shape[1:] if self.per_activation else x.shape[-1:]
@@ -366,10 +369,10 @@ class BatchNorm(nn.Module):
     return y
 
   def _normalize_groups(self, x, scale, bias):
-    """y, and the unbiased statistics averaged over the groups."""
+    """Returns y and the unbiased statistics, averaged over this device's groups."""
     if x.ndim < 2:
       raise ValueError(f'expected x [N, ..., C] to train, got shape {x.shape}')
-    size, axis_name = self._group(x.shape[0])
+    size, axis_name = self._local_size_and_axis(x.shape[0])
     num_values = size * _axis_size(axis_name)
     if not self.per_activation:
       num_values *= math.prod(x.shape[1:-1])
@@ -388,6 +391,7 @@ class BatchNorm(nn.Module):
     stats = unbiased(stats, num_values)
     return y, jax.tree.map(lambda s: jnp.mean(s, 0), stats)
 
+  # `kernels.pooled_batch_norm` overrides the next two.
   def _normalize(self, x, stats, scale, bias):
     return normalize(x, stats, scale, bias, self.epsilon)
 
@@ -396,11 +400,11 @@ class BatchNorm(nn.Module):
       x, scale, bias, self.epsilon, axes, axis_name, self.custom_vjp
     )
 
-  def _group(self, local: int) -> tuple[int, Any]:
-    """How many of a device's examples share statistics, and with which axis."""
+  def _local_size_and_axis(self, local: int) -> tuple[int, Any]:
+    """A group's number of examples on one device, and the axis that it spans."""
     size = self.norm_batch_size
     if not isinstance(size, numbers.Integral) or size < 0:
-      raise ValueError(f'norm_batch_size must be 0 or a number, got {size!r}')
+      raise ValueError(f'norm_batch_size must be 0 or more, got {size!r}')
     if self.is_initializing():
       return local, None
     if size == 0:
@@ -421,11 +425,11 @@ def combine_statistics(parts: BatchStats) -> BatchStats:
     mean = E[mean_i]
     var  = E[var_i] + E[(mean_i - mean)^2]
 
-  Exact, unlike averages of mean and mean^2, which cancel where the mean is far
-  from zero.
+  This is exact. Averages of x and x^2 would lose digits where the mean is far from
+  zero.
 
   Args:
-    parts: float32 [parts, ...], biased variances.
+    parts: float32 [parts, ...], with biased variances.
 
   Returns:
     `BatchStats` without the leading axis.
@@ -435,8 +439,8 @@ def combine_statistics(parts: BatchStats) -> BatchStats:
   return BatchStats(mean, jnp.mean(parts.var, 0) + spread)
 
 
-def _share(stats: BatchStats, axis_name: Any) -> BatchStats:
-  """Statistics of the examples of all members of a mesh axis."""
+def _combine_over_devices(stats: BatchStats, axis_name: Any) -> BatchStats:
+  """Statistics of the examples on all devices of a mesh axis."""
   is_tracked = _is_tracked(axis_name)
   if _axis_size(axis_name) == 1 and not is_tracked:
     return stats
@@ -446,7 +450,7 @@ def _share(stats: BatchStats, axis_name: Any) -> BatchStats:
 
 
 def _sum_over_devices(x: Array, axis_name: Any) -> Array:
-  # XLA:CPU keeps a collective of one device, and its copies, in the program.
+  # For one device XLA:CPU would still run the collective and its copies.
   return x if _axis_size(axis_name) == 1 else jax.lax.psum(x, axis_name)
 
 
@@ -455,7 +459,7 @@ def _axis_size(axis_name: Any) -> int:
 
 
 def _is_tracked(axis_name: Any) -> bool:
-  """Whether `shard_map` tracks what varies over the axis: `check_vma=True`."""
+  """Whether `shard_map` tracks varying values over the axis (`check_vma=True`)."""
   return axis_name is not None and bool(
     varying_axes(jax.lax.axis_index(axis_name))
   )
@@ -470,7 +474,7 @@ def as_real(x: Array) -> Array:
   """`x` as floating-point numbers: integers and booleans become float32.
 
   Raises:
-    TypeError: for complex numbers and everything else that is not real.
+    TypeError: for all other types, such as complex numbers.
   """
   x = jnp.asarray(x)
   if jnp.issubdtype(x.dtype, jnp.floating):
@@ -481,24 +485,24 @@ def as_real(x: Array) -> Array:
 
 
 def widen(x: Array) -> Array:
-  """`x` in the dtype of sums and statistics: float64 if it has it, else float32."""
+  """`x` in the dtype of sums and statistics: float64 stays, all else is float32."""
   x = as_real(x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-  """Mesh axes over which `x` may differ, according to its type.
+  """Mesh axes over which the type of `x` says that it varies.
 
-  Empty outside of `jax.shard_map` and with `check_vma=False`.
+  Empty outside `jax.shard_map` and with `check_vma=False`.
   """
   return jax.typeof(x).mat.varying
 
 
 def vary_alike(*arrays: Array | None) -> list[Array | None]:
-  """Types all arrays as varying over the axes that any of them varies over.
+  """Marks all arrays as varying over every axis that any of them varies over.
 
-  For the arguments of a custom VJP: its gradients then have one type. JAX itself
-  sums those of the parameters, which are the same on all devices.
+  A custom VJP needs this of its arguments, so that its gradients have one type.
+  JAX then sums the gradients of replicated parameters over devices.
   """
   axes = frozenset[str]().union(
     *(varying_axes(x) for x in arrays if x is not None)
@@ -514,13 +518,14 @@ def vary_alike(*arrays: Array | None) -> list[Array | None]:
 def on_auto_axes(f: Callable, x: Array) -> Callable:
   """Wraps `f` so that it sees the Explicit axes of a mesh as Auto.
 
-  Inside, the compiler chooses how arrays are split. On Explicit axes (the default
-  of `jax.make_mesh`) JAX refuses a reshape that cuts a split axis. Returns `f`
+  On Explicit axes (the default of `jax.make_mesh`) JAX refuses a reshape that cuts
+  a split axis; on Auto axes the compiler chooses how arrays are split. Returns `f`
   itself if `x` is not split over an Explicit axis.
 
   Args:
-    f: returns (y, others); y has as many axes as `x`.
-    x: y is split like it; the others are replicated.
+    f: returns (y, others): y is split like `x` and has as many axes; the others
+      are replicated.
+    x: the array that `f` reshapes.
   """
   sharding = jax.typeof(x).sharding
   mesh = sharding.mesh

@@ -1,7 +1,7 @@
-"""The table of config keys, `KEYS`: allowed values, and what each key affects.
+"""`KEYS`, the table of config keys: allowed values, and what each key affects.
 
-Keys are 'section.key', as in configs/paper.py. Names that a key accepts (of a crop
-or a nonlinearity) are checked where they are used.
+Keys are 'section.key', as in configs/paper.py. If a key accepts a name, such as that
+of a crop or a nonlinearity, the code that uses the name checks it.
 """
 
 import functools
@@ -17,9 +17,9 @@ class Number(NamedTuple):
   """A number within bounds.
 
   Attributes:
-    low, high: the bounds, which belong to the range unless excluded.
+    low, high: the bounds, included unless excluded below.
     is_whole: whether only integers are allowed.
-    excludes_low, excludes_high: whether that bound is outside.
+    excludes_low, excludes_high: whether the bound itself is not allowed.
   """
 
   low: float
@@ -75,11 +75,11 @@ class Numbers(NamedTuple):
 
 
 class Kind(NamedTuple):
-  """A value other than numbers.
+  """A value that is not a number.
 
   Attributes:
-    types: the types it may have.
-    name: name of these types in messages.
+    types: the allowed types.
+    name: what messages call these types.
     may_be_empty: whether '' is allowed.
   """
 
@@ -96,7 +96,7 @@ class Kind(NamedTuple):
 
 _MANY = 2**20
 _INT32 = 2**31 - 1  # steps are counted on the devices
-_SEED = 2**32 - 1  # JAX, without 64-bit mode, drops higher bits in silence
+_SEED = 2**32 - 1  # without 64-bit mode, JAX silently drops higher bits
 _SHARE = Number(0, 1)
 _BELOW_1 = Number(0, 1, excludes_high=True)
 _COUNT = Number(1, _MANY, is_whole=True)
@@ -106,7 +106,7 @@ _FACTOR = Number(0, 100, excludes_low=True)
 _PIXEL = Number(-1e6, 1e6)
 _FLAG = Kind((bool,), 'True or False')
 _TEXT = Kind((str,), 'a name', may_be_empty=False)
-_TEXT_OR_NOTHING = Kind((str,), "a name or ''")
+_TEXT_OR_EMPTY = Kind((str,), "a name or ''")
 _NAMES = Kind((list, tuple), 'names in brackets')
 PATH = Kind((str,), 'a path')
 
@@ -116,39 +116,39 @@ class Key(NamedTuple):
 
   Attributes:
     allowed: the allowed values.
-    may_change: whether it may change when a run is resumed.
+    may_change: whether it may change when a run resumes.
     changes_result: whether it can change a run's result; if so, the value is
       part of the run's identity.
     changes_function: whether it changes what the network computes from given
-      weights; weights are only taken from a checkpoint with the same value.
-    before: for keys newer than the first committed runs: the value, as in JSON,
-      that describes those runs. None: the key is as old as they are.
+      weights; if so, `init_from` needs a checkpoint with the same value.
+    legacy_value: for a key newer than the first committed runs, the value (as in
+      JSON) that those runs used implicitly. None: those runs have the key.
   """
 
   allowed: Number | Numbers | Kind
   may_change: bool = False
   changes_result: bool = True
   changes_function: bool = False
-  before: Any = None
+  legacy_value: Any = None
 
 
-# Running longer, or logging and saving at other times, is the same experiment.
-_free = functools.partial(Key, may_change=True)
-_outside = functools.partial(_free, changes_result=False)
+# A run that trains longer, or logs and saves at other times, is the same experiment.
+_resumable = functools.partial(Key, may_change=True)
+_no_effect = functools.partial(_resumable, changes_result=False)
 _function = functools.partial(Key, changes_function=True)
 
 KEYS: dict[str, Key] = {
-  'name': _outside(_TEXT),
+  'name': _no_effect(_TEXT),
   'seed': Key(Number(0, _SEED, is_whole=True)),
   'architecture': _function(_TEXT),
   'init_from': Key(PATH),
   'batch_size': Key(_COUNT),
-  'eval_batch_size': _outside(_COUNT),
+  'eval_batch_size': _no_effect(_COUNT),
   'norm_batch_size': Key(_COUNT_OR_0),
   'source.dataset': Key(_TEXT),
   'source.train_split': Key(_TEXT),
   'source.eval_split': Key(_TEXT),
-  'source.keep_in_memory': _outside(_FLAG),
+  'source.keep_in_memory': _no_effect(_FLAG),
   'source.num_holdout': Key(Number(0, _INT32, is_whole=True)),
   'data.image_size': Key(Number(1, 8192, is_whole=True)),
   'data.shuffle': Key(_TEXT),
@@ -157,10 +157,10 @@ KEYS: dict[str, Key] = {
   'data.eval_crop': Key(_TEXT),
   'data.mirror': Key(_FLAG),
   'data.interpolation': Key(_TEXT),
-  'data.on_bad_image': _free(_TEXT),
-  'data.num_workers': _outside(Number(0, 1024, is_whole=True)),
-  'data.prefetch': _outside(Number(1, 1024, is_whole=True)),
-  # Beyond 2, factors are negative.
+  'data.on_bad_image': _resumable(_TEXT),
+  'data.num_workers': _no_effect(Number(0, 1024, is_whole=True)),
+  'data.prefetch': _no_effect(Number(1, 1024, is_whole=True)),
+  # Above 2, factors would be negative.
   'augment.photometric_strength': Key(Number(0, 2)),
   'input_scaling.binary_threshold': _function(Number(0, 255)),
   'input_scaling.value_range': _function(
@@ -176,10 +176,10 @@ KEYS: dict[str, Key] = {
   'model.use_batch_norm': _function(_FLAG),
   'model.use_stem_batch_norm': _function(_FLAG),
   'model.use_lrn': _function(_FLAG),
-  'model.norm': _function(_TEXT_OR_NOTHING, before=''),
+  'model.norm': _function(_TEXT_OR_EMPTY, legacy_value=''),
   'model.nonlinearity': _function(_TEXT),
   'model.dropout_rate': Key(_BELOW_1),
-  # float32 has no room for much less.
+  # Much smaller values vanish in float32.
   'model.epsilon': _function(Number(1e-12, 1)),
   'model.statistics_decay': Key(_SHARE),
   'model.use_scale': _function(_FLAG),
@@ -197,34 +197,38 @@ KEYS: dict[str, Key] = {
   'optimizer.momentum': Key(_BELOW_1),
   'optimizer.nesterov': Key(_FLAG),
   'optimizer.weight_decay': Key(Number(0, 100)),
-  # Of 0 optax makes a constant rate; 1 is how to ask for one.
+  # optax takes 0 as a constant rate; here 1 means that.
   'optimizer.decay_factor': Key(Number(1e-6, 1)),
   'optimizer.decay_epochs': Key(Number(1e-6, 1e9)),
   'optimizer.average_decay': Key(_BELOW_1),
   'optimizer.accumulate_steps': Key(_COUNT),
-  'optimizer.schedule': Key(_TEXT, before='staircase'),
-  'optimizer.warmup_epochs': Key(Number(0, 1e9), before=0.0),
-  'optimizer.max_gradient_norm': Key(Number(0, 1e9), before=0.0),
-  'optimizer.label_smoothing': Key(_BELOW_1, before=0.0),
-  'training.num_epochs': _free(Number(0, 1e6, excludes_low=True)),
-  'training.log_every_steps': _free(_EVERY),
-  'training.eval_every_steps': _free(_EVERY),
-  'training.checkpoint_every_steps': _free(_EVERY),
-  'training.keep_last_checkpoints': _free(_COUNT),
-  'training.keep_best_checkpoints': _free(_COUNT_OR_0),
-  'training.target_accuracy': _free(Number(0, 100)),
-  'training.population_batches': _free(_COUNT_OR_0),
+  'optimizer.schedule': Key(_TEXT, legacy_value='staircase'),
+  'optimizer.warmup_epochs': Key(Number(0, 1e9), legacy_value=0.0),
+  'optimizer.max_gradient_norm': Key(Number(0, 1e9), legacy_value=0.0),
+  'optimizer.label_smoothing': Key(_BELOW_1, legacy_value=0.0),
+  'training.num_epochs': _resumable(Number(0, 1e6, excludes_low=True)),
+  'training.log_every_steps': _resumable(_EVERY),
+  'training.eval_every_steps': _resumable(_EVERY),
+  'training.checkpoint_every_steps': _resumable(_EVERY),
+  'training.keep_last_checkpoints': _resumable(_COUNT),
+  'training.keep_best_checkpoints': _resumable(_COUNT_OR_0),
+  'training.target_accuracy': _resumable(Number(0, 100)),
+  'training.population_batches': _resumable(_COUNT_OR_0),
 }
 
 
 def may_change(key: str) -> bool:
-  """Whether a run can be resumed with another value of a key; False if unknown."""
+  """Whether a run can resume with another value of a key; False for unknown keys."""
   return key in KEYS and KEYS[key].may_change
 
 
-def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds the keys that an older run did not know, with the values it implied."""
-  newer = {k: key.before for k, key in KEYS.items() if key.before is not None}
+def add_missing(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds the keys that are newer than a run, with the values that it implied."""
+  newer = {
+    name: key.legacy_value
+    for name, key in KEYS.items()
+    if key.legacy_value is not None
+  }
   return {**newer, **flat}
 
 
@@ -235,32 +239,32 @@ def identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     flat: {'section.key': value}, as read from JSON.
 
   Returns:
-    The part of `flat` whose keys change the result, without newer keys whose
-    value is `before`.
+    The part of `flat` whose keys change the result, without newer keys that have
+    their `legacy_value`.
   """
   return {
     key: value
     for key, value in flat.items()
     if key not in KEYS
-    or (KEYS[key].changes_result and value != KEYS[key].before)
+    or (KEYS[key].changes_result and value != KEYS[key].legacy_value)
   }
 
 
-def function(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The values that determine what the network computes from its weights.
+def network_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The values that determine what the network computes from given weights.
 
   Args:
     flat: as for `identity`.
 
   Returns:
-    The part of `flat` whose keys change the function, without newer keys whose
-    value is `before`. Unknown keys of the model are included.
+    The part of `flat` whose keys change the function, without newer keys that have
+    their `legacy_value`. Unknown keys of the model are included.
   """
   return {
     key: value
     for key, value in flat.items()
     if (
-      KEYS[key].changes_function and value != KEYS[key].before
+      KEYS[key].changes_function and value != KEYS[key].legacy_value
       if key in KEYS
       else key.startswith('model.')
     )
@@ -273,7 +277,7 @@ def check_value(key: str, value, name: str | None = None) -> None:
   Args:
     key: a key of `KEYS`, such as 'optimizer.momentum'.
     value: from a config, or from JSON.
-    name: name of the value in the message; None: the key.
+    name: what the message calls the value; None: the key.
 
   Raises:
     UserError: with the name and the allowed values.
@@ -305,10 +309,10 @@ def check_config(config: dict) -> None:
       section = key.rpartition('.')[0]
       known = [k for k in KEYS if k.rpartition('.')[0] == section] or KEYS
       raise UserError(
-        f"the config's key {key} is unknown: use one of {', '.join(known)}"
+        f'unknown config key {key}: use one of {", ".join(known)}'
       )
     check_value(key, value)
-  # Keys of the model may be absent: architectures have different ones.
+  # Each architecture has its own keys of `model`, so any of those may be missing.
   missing = {'model'} - config.keys()
   for key in KEYS.keys() - given.keys():
     section = key.partition('.')[0]
@@ -319,7 +323,7 @@ def check_config(config: dict) -> None:
 
 
 def _flat(config: dict) -> dict[str, object]:
-  """{'section.key': value}; values at the top level keep their keys."""
+  """{'section.key': value}; keys at the top level stay as they are."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, dict):

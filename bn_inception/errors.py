@@ -1,4 +1,4 @@
-"""The exception for bad input, and checks of output files that raise it."""
+"""`UserError`, for bad input, and checks of output files that raise it."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 def one_line(error: Exception) -> str:
-  """The first 200 characters of an exception's message on one line, or its type."""
+  """An exception's message on one line of at most 200 characters, or its type."""
   return re.sub(r'\s+', ' ', str(error))[:200] or type(error).__name__
 
 
@@ -36,9 +36,9 @@ RERUN = 'free up space or fix the folder, then rerun the same command to resume'
 
 @contextlib.contextmanager
 def writing(path: str, remedy: str = RERUN) -> Iterator[None]:
-  """Turns an OSError while writing `path`, such as a full disk, into one line.
+  """Turns an OSError while writing `path`, such as a full disk, into a UserError.
 
-  The default remedy is for the files of a run.
+  The default remedy suits the files of a run.
 
   Raises:
     UserError: with the path, the system's reason and the remedy.
@@ -53,7 +53,7 @@ def writing(path: str, remedy: str = RERUN) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str, mode: str = 'w', remedy: str = RERUN) -> Iterator[IO]:
-  """Opens a file that replaces `path` at the end, or leaves it as it was.
+  """Opens a file that replaces `path` on success; on an error, `path` stays as it was.
 
   Raises:
     UserError: as for `writing`.
@@ -67,11 +67,11 @@ def replacing(path: str, mode: str = 'w', remedy: str = RERUN) -> Iterator[IO]:
 def check_writable(path: str, remedy: str) -> None:
   """Raises if a file could not be written; call it before hours of work.
 
-  Changes nothing. Missing folders are fine: whoever writes the file makes them.
+  Leaves no file behind. Missing folders are fine: the writer makes them.
 
   Raises:
-    UserError: if permission is missing, the name is too long, or something that
-      is not a regular file is in the way.
+    UserError: without permission, for a name that is too long, or if the path exists
+      and is not a regular file.
   """
   place = os.path.abspath(path)
   folder = os.path.dirname(place)
@@ -94,13 +94,13 @@ def check_writable(path: str, remedy: str) -> None:
       ) from error
 
 
-def make_folder_of(path: str, remedy: str = RERUN) -> None:
-  """Makes the folder of a file, and those above it; raises as `writing`."""
+def make_parent_folder(path: str, remedy: str = RERUN) -> None:
+  """Makes the folder of a file, with its parents; raises as `writing` does."""
   with writing(path, remedy):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
 
 
-def check_room(path: str, num_bytes: int, remedy: str) -> None:
+def check_free_space(path: str, num_bytes: int, remedy: str) -> None:
   """Raises if a file of `num_bytes` would not fit on its disk.
 
   The folder of `path` must exist.

@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from bn_inception.errors import UserError, check_room
+from bn_inception.errors import UserError, check_free_space
 from bn_inception.evaluation import checkpoints, predictions, report
 from bn_inception.evaluation.checkpoints import (
   STATISTICS,
@@ -187,7 +187,7 @@ def main() -> None:
     if saved:
       source, names = members[0].source, members[0].names
       size = 4 * len(source) * len(source.class_names) + names.nbytes
-      check_room(saved, size, _REMEDY)
+      check_free_space(saved, size, _REMEDY)
 
   def write() -> None:
     report.write_result(result, output)

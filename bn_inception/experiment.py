@@ -1,14 +1,14 @@
-"""Assembles what a config, a plain nested dict, describes.
+"""Builds what a config, a plain nested dict, describes.
 
 Each section of the config except `source` holds the keyword arguments of one
 function: `data` -> `InputOptions`, `augment` -> `photometric_distortion`,
 `input_scaling` -> `scale_image`, `model` -> `Inception` or `Perceptron`
-(`architecture` says which), `optimizer` -> `make_optimizer`, `training` ->
+(as `architecture` says), `optimizer` -> `make_optimizer`, `training` ->
 `TrainingOptions`. `config_keys` holds the valid values.
 
-`make_setup` makes a `Setup` of them: the network, the recipe, the devices and the
-sizes of batches. `make_experiment` adds the data of a training run. A training loop
-of one's own:
+`make_setup` builds a `Setup` from them: the network, the recipe, the devices and the
+batch sizes. `make_experiment` adds the data of a training run. To write your own
+training loop:
 
   experiment = make_experiment(config, data_dir)
   state = experiment.create_state()
@@ -28,15 +28,15 @@ from bn_inception import config_keys, inception, mesh, perceptron, steps
 from bn_inception.data import augment, data_facts
 from bn_inception.data.batches import Batches
 from bn_inception.data.input_pipeline import DeviceBatches, InputOptions
-from bn_inception.data.order import met_again_fraction
+from bn_inception.data.order import repeated_pair_fraction
 from bn_inception.data.sources import Source, open_split
 from bn_inception.errors import UserError, check_choice
 from bn_inception.optimizer import Optimizer, make_optimizer
 from bn_inception.train_state import TrainState, create_train_state
 
-# Records come once an epoch, or in long epochs once in this many updates.
+# The most updates between two log records, unless the config sets an interval.
 MAX_LOG_STEPS = 100
-# On the devices a step is an int32.
+# The step is an int32 on the devices.
 _MAX_STEPS = 2**31 - 1
 
 
@@ -47,12 +47,12 @@ class TrainingOptions:
   Attributes:
     num_epochs: passes over the training split.
     log_every_steps, eval_every_steps, checkpoint_every_steps: in updates; 0:
-      once an epoch, see `at_steps`.
+      once an epoch, see `with_default_intervals`.
     keep_last_checkpoints, keep_best_checkpoints: see `open_checkpoints`.
     target_accuracy: top-1 in percent, for the result "steps to target".
-    population_batches: training mini-batches to take population statistics from
-      (Algorithm 2) at every evaluation, which then has the numbers with them
-      beside those with moving averages; 0: moving averages only.
+    population_batches: number of training mini-batches whose averaged statistics
+      are the population statistics (Algorithm 2). Every evaluation then reports
+      the accuracy with them and with moving averages; 0: moving averages only.
   """
 
   num_epochs: float
@@ -67,14 +67,13 @@ class TrainingOptions:
   def __post_init__(self):
     config_keys.check_section('training', dataclasses.asdict(self))
 
-  def at_steps(self, steps_per_epoch: float) -> 'TrainingOptions':
-    """The same options with a number of updates for every 0.
+  def with_default_intervals(self, steps_per_epoch: float) -> 'TrainingOptions':
+    """Replaces each interval of 0 by one epoch, rounded to whole updates.
 
-    Evaluations and checkpoints come once an epoch, as near as whole updates
-    allow; so do records, but never fewer than one in `MAX_LOG_STEPS`.
+    For log records it is at most `MAX_LOG_STEPS`.
 
     Args:
-      steps_per_epoch: training examples / global batch; need not be whole.
+      steps_per_epoch: training examples / global batch, not rounded.
     """
     epoch = max(1, round(steps_per_epoch))
     return dataclasses.replace(
@@ -85,10 +84,10 @@ class TrainingOptions:
     )
 
   def num_steps(self, steps_per_epoch: float) -> int:
-    """Updates of the whole run.
+    """Number of updates in the whole run.
 
     Raises:
-      UserError: if they are too many to be counted.
+      UserError: if an int32 cannot count them.
     """
     num_steps = max(1, round(self.num_epochs * steps_per_epoch))
     if num_steps > _MAX_STEPS:
@@ -103,13 +102,13 @@ class TrainingOptions:
 class Setup:
   """A config on some devices: the network, the recipe, the steps and the batches.
 
-  `make_setup` makes one, `setup_of_checkpoint` one to evaluate with. Each step
-  compiles at its first call; its program lives as long as the setup. (So a step
+  `make_setup` makes one for training, `setup_of_checkpoint` one for evaluation. Each
+  step compiles at its first call; its program lives as long as the setup. (So a step
   must not refer to the setup: JAX's caches would then keep both forever.)
 
   Attributes:
     config: the plain nested dict of configs/.
-    batches: what `train_step` and the others are applied to.
+    batches: makes the input of `train_step` and the other steps.
     model: the network, in evaluation mode.
     optimizer: see `make_optimizer`.
     norm_batch_size: how many examples share batch statistics in training; 0
@@ -133,7 +132,7 @@ class Setup:
 
   @property
   def replicated(self) -> jax.sharding.Sharding:
-    """Where states and variables are: on every device."""
+    """The sharding of states and variables: a copy on every device."""
     return mesh.replicated(self.device_mesh)
 
   @cached_property
@@ -180,12 +179,12 @@ class Setup:
       key: of the initial weights.
     """
 
-    # Defined here, so that its compiled program is freed after the call. Otherwise
-    # it would take 100 MB of the host's memory to the end of the run.
+    # A local function, so that its compiled program is freed after the call. It
+    # would otherwise take 100 MB of host memory until the end of the run.
     def create_initial_state(key):
       return self._create_state(key)
 
-    # On the devices as the step returns it, or the second step compiles again.
+    # With the sharding that the step returns; otherwise the second step recompiles.
     return jax.jit(create_initial_state, out_shardings=self.replicated)(key)
 
   def _create_state(self, key: jax.Array) -> TrainState:
@@ -194,11 +193,11 @@ class Setup:
     return create_train_state(self.model, self.optimizer, key, shape)
 
   def abstract_state(self) -> TrainState:
-    """The shapes of the state, for restoring checkpoints."""
+    """The shapes and dtypes of the state, to restore checkpoints."""
     return jax.eval_shape(self._create_state, jax.random.key(0))
 
   def abstract_arguments(self) -> tuple[TrainState, dict, jax.Array]:
-    """Shapes, types and places of `train_step`'s arguments, to compile it from."""
+    """Shapes, dtypes and shardings of `train_step`'s arguments, to compile it."""
     state, rng = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=self.replicated
@@ -208,7 +207,7 @@ class Setup:
     return state, self.batches.abstract_training(), rng
 
   def tabulate(self) -> str:
-    """The modules: shapes, FLOPs forward and parameters, for one image."""
+    """A table of the modules: shapes, forward FLOPs and parameters, for one image."""
     size = self.batches.options.image_size
     # XLA does not know the FLOPs of native convolutions.
     model = self.model.clone(custom_vjp=False)
@@ -229,18 +228,19 @@ def make_setup(
   num_examples: int | None = None,
   with_batch_statistics: bool = True,
 ) -> Setup:
-  """Parses a config for a network, devices and data; opens no data.
+  """Builds the setup of a config; opens no data.
 
   Args:
     config: the plain nested dict of configs/, see `config_keys.check_config`.
-    devices: to compute on, or of a topology description, to compile for.
-    num_classes, num_channels: of the data that the network is for.
-    num_examples: of the training split; None: not to train.
+    devices: the devices to run on, or those of a topology to compile for.
+    num_classes, num_channels: of the data.
+    num_examples: size of the training split; None if the setup is not for training.
     with_batch_statistics: group the devices by the examples that share batch
-      statistics. Moving averages need no groups: any number of devices will do.
+      statistics. With moving averages no groups are needed, and any number of
+      devices works.
 
   Raises:
-    UserError: for values that make no sense, or a batch that cannot be divided.
+    UserError: for invalid values or a batch that cannot be divided.
   """
   batch_size = config['batch_size']
   optimizer = make_optimizer(
@@ -257,13 +257,13 @@ def make_setup(
   device_mesh = mesh.make_evaluation_mesh(devices)
   if with_batch_statistics:
     # Section 3: a variance needs m > 1 values.
-    is_single = model.fewest_values(options.image_size) == 1
+    needs_two = model.min_values_per_example(options.image_size) == 1
     device_mesh = mesh.make_training_mesh(
       devices,
       batch_size,
       norm_batch_size,
       optimizer.accumulate_steps,
-      fewest=2 if norm_batch_size and is_single else 1,
+      min_norm_batch_size=2 if norm_batch_size and needs_two else 1,
     )
   scale = partial(augment.scale_image, **config['input_scaling'])
   distort = partial(augment.photometric_distortion, **config['augment'])
@@ -271,7 +271,7 @@ def make_setup(
   def distort_and_scale(image, index, key):
     return scale(distort(image, index, key))
 
-  # Channels that do not fit shall fail here, not in a step.
+  # A wrong number of channels fails here instead of in the first step.
   image = jax.ShapeDtypeStruct((1, 1, 1, num_channels), 'uint8')
   jax.eval_shape(distort_and_scale, image, jnp.zeros(1, int), jax.random.key(0))
   return Setup(
@@ -296,7 +296,7 @@ def make_setup(
 def setup_of_checkpoint(
   description: dict, with_batch_statistics: bool = False
 ) -> Setup:
-  """A setup on all devices to restore a checkpoint and apply its network.
+  """A setup on all devices, to restore a checkpoint and apply its network.
 
   Args:
     description: see `checkpoint.read_description`.
@@ -318,7 +318,7 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
   """The network of a config, in evaluation mode.
 
   Raises:
-    UserError: if there is no such architecture.
+    UserError: for an unknown architecture.
   """
   architectures = {
     'inception': inception.Inception,
@@ -340,9 +340,9 @@ class Experiment:
     setup: see `Setup`.
     source: the training split.
     eval_source: the evaluation split.
-    options: with a number of updates for every 0.
-    num_steps: updates of the whole run.
-    met_again_fraction: how badly the order mixes: see `order`.
+    options: its intervals are all positive.
+    num_steps: number of updates in the whole run.
+    repeated_pair_fraction: how poorly the order mixes examples: see `order`.
   """
 
   setup: Setup
@@ -350,7 +350,7 @@ class Experiment:
   eval_source: Source
   options: TrainingOptions
   num_steps: int
-  met_again_fraction: float
+  repeated_pair_fraction: float
 
   @property
   def batch_size(self) -> int:
@@ -359,7 +359,7 @@ class Experiment:
 
   @property
   def steps_per_epoch(self) -> float:
-    """Training examples / global batch; need not be whole."""
+    """Training examples / global batch, not rounded."""
     return len(self.source) / self.batch_size
 
   @property
@@ -379,24 +379,24 @@ class Experiment:
     return self.setup.create_state(key)
 
   def _keys(self) -> jax.Array:
-    """Two keys: of the initial weights, and of the steps."""
+    """Two keys: for the initial weights and for the steps."""
     return jax.random.split(jax.random.key(self.setup.config['seed']))
 
   def batches(self, first_step: int) -> DeviceBatches:
-    """The batches from a step to the end of the run."""
+    """The batches from `first_step`, counted from 0, to the end of the run."""
     return self.setup.batches.training(self.source, first_step, self.num_steps)
 
 
 def make_experiment(config: dict, data_dir: str | None = None) -> Experiment:
-  """Assembles a training run on all devices.
+  """Builds a training run on all devices.
 
   Args:
     config: the plain nested dict of configs/.
-    data_dir: where TFDS data sets are; None: TFDS's default.
+    data_dir: folder of TFDS data sets or of images; None: TFDS's default.
 
   Raises:
-    UserError: for values that make no sense, data that are missing or whose
-      splits do not fit each other, or a batch that cannot be divided.
+    UserError: for invalid values, missing data, splits with different classes, or
+      a batch that cannot be divided.
   """
   config_keys.check_config(config)  # before data are opened
   names = config['source']
@@ -416,7 +416,9 @@ def make_experiment(config: dict, data_dir: str | None = None) -> Experiment:
   )
   batches = setup.batches
   steps_per_epoch = len(source) / batches.batch_size
-  options = TrainingOptions(**config['training']).at_steps(steps_per_epoch)
+  options = TrainingOptions(**config['training']).with_default_intervals(
+    steps_per_epoch
+  )
   num_steps = options.num_steps(steps_per_epoch)
   batches.check_shared_memory(
     num_steps, eval_source, options.population_batches
@@ -427,7 +429,7 @@ def make_experiment(config: dict, data_dir: str | None = None) -> Experiment:
     eval_source=eval_source,
     options=options,
     num_steps=num_steps,
-    met_again_fraction=met_again_fraction(
+    repeated_pair_fraction=repeated_pair_fraction(
       len(source),
       batches.options.num_shards,
       batches.options.shuffle,

@@ -20,8 +20,8 @@ Array = jax.Array
 class Row(NamedTuple):
   """One Inception module of Figure 5: the widths of its four branches.
 
-  A width of 0 leaves the convolution out; without a projection the pooled input
-  passes through.
+  A width of 0 omits the convolution; without a projection, the branch is the pooled
+  input.
   """
 
   name: str
@@ -62,33 +62,33 @@ class InceptionModule(nn.Module):
 
   Attributes:
     row: the widths, already scaled.
-    unit: makes a `ConvUnit`: unit(features, kernel size, stride=, name=).
-    pool: see `pool3x3`: pool(x, kind, stride).
+    make_unit: make_unit(features, kernel size, stride=, name=) -> `ConvUnit`.
+    pool: pool(x, kind, stride), see `pool3x3`.
     custom_vjp: see `convolve`.
   """
 
   row: Row
-  unit: Any
+  make_unit: Any
   pool: Any = pool3x3
   custom_vjp: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), sum of widths]."""
-    row, unit = self.row, self.unit
-    first = self._first_1x1(x)
+    row, make_unit = self.row, self.make_unit
+    first = self._apply_1x1_units(x)
     branches = []
 
     if row.conv1x1:
       branches.append(first['conv1x1'])
 
     y = first['reduce3x3']
-    y = unit(row.conv3x3, 3, stride=row.stride, name='conv3x3')(y)
+    y = make_unit(row.conv3x3, 3, stride=row.stride, name='conv3x3')(y)
     branches.append(y)
 
     y = first['reduce_double3x3']
-    y = unit(row.double3x3, 3, name='double3x3_a')(y)
-    y = unit(row.double3x3, 3, stride=row.stride, name='double3x3_b')(y)
+    y = make_unit(row.double3x3, 3, name='double3x3_a')(y)
+    y = make_unit(row.double3x3, 3, stride=row.stride, name='double3x3_b')(y)
     branches.append(y)
 
     if 'projection' in first:
@@ -96,17 +96,17 @@ class InceptionModule(nn.Module):
     else:
       y = self.pool(x, row.pool, row.stride)
       if row.projection:
-        y = unit(row.projection, 1, name='projection')(y)
+        y = make_unit(row.projection, 1, name='projection')(y)
     branches.append(y)
 
     self._check_sizes(x, branches)
     return jnp.concatenate(branches, axis=-1)
 
-  def _first_1x1(self, x: Array) -> dict[str, Array]:
+  def _apply_1x1_units(self, x: Array) -> dict[str, Array]:
     """Outputs of the 1x1 units that read x, by name.
 
-    They are convolved as one product. The projection behind an average pool is one
-    of them: the two commute, and pooling costs less after it.
+    One matrix product computes all their convolutions. They include the projection
+    after an average pool: the two commute, and pooling the projected maps costs less.
     """
     row = self.row
     widths = {
@@ -116,7 +116,7 @@ class InceptionModule(nn.Module):
       'projection': row.projection if row.pool == 'avg' else 0,
     }
     units = {
-      name: self.unit(width, 1, name=name)
+      name: self.make_unit(width, 1, name=name)
       for name, width in widths.items()
       if width
     }
@@ -155,29 +155,29 @@ class Inception(nn.Module):
     pool_projection_4cd: see FIGURE_5; 96, or 128 as printed.
     use_batch_norm: normalise the input of every nonlinearity; otherwise
       convolutions have biases.
-    use_stem_batch_norm: normalise the first convolution, too, which TF-Slim
-      leaves out by accident.
+    use_stem_batch_norm: also normalise the first convolution, which TF-Slim does
+      not, by accident.
     use_lrn: local response normalisation after pool 1 and before pool 2.
-    norm: another normalisation, a name of `layers.NORMS`; '' = none. It needs
-      `use_batch_norm` off.
-    nonlinearity: a name of `layers.NONLINEARITIES`.
-    dropout_rate: before the linear layer.
+    norm: a name in `layers.NORMS`, to use instead of batch normalization; '' =
+      none. Requires `use_batch_norm=False`.
+    nonlinearity: a name in `layers.NONLINEARITIES`.
+    dropout_rate: rate of the dropout before the linear layer.
     norm_batch_size, axis_name, statistics_decay, epsilon, use_scale: see
       `BatchNorm`.
     per_activation_modules: names of modules, such as '5b', whose normalisation
       is per activation (Section 4.2.3); the network then accepts only images of
-      the size that its parameters were made for.
-    initial_scale: multiplies the initial weights of the convolutions (Section
-      4.2.3 has larger ones).
-    stride_padding: how to pad where the stride is 2: 'same' as TensorFlow, or
-      'caffe' as Caffe and PyTorch; see `layers.padding` and `pool3x3`.
+      the size that it was initialised with.
+    initial_scale: multiplies the initial weights of the convolutions (larger in
+      Section 4.2.3).
+    stride_padding: how to pad where the stride is 2: 'same', as in TensorFlow, or
+      'caffe', as in Caffe and PyTorch; see `layers.padding` and `pool3x3`.
     average_includes_padding: see `pool3x3`.
     dtype: of the computation ('float32', 'bfloat16'); logits are float32.
     remat: recompute each module in the backward pass instead of keeping its
       activations.
-    rows: the modules; shorter tables make small networks for tests.
+    rows: the modules; tests use shorter tables.
     custom_vjp: False for JAX's own derivatives of normalisation, convolutions
-      and pooling, which cost more and include forward mode (`jvp`, `jacfwd`,
+      and pooling, which cost more but support forward mode (`jvp`, `jacfwd`,
       `linearize`, `hessian`).
   """
 
@@ -218,8 +218,8 @@ class Inception(nn.Module):
       check_choice(f'model.{name}', getattr(self, name), valid)
     if self.norm and self.use_batch_norm:
       raise UserError(
-        f'model.norm {self.norm} and model.use_batch_norm exclude each other: '
-        'set one of them'
+        f'model.norm {self.norm} and model.use_batch_norm cannot be combined: '
+        'set only one of them'
       )
     # A list from a JSON file would make the module unhashable.
     self.per_activation_modules = tuple(self.per_activation_modules)
@@ -240,8 +240,8 @@ class Inception(nn.Module):
 
     Args:
       image: [N, H, W, C], real.
-      example_index: int [N], the examples' positions in their source, which key
-        the dropout masks; needed only to train with dropout.
+      example_index: int [N], the examples' positions in their source: the keys of
+        their dropout masks. Required only to train with dropout.
 
     Returns:
       Logits, float32 [N, num_classes].
@@ -255,7 +255,7 @@ class Inception(nn.Module):
     for row in self.rows:
       x = module(
         self._scaled(row),
-        self._unit(row.name in self.per_activation_modules),
+        self._unit_factory(row.name in self.per_activation_modules),
         self._pool,
         self.custom_vjp,
         name=f'inception_{row.name}',
@@ -274,7 +274,7 @@ class Inception(nn.Module):
     """The rows of Figure 5 before the first Inception module."""
     is_small = self.stem == 'small'
     pool = None if is_small else partial(self._pool, kind='max', stride=2)
-    x = self._unit(is_first=True)(
+    x = self._unit_factory(is_first=True)(
       self._num_features(64),
       3 if is_small else 7,
       stride=self.stem_stride,
@@ -284,15 +284,16 @@ class Inception(nn.Module):
     )(x)
     if self.use_lrn:
       x = layers.local_response_normalization(x)
-    x = self._unit()(self._num_features(64), 1, name='conv2_reduce')(x)
-    conv2 = partial(self._unit(), self._num_features(192), 3, name='conv2')
+    make_unit = self._unit_factory()
+    x = make_unit(self._num_features(64), 1, name='conv2_reduce')(x)
+    conv2 = partial(make_unit, self._num_features(192), 3, name='conv2')
     if not self.use_lrn:
       return conv2(pool=pool)(x)
     x = layers.local_response_normalization(conv2()(x))
     return x if is_small else pool(x)
 
-  def _unit(self, per_activation: bool = False, is_first: bool = False):
-    """Makes a `ConvUnit` of this network: unit(features, kernel size, ...)."""
+  def _unit_factory(self, per_activation: bool = False, is_first: bool = False):
+    """Returns make_unit(features, kernel size, ...) -> `ConvUnit`."""
     make_norm = NORMS[self.norm] if self.norm else None
     if self.use_batch_norm and (self.use_stem_batch_norm or not is_first):
       make_norm = partial(
@@ -338,15 +339,15 @@ class Inception(nn.Module):
   def _num_features(self, full_width: int) -> int:
     return max(1, round(full_width * self.width)) if full_width else 0
 
-  def fewest_values(self, image_size: int) -> int:
-    """The fewest values that an example gives to a layer's statistics.
+  def min_values_per_example(self, image_size: int) -> int:
+    """The least number of values that one example adds to any statistic.
 
     Args:
       image_size: height and width of the images.
 
     Returns:
-      height x width of the last maps, or 1 if a module's normalisation is per
-      activation.
+      height x width of the last feature maps, or 1 if a module's normalisation is
+      per activation.
     """
     if self.per_activation_modules:
       return 1
@@ -361,7 +362,7 @@ class Inception(nn.Module):
 def fold_batch_norm(
   model: Inception, variables: dict
 ) -> tuple[Inception, dict]:
-  """The same function without batch-norm layers (Algorithm 2, line 11).
+  """Folds batch normalization into the convolutions (Algorithm 2, line 11).
 
   With s = scale / sqrt(var + epsilon), the convolution before a layer becomes
   W' = s W (per output feature map) with the bias b' = bias - s * mean.
@@ -371,18 +372,19 @@ def fold_batch_norm(
     variables: its params and batch_stats.
 
   Returns:
-    (model, variables) of the network with biases in its convolutions.
+    (model, variables): a network with biases and no batch-norm layers, which
+    computes the same function.
 
   Raises:
-    UserError: if the model has no batch normalization, or some per activation,
-      which differs from position to position and so is not a convolution.
+    UserError: if the model has no batch normalization, or has it per activation:
+      that differs between positions, and a convolution cannot.
   """
   if not model.use_batch_norm:
     raise UserError('this network has no batch normalization to fold')
   if model.per_activation_modules:
     raise UserError(
       'batch normalization per activation cannot be folded into a convolution: '
-      f'modules {", ".join(model.per_activation_modules)} have it'
+      f'modules {", ".join(model.per_activation_modules)} use it'
     )
 
   def fold(params: dict, stats: dict) -> dict:

@@ -19,16 +19,16 @@ NONLINEARITIES = {
   'relu': nn.relu,
   'sigmoid': nn.sigmoid,
 }
-# Max pooling may come before these, where it costs less: they never decrease, so
-# it picks the same values. With all others (gelu, silu) it comes last.
-NEVER_DECREASING = frozenset({nn.relu, nn.sigmoid})
-# What may stand in for batch normalization: name -> `ConvUnit.make_norm`. Groups of 4
-# channels fit every layer, also at an eighth of the width.
+# Max pooling costs less before the nonlinearity. With these it picks the same values
+# there; after all others (gelu, silu) it comes last.
+NON_DECREASING = frozenset({nn.relu, nn.sigmoid})
+# Alternatives to batch normalization: name -> `ConvUnit.make_norm`. Groups of 4
+# channels fit every layer, even at an eighth of the width.
 NORMS = {
   'group': partial(nn.GroupNorm, num_groups=None, group_size=4),
 }
-# Of the convolutions' initial weights. The paper states none; this is He's, for the
-# fan-in, as in the public BN-Inception code.
+# Variance of the convolutions' initial weights times their fan-in. The paper states
+# none; He's is what the public BN-Inception code uses.
 HE_GAIN = 2.0
 
 
@@ -38,16 +38,16 @@ class ConvUnit(nn.Module):
   A normalised convolution has no bias: subtracting the mean would cancel it, and
   beta takes its role.
 
-  Any function or linen module from [N, H, W, C] to the same shape can normalise:
-  `make_norm=lambda: nn.GroupNorm(8)`. It is called with Wu alone; what else it
-  needs, such as whether it trains, is set where it is made. The parameters of a
-  linen module have the name `norm`.
+  `make_norm` returns the normalisation: any function or linen module that maps
+  [N, H, W, C] to the same shape, as does `lambda: nn.GroupNorm(8)`. It is called
+  with Wu alone, so `make_norm` must set everything else, such as `train`. The
+  parameters of a linen module are named `norm`.
 
   Attributes:
     num_features: output feature maps.
     kernel_size: height and width of the kernel.
     nonlinearity: g, element-wise.
-    make_norm: returns the normalisation; None for a bias instead.
+    make_norm: makes the normalisation; None for a bias instead.
     stride: in both directions.
     dtype: of the computation; parameters are float32.
     depth_multiplier: 0 for a dense convolution. Otherwise a separable one: this
@@ -55,8 +55,8 @@ class ConvUnit(nn.Module):
       (Appendix: 8 in the first layer).
     initial_scale: multiplies the initial weights.
     stride_padding: see `padding`.
-    pool: max pooling of the output, or None. It comes before `BatchNorm`, or
-      before a bias, if g is in NEVER_DECREASING: the values are the same.
+    pool: max pooling of the output, or None. If g is in NON_DECREASING, it runs
+      before `BatchNorm` or the bias, which gives the same values.
     custom_vjp: see `convolve`.
   """
 
@@ -75,11 +75,13 @@ class ConvUnit(nn.Module):
   def setup(self):
     kernel_init = truncated_normal(HE_GAIN * self.initial_scale**2)
     if self.depth_multiplier:
-      self.depthwise = Weights(False, kernel_init)
+      self.depthwise = Weights(use_bias=False, kernel_init=kernel_init)
     self.conv = Weights(self.make_norm is None, kernel_init)
     norm = None if self.make_norm is None else self.make_norm()
-    pooled_norm = None  # pooling, then normalisation; pooling alone, for a bias
-    if self.pool is not None and self.nonlinearity in NEVER_DECREASING:
+    pooled_norm = None
+    if self.pool is not None and self.nonlinearity in NON_DECREASING:
+      # A bias does not change which value is the largest: pooling alone takes the
+      # place of the normalisation.
       pooled_norm = self.pool if norm is None else pool_first(norm, self.pool)
     self.pools_first = pooled_norm is not None
     self.norm = pooled_norm if self.pools_first else norm
@@ -89,7 +91,7 @@ class ConvUnit(nn.Module):
 
     Args:
       x: u, the input.
-      wu: the convolution of x, if it was computed elsewhere.
+      wu: Wu, if the caller has already computed the convolution.
     """
     kernel, bias = self.weights(x.shape[-1])
     if wu is None:
@@ -105,9 +107,9 @@ class ConvUnit(nn.Module):
   def weights(self, num_inputs: int) -> tuple[Array, Array | None]:
     """The kernel [size, size, inputs, features] and bias, in `dtype`.
 
-    A separable convolution is the dense one whose kernel is the product of its
-    two. That takes one pass over the images instead of two, and for 3 channels
-    times 8 maps it costs less.
+    The two kernels of a separable convolution are multiplied into one dense kernel.
+    It reads the images once instead of twice and, for 3 channels times 8 maps,
+    costs less.
     """
     size = self.kernel_size
     if not self.depth_multiplier:
@@ -129,7 +131,7 @@ class Weights(nn.Module):
   """The parameters of a convolution, named as `nn.Conv` names them.
 
   Attributes:
-    use_bias: whether there is a bias, initially 0.
+    use_bias: whether to have a bias, initially 0.
     kernel_init: initializer of the kernel.
   """
 
@@ -149,15 +151,15 @@ class Weights(nn.Module):
 def padding(
   size: tuple[int, int], kernel_size: int, stride: int, stride_padding: str
 ) -> Padding:
-  """The zeros around the images of a convolution, (before, after) by axis.
+  """Zero padding of a convolution: (before, after) for height and for width.
 
   Args:
     size: height and width of the images.
     kernel_size: odd.
     stride: in both directions.
-    stride_padding: 'same', as TensorFlow, or 'caffe', as Caffe and PyTorch:
-      equally many on both sides. The outputs have the same size; at stride 2 and
-      an even size, they are a pixel apart.
+    stride_padding: 'same', as in TensorFlow, or 'caffe', as in Caffe and PyTorch:
+      the same on both sides. Both give the same output size; at stride 2 and an
+      even size, their windows are one pixel apart.
   """
   if stride_padding == 'caffe':
     return ((kernel_size // 2,) * 2,) * 2
@@ -165,18 +167,18 @@ def padding(
 
 
 def truncated_normal(gain: float) -> Callable:
-  """Initializer: a normal cut at 2 std, with variance gain / fan-in.
+  """Initializer: a normal truncated at 2 std, with variance gain / fan-in.
 
   The same distribution as linen's variance_scaling(gain, 'fan_in',
-  'truncated_normal'). Drawing the values in one dimension saves minutes: on CPUs
-  XLA compiles Threefry 20 times slower for four-dimensional shapes.
+  'truncated_normal'). Drawing a flat array saves minutes: on CPUs XLA compiles
+  Threefry 20 times slower for four-dimensional shapes.
   """
-  # The standard deviation of a standard normal cut at -2 and 2.
-  std_when_cut = 0.87962566103423978
+  # The standard deviation of a standard normal truncated at -2 and 2.
+  truncated_std = 0.87962566103423978
 
   def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     fan_in = math.prod(shape[:-1])
-    std = math.sqrt(gain / fan_in) / std_when_cut
+    std = math.sqrt(gain / fan_in) / truncated_std
     flat = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype)
     return (std * flat).reshape(shape)
 
@@ -187,11 +189,11 @@ lecun_truncated_normal = truncated_normal(1.0)
 
 
 class Dropout(nn.Module):
-  """Dropout whose mask depends on the example instead of its place in a batch.
+  """Dropout whose mask depends on the example, not on its position in the batch.
 
-  Linen's Dropout draws one mask for the array that it sees, which under
-  `shard_map` changes with the number of devices. Here each example has its own
-  key: `fold_in(key, example_index)`.
+  Linen's Dropout draws one mask for the whole local array, so under `shard_map` the
+  mask depends on the number of devices. Here each example has its own key:
+  `fold_in(key, example_index)`.
   """
 
   rate: float
@@ -203,16 +205,16 @@ class Dropout(nn.Module):
 
     Args:
       x: [N, ...].
-      example_index: int [N], the examples' positions in their source; needed
-        only where values are dropped.
+      example_index: int [N], the examples' positions in their source; required
+        to drop values.
 
     Returns:
-      x in evaluation, in `init` or at rate 0; else masked and divided by
+      x in evaluation, in `init` or at rate 0; otherwise x masked and divided by
       1 - rate. Integers become float32 either way.
 
     Raises:
       TypeError: for complex numbers.
-      ValueError: without the index where values are dropped.
+      ValueError: if values are to be dropped without `example_index`.
     """
     x = as_real(x)
     if not self.train or self.rate == 0.0 or self.is_initializing():
@@ -239,11 +241,11 @@ def local_response_normalization(
 ) -> Array:
   """y = x / (k + alpha / size * sum of x^2 over nearby channels) ^ beta.
 
-  The paper's baseline has it (Section 4.2.1, change 5) and does not state its
+  The paper's baseline uses it (Section 4.2.1, change 5) without stating the
   constants; the defaults are those of the public GoogLeNet (BVLC Caffe).
 
   Args:
-    x: [N, H, W, C], real; computed in float32 (float64 in float64).
+    x: [N, H, W, C], real; float64 is computed in float64, all else in float32.
     size: width of the window of channels, centred; odd.
     alpha, beta, k: as in the formula.
 

@@ -1,12 +1,15 @@
 """The device mesh: always the axes ('group', 'member').
 
-Batches are split over both axes; everything else is replicated. A group is the
-devices that share batch statistics: `make_training_mesh` and `BatchNorm(axis_name=
-MEMBER)` get the same `norm_batch_size`, and so agree on it.
+Batches are split over both axes; everything else is replicated. The devices along
+'member' share batch statistics; each 'group' of them has its own. A normalisation batch
+is the `norm_batch_size` examples that share statistics:
 
-* If a device's part of the batch holds one or more normalisation batches, the axis
-  'member' has size 1, and `BatchNorm` cuts the part.
-* If a normalisation batch is larger, the devices along 'member' hold one together.
+* If one or more of them fit on a device, 'member' has size 1, and `BatchNorm` splits
+  the device's part of the batch.
+* If one is larger, the devices along 'member' hold it together.
+
+`BatchNorm(axis_name=MEMBER)` must get the same `norm_batch_size` as
+`make_training_mesh`.
 """
 
 import functools
@@ -32,7 +35,7 @@ def make_training_mesh(
   batch_size: int,
   norm_batch_size: int,
   accumulate_steps: int = 1,
-  fewest: int = 1,
+  min_norm_batch_size: int = 1,
 ) -> Mesh:
   """A mesh for training with batch statistics of `norm_batch_size` examples.
 
@@ -41,8 +44,8 @@ def make_training_mesh(
     batch_size: global batch.
     norm_batch_size: examples that share statistics; 0 = the whole micro-batch.
     accumulate_steps: micro-batches that the batch is cut into.
-    fewest: how many examples must share statistics, at least: 2 if an example
-      gives a single value, which has no variance.
+    min_norm_batch_size: the least number of examples that can share statistics: 2
+      if each gives a statistic one value, since one value has no variance.
 
   Returns:
     Mesh with axes ('group', 'member'), see the module's docstring.
@@ -62,43 +65,49 @@ def make_training_mesh(
       f': use a multiple of {num_parts}, such as '
       f'--config.batch_size={max(1, round(batch_size / num_parts)) * num_parts}'
     )
-  if local * num_devices < fewest:
+  if local * num_devices < min_norm_batch_size:
     raise UserError(
-      f'batch_size {batch_size}: batch normalization of this network needs at '
-      f'least {fewest} examples that share statistics, but there is {local}: use '
-      f'a larger batch, such as --config.batch_size={32 * num_parts}'
+      f'batch_size {batch_size}: batch normalization in this network needs at '
+      f'least {min_norm_batch_size} examples that share statistics, but there is '
+      f'{local}: use a larger batch, such as --config.batch_size={32 * num_parts}'
     )
-  possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
-  possible = sorted({size for size in possible if size >= fewest})
   if norm_batch_size == 0:
-    members = num_devices
-  elif norm_batch_size in possible:
-    members = max(1, norm_batch_size // local)
-  else:
-    too_few = (
-      f'is below {fewest}, which batch normalization of this network needs'
+    return _make_mesh(devices, num_devices)
+  _check_norm_batch_size(
+    norm_batch_size, local, num_devices, min_norm_batch_size
+  )
+  return _make_mesh(devices, max(1, norm_batch_size // local))
+
+
+def _check_norm_batch_size(
+  size: int, local: int, num_devices: int, minimum: int
+) -> None:
+  """Raises if groups of `size` do not fit `local` examples on each device."""
+  possible = _divisors(local) + [local * n for n in _divisors(num_devices)]
+  possible = sorted({number for number in possible if number >= minimum})
+  if size in possible:
+    return
+  devices = (
+    'one device' if num_devices == 1 else f'each of {num_devices} devices'
+  )
+  reason = f'does not fit {count(local, "example")} on {devices}'
+  if size < minimum:
+    reason = (
+      f'is below {minimum}, which batch normalization in this network needs'
     )
-    misfit = (
-      f'does not fit {count(local, "example")} on each of {num_devices} devices'
-    )
-    if num_devices == 1:
-      misfit = f'does not fit {count(local, "example")} on one device'
-    raise UserError(
-      f'norm_batch_size {norm_batch_size} '
-      f'{too_few if norm_batch_size < fewest else misfit}: use '
-      '--config.norm_batch_size=0 (the whole batch) or one of '
-      f'{possible}'
-    )
-  return _make_mesh(devices, members)
+  raise UserError(
+    f'norm_batch_size {size} {reason}: use --config.norm_batch_size=0 (the whole '
+    f'batch) or one of {possible}'
+  )
 
 
 def make_evaluation_mesh(devices: Sequence[jax.Device]) -> Mesh:
-  """A mesh of all devices in one group, for steps without batch statistics."""
+  """A mesh of all devices in one group, for steps that use no batch statistics."""
   return _make_mesh(devices, len(devices))
 
 
 def _make_mesh(devices: Sequence[jax.Device], members: int) -> Mesh:
-  # Contiguous by process, as the input pipeline cuts the batch.
+  # Each process has neighbouring devices: the input pipeline splits batches so.
   devices = sorted(
     devices, key=lambda device: (device.process_index, device.id)
   )
@@ -110,23 +119,23 @@ def _make_mesh(devices: Sequence[jax.Device], members: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(x: jax.Array, mesh: Mesh) -> jax.Array:
-  """Puts an array that all processes hold on every device of all of them."""
+  """Copies an array that every process holds to all devices of all processes."""
   return jax.jit(lambda: x, out_shardings=replicated(mesh))()
 
 
 def differing_leaves(tree, mesh: Mesh) -> list[str]:
   """Names of the replicated arrays whose copies differ between devices.
 
-  Compares copies by a sum over their bits, weighted by position.
+  Compares checksums: sums of the arrays' 32-bit words, weighted by position.
 
   Args:
     tree: replicated arrays of 32-bit types.
-    mesh: their devices.
+    mesh: the devices that hold the copies.
   """
   if mesh.devices.size == 1:
     return []
@@ -141,7 +150,7 @@ def differing_leaves(tree, mesh: Mesh) -> list[str]:
 
 @functools.cache
 def _comparison(mesh: Mesh):
-  """Arrays -> whether their copies differ between devices, bool [arrays]."""
+  """Returns f(arrays) -> bool [arrays], whether copies differ between devices."""
 
   def digest(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
@@ -163,11 +172,11 @@ def _comparison(mesh: Mesh):
   )
 
 
-def split_batch(mesh: Mesh, is_accumulating: bool = False) -> NamedSharding:
-  """Divides the leading axis over all devices.
+def batch_sharding(mesh: Mesh, is_accumulating: bool = False) -> NamedSharding:
+  """Splits the leading axis over all devices.
 
-  With gradient accumulation it divides the second axis; the first counts
-  micro-batches.
+  With gradient accumulation the first axis counts micro-batches, and the second is
+  split.
   """
   if is_accumulating:
     return NamedSharding(mesh, PartitionSpec(None, AXES))

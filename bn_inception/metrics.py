@@ -13,7 +13,9 @@ import optax
 
 Array = jax.Array
 
-# Which statistics the batch-norm layers used in an evaluation.
+# The statistics that the batch-norm layers use in an evaluation: moving averages over
+# training, or population statistics: the mean over many training mini-batches with
+# the final parameters (Algorithm 2).
 MOVING, POPULATION, NONE = 'moving averages', 'population', 'none'
 
 
@@ -23,15 +25,15 @@ def classification_sums(
   """Cross-entropy and correct predictions, summed over the unmasked examples.
 
   The rank of the label is the number of classes before it in descending order of
-  logits, ties by index (as in `lax.top_k`). A row with a non-finite logit counts
-  as wrong.
+  logits; ties go by index, as in `lax.top_k`. An example with a non-finite logit
+  counts as wrong.
 
   Args:
     logits: float32 [N, classes].
     label: int32 [N].
     mask: bool [N]; False for padding.
-    label_smoothing: a of the cross-entropy's target, which is
-      (1 - a) * one-hot + a / classes (Szegedy et al. 2016); 0 = none.
+    label_smoothing: a in the target (1 - a) * one-hot + a / classes (Szegedy et
+      al. 2016); 0 = none.
 
   Returns:
     float32 scalars `loss_sum`, and int32 scalars `top1_count`, `top5_count`,
@@ -43,10 +45,10 @@ def classification_sums(
     loss = optax.softmax_cross_entropy(logits, target)
   else:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-  of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
+  label_logit = jnp.take_along_axis(logits, label[:, None], axis=-1)
   classes = jnp.arange(logits.shape[-1])
-  before = (logits > of_label) | (
-    (logits == of_label) & (classes < label[:, None])
+  before = (logits > label_logit) | (
+    (logits == label_logit) & (classes < label[:, None])
   )
   rank = jnp.sum(before, axis=-1)
   valid = mask & jnp.all(jnp.isfinite(logits), axis=-1)
@@ -66,8 +68,8 @@ def add_sums(batches: list[dict]) -> dict[str, float]:
   }
 
 
-def averages(sums: dict) -> dict[str, float]:
-  """Mean loss, and top-1 and top-5 accuracy in percent, from sums."""
+def divide_by_count(sums: dict) -> dict[str, float]:
+  """Mean loss, and top-1 and top-5 accuracy in percent."""
   count = sums['count']
   return {
     'loss': sums['loss_sum'] / count,
@@ -76,7 +78,7 @@ def averages(sums: dict) -> dict[str, float]:
   }
 
 
-# The median and about one standard deviation to both sides, as in Figure 1.
+# The median and about one standard deviation on either side, as in Figure 1.
 PERCENTILES = (15, 50, 85)
 
 
@@ -84,7 +86,8 @@ def percentiles(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
   """Percentiles of measurements over the examples of many batches.
 
   Args:
-    batches: name -> values, one for each example; the same names in all.
+    batches: for each batch, name -> values of its examples; all have the same
+      names.
 
   Returns:
     f'{name}_p{percentile}' -> value, for each of `PERCENTILES`.

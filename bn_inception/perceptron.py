@@ -18,8 +18,8 @@ Array = jax.Array
 class Perceptron(nn.Module):
   """Hidden layers y = g(BN(Wu)), or g(Wu + b), and a linear layer.
 
-  In training it sows 'sigmoid_input' [N] into the collection `measurements`: the
-  input of one unit's nonlinearity in the last hidden layer, for each example.
+  In training it sows 'sigmoid_input' [N] into the collection `measurements`: for
+  each example, the input of one unit's nonlinearity in the last hidden layer.
   Figure 1 (b, c) plots its percentiles.
 
   Attributes:
@@ -29,7 +29,7 @@ class Perceptron(nn.Module):
     use_batch_norm: normalise the input of every nonlinearity; otherwise the
       layers have biases.
     nonlinearity: 'sigmoid' or 'relu'.
-    initial_std: of the Gaussian initial weights; biases start at 0.
+    initial_std: std of the Gaussian initial weights; biases start at 0.
     measured_unit: which unit of the last hidden layer is sown.
     norm_batch_size, axis_name, statistics_decay, epsilon, use_scale,
       custom_vjp: see `BatchNorm`.
@@ -72,7 +72,7 @@ class Perceptron(nn.Module):
   def __call__(self, image: Array, example_index: Array | None = None) -> Array:
     """Logits, float32 [N, num_classes], of scaled images [N, H, W, C].
 
-    `example_index`, which keys dropout in `Inception`, is not used.
+    `example_index` is unused: there is no dropout.
 
     Raises:
       TypeError: for complex numbers.
@@ -105,7 +105,7 @@ class Perceptron(nn.Module):
       custom_vjp=self.custom_vjp,
     )
 
-  def fewest_values(self, image_size: int) -> int:
-    """The fewest values that an example gives to a layer's statistics."""
+  def min_values_per_example(self, image_size: int) -> int:
+    """The least number of values that one example adds to any statistic: 1."""
     del image_size
     return 1

@@ -18,17 +18,17 @@ from bn_inception.kernels.host import compiler_options
 from bn_inception.optimizer import Optimizer
 from bn_inception.train_state import TrainState
 
-# The version of the numbers that training and evaluation give. Raise it by one
-# when a change alters them beyond rounding, so that older results never pass for
-# results of this code. tests/test_results_version.py tells when.
+# Raise it by one when a change alters the numbers of training or evaluation beyond
+# rounding, so that older results are never mixed with new ones.
+# tests/test_results_version.py fails when that is needed.
 RESULTS_VERSION = 1
 
 REPLICATED = PartitionSpec()
 
 
 def average_over_devices(tree):
-  """`pmean` of the floating leaves; counters are equal on all devices."""
-  # XLA:CPU keeps a collective over one device, and its copies, in the program.
+  """`pmean` of the floating-point leaves; counters are equal on all devices."""
+  # For one device XLA:CPU would still run the collective and its copies.
   if jax.lax.axis_size(mesh.AXES) == 1:
     return tree
   return jax.tree.map(
@@ -56,7 +56,7 @@ def train_step(
     state: replicated.
     batch: image [B, H, W, C], label, mask, index [B]; mask is all True. With
       gradient accumulation each has a leading axis of micro-batches.
-    rng: key of the run, folded with the step.
+    rng: key of the run; the step is folded in here.
     model: linen module in training mode.
     optimizer: see `make_optimizer`.
     prepare: (image, index, key) -> the network's input.
@@ -64,24 +64,24 @@ def train_step(
   Returns:
     The next state and metrics of the global batch: `classification_sums`,
     `gradient_norm`, `learning_rate`, `first_nonfinite_step`, and
-    `measurements`: name -> [B], what the model sows for each example.
+    `measurements`: name -> [global batch], which the model sows.
   """
   keys = jax.random.split(jax.random.fold_in(rng, state.step))
-  own_gradient = partial(
+  local_gradient = partial(
     _gradient, model, prepare, optimizer.label_smoothing, state.params, keys
   )
   if optimizer.accumulate_steps == 1:
-    batch_stats, parts = own_gradient(state.batch_stats, batch)
+    batch_stats, parts = local_gradient(state.batch_stats, batch)
     gradients, sums, measured = parts
   else:
     # Each micro-batch has its own statistics and updates the moving averages.
-    batch_stats, parts = jax.lax.scan(own_gradient, state.batch_stats, batch)
+    batch_stats, parts = jax.lax.scan(local_gradient, state.batch_stats, batch)
     gradients = jax.tree.map(lambda g: jnp.mean(g, 0), parts[0])
     sums = jax.tree.map(lambda s: jnp.sum(s, 0), parts[1])
     measured = jax.tree.map(jnp.ravel, parts[2])
-  # With check_vma=False each device has the gradient of its own loss or, where the
-  # network has collectives, its part of the gradient of the sum of all losses. The
-  # mean over the devices is the same.
+  # With check_vma=False a device gets the gradient of its own loss or, if the network
+  # has collectives, its part of the gradient of the summed loss. Either way the mean
+  # over devices is the gradient of the mean loss.
   gradients, batch_stats = average_over_devices((gradients, batch_stats))
   sums = jax.lax.psum(sums, mesh.AXES)
   gradient_norm = optax.tree.norm(gradients)
@@ -92,7 +92,7 @@ def train_step(
   is_finite = _all_finite(
     (sums['loss_sum'], gradient_norm, params, batch_stats)
   )
-  first_bad = (~is_finite) & (state.first_nonfinite_step < 0)
+  is_first_nonfinite = (~is_finite) & (state.first_nonfinite_step < 0)
   new_state = TrainState(
     step=state.step + 1,
     params=params,
@@ -100,7 +100,7 @@ def train_step(
     opt_state=opt_state,
     average_params=_average_parameters(state, params, optimizer.average_decay),
     first_nonfinite_step=jnp.where(
-      first_bad, state.step + 1, state.first_nonfinite_step
+      is_first_nonfinite, state.step + 1, state.first_nonfinite_step
     ),
   )
   return new_state, {
@@ -115,11 +115,11 @@ def train_step(
 def _gradient(
   model, prepare, label_smoothing, params, keys, batch_stats, batch
 ):
-  """Gradient of the mean loss of one (micro-)batch, as the body of a scan.
+  """Gradient of the mean loss on one (micro-)batch, as the body of a scan.
 
   Returns:
-    (batch_stats, (gradients, sums, measurements)): the moving averages after
-    this batch.
+    (batch_stats, (gradients, sums, measurements)), where batch_stats are the
+    moving averages after this batch.
   """
   prepare_key, dropout_key = keys
   image = prepare(batch['image'], batch['index'], prepare_key)
@@ -151,7 +151,7 @@ def _all_finite(tree) -> jax.Array:
 
 
 def _average_parameters(state: TrainState, params, average_decay: float):
-  """The Polyak average after this update, warmed up like batch statistics."""
+  """The Polyak average after this update, with the warm-up of the moving averages."""
   if not average_decay:
     return state.average_params
   decay = batch_norm.warmed_up_decay(average_decay, state.step)
@@ -178,13 +178,13 @@ def eval_step(
 
 
 def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
-  """Logits [B, classes]; for several views, logarithms of mean probabilities."""
+  """Logits [B, classes]; for several views, the log of the mean probabilities."""
   image = batch['image']
   if image.ndim == 4:
     return model.apply(variables, prepare(image), batch['index'])
   num_examples, num_views = image.shape[:2]
   views = prepare(image.reshape(-1, *image.shape[2:]))
-  # [2, B, views]: as they are, and mirrored.
+  # [2, B, views]: unchanged and mirrored.
   views = jnp.concatenate([views, views[:, :, ::-1]])
   index = jnp.tile(jnp.repeat(batch['index'], num_views), 2)
   logits = model.apply(variables, views, index)
@@ -197,14 +197,14 @@ def _evaluation_logits(variables, batch, model, prepare) -> jax.Array:
 def predict_step(
   variables: dict, batch: dict, *, model, prepare: Callable
 ) -> dict[str, jax.Array]:
-  """Log-probabilities of the classes for the examples of this device.
+  """Class log-probabilities of this device's examples.
 
   Args:
     variables, batch, model, prepare: see `eval_step`.
 
   Returns:
-    `log_probabilities`, float32 [B, classes], of the mean over views, and
-    `label`, `index` and `mask` [B] of the batch.
+    `log_probabilities`, float32 [B, classes], the log of the mean over views, and
+    the batch's `label`, `index` and `mask` [B].
   """
   logits = _evaluation_logits(variables, batch, model, prepare)
   return {
@@ -219,18 +219,19 @@ def statistics_step(
   """Mean and unbiased variance of every batch-norm layer on one mini-batch.
 
   The body of Algorithm 2, lines 8 to 10, for all layers at once.
+  `evaluation.passes.with_population_statistics` averages it over mini-batches.
 
   Args:
-    variables: params and batch_stats; the latter have no influence.
+    variables: params and batch_stats; the latter have no effect.
     batch: as in `train_step`, without accumulation.
-    rng: key of the distortions; a new one for each batch.
+    rng: key of the distortions; use a new one for each batch.
     model: linen module in training mode.
     prepare: (image, index, key) -> the network's input.
 
   Returns:
     A tree like `batch_stats`, averaged over the normalisation batches.
   """
-  # A moving average with a decay of 0 is the new value.
+  # With a decay of 0 the moving average is the new value.
   model = model.clone(statistics_decay=0.0)
   image = prepare(batch['image'], batch['index'], rng)
   _, updates = model.apply(
@@ -238,7 +239,7 @@ def statistics_step(
     image,
     batch['index'],
     mutable=['batch_stats'],
-    # No influence: dropout comes after the last normalised layer.
+    # It has no effect: dropout comes after the last batch-norm layer.
     rngs={'dropout': rng},
   )
   return average_over_devices(updates['batch_stats'])
@@ -249,27 +250,27 @@ def make_train_step(
 ) -> Callable:
   """jit(shard_map(train_step)): (state, batch, rng) -> (state, metrics).
 
-  The state is replicated and donated, the batch split over the devices.
+  The state is replicated and donated; the batch is split over the devices.
   """
   is_accumulating = optimizer.accumulate_steps > 1
   step = partial(train_step, optimizer=optimizer, **keywords)
-  batch_spec = mesh.split_batch(device_mesh, is_accumulating).spec
+  batch_spec = mesh.batch_sharding(device_mesh, is_accumulating).spec
   in_specs = (REPLICATED, batch_spec, REPLICATED)
   return _jit_mapped(step, device_mesh, in_specs, donate_argnums=0)
 
 
 def make_eval_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(eval_step)): (variables, batch) -> sums."""
-  in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec)
+  in_specs = (REPLICATED, mesh.batch_sharding(device_mesh).spec)
   return _jit_mapped(partial(eval_step, **keywords), device_mesh, in_specs)
 
 
 def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(predict_step)): (variables, batch) -> probabilities.
 
-  The result is split over the devices like the batch.
+  The result is split over the devices, like the batch.
   """
-  batch_spec = mesh.split_batch(device_mesh).spec
+  batch_spec = mesh.batch_sharding(device_mesh).spec
   step = partial(predict_step, **keywords)
   return _jit_mapped(step, device_mesh, (REPLICATED, batch_spec), batch_spec)
 
@@ -277,7 +278,7 @@ def make_predict_step(device_mesh: Mesh, **keywords) -> Callable:
 def make_statistics_step(device_mesh: Mesh, **keywords) -> Callable:
   """jit(shard_map(statistics_step)): (variables, batch, rng) -> batch_stats."""
   step = partial(statistics_step, **keywords)
-  in_specs = (REPLICATED, mesh.split_batch(device_mesh).spec, REPLICATED)
+  in_specs = (REPLICATED, mesh.batch_sharding(device_mesh).spec, REPLICATED)
   return _jit_mapped(step, device_mesh, in_specs)
 
 

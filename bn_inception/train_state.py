@@ -14,11 +14,11 @@ class TrainState:
   """The state of a run; replicated over the mesh.
 
   Attributes:
-    step: updates done, int32.
+    step: number of updates so far, int32.
     params: float32 parameters.
     batch_stats: moving averages of the batch-norm layers; {} without them.
-    opt_state: of the optimizer.
-    average_params: Polyak average of the parameters; {} when it is off.
+    opt_state: the optimizer's state.
+    average_params: Polyak average of the parameters; {} when off.
     first_nonfinite_step: the first update whose loss or gradient was not
       finite, int32; -1 for none.
   """
@@ -32,7 +32,7 @@ class TrainState:
 
   @property
   def evaluation_variables(self) -> dict:
-    """Variables of the model to evaluate: averaged parameters where kept."""
+    """Variables to evaluate; the averaged parameters if the run keeps them."""
     return {
       'params': self.average_params or self.params,
       'batch_stats': self.batch_stats,
@@ -45,21 +45,21 @@ def create_train_state(
   rng: jax.Array,
   image_shape: tuple[int, int, int],
 ) -> TrainState:
-  """Initial state for images of [H, W, C].
+  """Initial state with random weights.
 
   Args:
     model: a linen module in evaluation mode.
     optimizer: see `make_optimizer`.
     rng: key of the initial weights.
-    image_shape: without the batch.
+    image_shape: (H, W, C).
   """
   image = jnp.zeros((1, *image_shape), jnp.float32)
   variables = model.init(rng, image, jnp.zeros((1,), jnp.int32))
-  return start_from(variables, optimizer)
+  return initial_state(variables, optimizer)
 
 
-def start_from(variables: dict, optimizer: Optimizer) -> TrainState:
-  """The state before the first update of these variables.
+def initial_state(variables: dict, optimizer: Optimizer) -> TrainState:
+  """Initial state with the given variables.
 
   Args:
     variables: float32 params and, where there is batch norm, batch_stats.

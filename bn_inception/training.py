@@ -36,7 +36,7 @@ from bn_inception.runs.result import (
 from bn_inception.runs.summary import print_summary
 from bn_inception.train_state import TrainState, count_parameters
 from bn_inception.weights.initial_weights import (
-  check_first_weights,
+  check_initial_weights,
   start_from_checkpoint,
 )
 from bn_inception.wording import count
@@ -45,8 +45,8 @@ from bn_inception.wording import count
 # for the devices would look like waiting for input.
 MAX_STEPS_AHEAD = 2
 _STOP_PROMISE = (
-  'stopping after the step or evaluation in progress, which is saved; Ctrl-C '
-  'again ends the run at once'
+  'stopping after the step or evaluation in progress, which is saved; press '
+  'Ctrl-C again to end the run at once'
 )
 
 
@@ -60,25 +60,26 @@ def train_and_evaluate(
 
   Args:
     config: the plain nested dict of configs/.
-    workdir: the run directory; a run in it with the same config is resumed.
-    data_dir: where TFDS data sets are; None: TFDS's default.
-    profile: folder for a profile of some steps, see `Profiler`; None: none.
+    workdir: the run directory. If it holds a run with this config, that resumes.
+    data_dir: folder of TFDS data sets or of images; None: TFDS's default.
+    profile: folder for a profile of some steps, see `Profiler`; None for no profile.
 
   Returns:
     The content of result.json: see `result.make_result`.
 
   Raises:
-    UserError: for whatever the caller can fix; nothing is lost.
+    UserError: for anything that the caller can fix; saved steps are kept.
   """
   entry_time = time.monotonic()
   if profile is not None:
     check_folder(profile)
-  config = json.loads(json.dumps(config))  # as if read: lists for tuples
+  # Lists for tuples, as in the config.json that it is compared with.
+  config = json.loads(json.dumps(config))
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)
   if config['init_from'] and not resume.checkpoint_steps(workdir):
-    # Before a folder is made.
-    check_first_weights(config['init_from'], config, source.num_channels)
+    # A bad checkpoint fails before the run folder is made.
+    check_initial_weights(config['init_from'], config, source.num_channels)
   with contextlib.ExitStack() as stack:
     run_lock = run_directory.open_run(workdir, config, data)
     distributed.from_first(lambda: stack.enter_context(run_lock))
@@ -147,7 +148,7 @@ def _write_result(
 
 
 def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
-  """The state to train from: of the checkpoint `path`, or a first one if None."""
+  """Restores the checkpoint `path`; if None, creates the initial state."""
   setup, source = experiment.setup, experiment.source
   if path is not None:
     print(f'resuming from {path}')
@@ -163,17 +164,17 @@ def _create_or_restore(experiment: Experiment, path: str | None) -> TrainState:
       source.num_channels,
       setup.replicated,
     )
-    print(f'first weights  {taken}')
+    print(f'init from      {taken}')
   return state
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-  """The loop of one process. "Step" means updates done.
+  """The loop of one process. `step` is the number of updates so far.
 
   Attributes:
     experiment: the run.
-    checkpoints, recorder, profiler, stop_requests: open until the loop ends.
+    checkpoints, recorder, profiler, stop_requests: stay open until the loop ends.
   """
 
   experiment: Experiment
@@ -190,12 +191,12 @@ class _Loop:
         self._evaluate(step, state)
       return
     with contextlib.closing(experiment.batches(step)) as batches:
-      self._train_on(batches, state, step)
+      self._run_steps(batches, state, step)
 
   def _has_evaluation(self) -> bool:
     return any(r['kind'] == 'eval' for r in self.recorder.records)
 
-  def _train_on(
+  def _run_steps(
     self, batches: DeviceBatches, state: TrainState, step: int
   ) -> None:
     experiment, options = self.experiment, self.experiment.options
@@ -232,7 +233,8 @@ class _Loop:
       self.recorder.begin_interval(step)
 
   def _stop(self, step: int, stop_signal: int) -> None:
-    self.checkpoints.wait()  # what stops a run may not wait for a picture
+    # Save first: a scheduler may kill the process while it draws.
+    self.checkpoints.wait()
     if distributed.is_first():
       self.recorder.draw()
     raise Interrupted(
@@ -244,7 +246,7 @@ class _Loop:
   def _evaluate_and_save(
     self, step: int, state: TrainState, is_eval: bool, is_save: bool
   ) -> None:
-    self.checkpoints.check()  # the last save may have failed by now
+    self.checkpoints.check()  # raises if the last save has failed
     if is_eval or is_save:
       self._check_replicas(step, state)
     top1, is_evaluated = None, False
@@ -253,7 +255,7 @@ class _Loop:
         top1 = self._evaluate(step, state)
       is_evaluated = True
     finally:
-      # An evaluation that fails must not cost the steps since the last save.
+      # A failing evaluation must not cost the steps since the last save.
       if is_save or not is_evaluated:
         description = _description(self.experiment)
         checkpoint.save(self.checkpoints, state, description, top1)
@@ -264,7 +266,7 @@ class _Loop:
       raise UserError(
         f'after step {step} the copies of {count(len(differing), "array")}, such '
         f'as {differing[0]}, differ between devices, so a device or a link is '
-        'faulty: give the same command again, which resumes from the newest '
+        'faulty: rerun the same command, which resumes from the newest '
         'checkpoint, or starts over if there is none'
       )
 
@@ -297,7 +299,7 @@ class _Loop:
 
 
 def _description(experiment: Experiment) -> dict:
-  """What is stored with a checkpoint, enough to evaluate it anywhere."""
+  """What a checkpoint stores with the state, enough to evaluate it anywhere."""
   return {'config': experiment.setup.config, **_data_facts(experiment)}
 
 

@@ -11,9 +11,9 @@ def count(
   """(1, 'class', 'classes') -> '1 class'; (2000, 'image') -> '2,000 images'.
 
   Args:
-    number: of the things.
-    singular, plural: the noun; no plural: the singular and an s.
-    form: of the number, as for `format`.
+    number: how many.
+    singular, plural: the noun; without a plural, the singular and an s.
+    form: format spec of the number.
   """
   noun = singular if number == 1 else plural or f'{singular}s'
   return f'{number:{form}} {noun}'
@@ -22,7 +22,7 @@ def count(
 def name_some(
   names: Sequence[str], singular: str, plural: str | None = None
 ) -> str:
-  """(['a', 'b'], 'class', 'classes') -> '2 classes (a, b)', at most five names."""
+  """(['a', 'b'], 'class', 'classes') -> '2 classes (a, b)'; names at most five."""
   named = ', '.join(names[:_NUM_NAMED])
   more = ', ...' if len(names) > _NUM_NAMED else ''
   return f'{count(len(names), singular, plural)} ({named}{more})'

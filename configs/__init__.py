@@ -1,1 +1,1 @@
-"""Experiments as data: see paper.py for the tables, compose.py for the rule."""
+"""Experiments as data: paper.py has the tables, compose.py combines them."""

@@ -1,4 +1,4 @@
-"""BN-Baseline: Inception with BN before each nonlinearity, nothing else.
+"""BN-Baseline: Inception with BN before each nonlinearity, no other change.
 
   python train.py --config=configs/bn_baseline.py:imagenet --config.training.num_epochs=775
 

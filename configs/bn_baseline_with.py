@@ -4,8 +4,7 @@ r"""Add-one-in ablation: BN-Baseline with some of the changes.
   python train.py \
     --config=configs/bn_baseline_with.py:shuffle_more_thoroughly,fashion_mnist
 
-The names are those of CHANGES and TRIAL_CHANGES in paper.py. Paper: none of these
-was published.
+The names are those of CHANGES and TRIAL_CHANGES in paper.py. Paper: no results.
 """
 
 from configs import compose

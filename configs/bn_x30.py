@@ -1,4 +1,4 @@
-"""BN-x30: as BN-x5, learning rate x 30.
+"""BN-x30: BN-x5 with learning rate x 30 instead of x 5.
 
   python train.py --config=configs/bn_x30.py:imagenet
 

@@ -1,4 +1,4 @@
-"""BN-x5-Sigmoid: as BN-x5, with sigmoids for the ReLUs.
+"""BN-x5-Sigmoid: BN-x5 with sigmoids instead of ReLUs.
 
   python train.py --config=configs/bn_x5_sigmoid.py:imagenet
 

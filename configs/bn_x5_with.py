@@ -1,8 +1,8 @@
-"""BN-x5 with some changes that it does not include.
+"""BN-x5 with additional changes.
 
   python train.py --config=configs/bn_x5_with.py:NAME,digits
 
-The names are those of TRIAL_CHANGES in paper.py, the place to add your own.
+The names are those of TRIAL_CHANGES in paper.py. Add your own changes there.
 """
 
 from configs import compose

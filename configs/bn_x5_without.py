@@ -4,7 +4,7 @@ r"""Leave-one-out ablation: BN-x5 without some of its changes.
   python train.py \
     --config=configs/bn_x5_without.py:remove_dropout,reduce_weight_decay,digits
 
-The names are those of CHANGES in paper.py. Paper: none of these was published.
+The names are those of CHANGES in paper.py. Paper: no results.
 """
 
 from configs import compose

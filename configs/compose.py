@@ -1,7 +1,7 @@
-"""Puts the tables of paper.py together, and remembers where each value is from.
+"""Builds configs from the tables of paper.py and records where each value comes from.
 
-A config is made of layers: the base, the task, the network, its changes. Each layer
-replaces or multiplies values of those before it.
+A config is a stack of layers: the base, the task, the network, its changes. Each
+layer replaces or multiplies values of the layers before it.
 """
 
 import json
@@ -16,7 +16,7 @@ from configs import paper
 
 # Raised for a misspelt name: absl reports it as a bad flag value, in one line.
 BadValue = flags.IllegalFlagValueError
-# What a layer is called, and its values.
+# The name of a layer, and its values.
 Layer = tuple[str, dict[str, Any]]
 
 
@@ -27,13 +27,13 @@ def preset(network: str, task: str) -> ConfigDict:
 
 
 def network(argument: str) -> ConfigDict:
-  """As `preset`, of one argument: 'NETWORK[,TASK]'."""
+  """Like `preset`, with one argument: 'NETWORK[,TASK]'."""
   name, _, task = argument.partition(',')
   return preset(name, task or 'imagenet')
 
 
 def without(network: str, argument: str) -> ConfigDict:
-  """A network less some of its changes: 'remove_dropout,...[,task]'."""
+  """A network without some of its changes: 'remove_dropout,...[,TASK]'."""
   included = _lookup('network', paper.NETWORKS, network).changes
   names, task = _split(argument, included)
   kept = {name: included[name] for name in included if name not in names}
@@ -42,7 +42,7 @@ def without(network: str, argument: str) -> ConfigDict:
 
 
 def with_changes(network: str, argument: str) -> ConfigDict:
-  """A network plus some changes: 'remove_dropout,...[,task]'."""
+  """A network with additional changes: 'remove_dropout,...[,TASK]'."""
   included = _lookup('network', paper.NETWORKS, network).changes
   tables = paper.CHANGES | paper.TRIAL_CHANGES
   possible = {k: v for k, v in tables.items() if k not in included}
@@ -53,10 +53,10 @@ def with_changes(network: str, argument: str) -> ConfigDict:
 
 
 def ensemble_member(argument: str) -> ConfigDict:
-  """One of the six networks of Section 4.2.3: 'MEMBER[,task]'."""
+  """One of the six networks of Section 4.2.3: 'MEMBER[,TASK]'."""
   member, _, task = argument.partition(',')
   values = _lookup('member', paper.ENSEMBLE, member)
-  # Members differ in their initial weights and in the order of the examples, too.
+  # Members also differ in their initial weights and the order of the examples.
   layers = [
     *_change_layers(paper.NETWORKS['bn_x30'].changes),
     (f'ensemble member {member}', values | {'seed': int(member)}),
@@ -65,24 +65,24 @@ def ensemble_member(argument: str) -> ConfigDict:
 
 
 def perceptron(argument: str) -> ConfigDict:
-  """The networks of Figure 1: 'plain' or 'batch_norm', and a data set."""
+  """A network of Figure 1: 'plain' or 'batch_norm', then '[,DATASET]'."""
   name, _, dataset = argument.partition(',')
   dataset = dataset or 'mnist'
   network = _lookup('perceptron', paper.PERCEPTRONS, name)
   values = _lookup('data set', paper.PERCEPTRON_DATASETS, dataset)
   layers = [
-    ('base', _base_of_perceptrons()),
+    ('base', _perceptron_base()),
     (f'task {dataset}', {'source.dataset': dataset, **values}),
     (f'network {name}', network),
   ]
   return _make(f'perceptron_{name}-{dataset}', layers)
 
 
-def of_run(workdir: str) -> ConfigDict:
-  """The config in the folder of a run, to fine-tune it on data of any size."""
+def from_run(workdir: str) -> ConfigDict:
+  """The config of an earlier run, adapted to fine-tune on data of any size."""
   if not workdir:
-    raise BadValue('give the run after the colon: configs/of_run.py:runs/a')
-  name, layers = _layers_of_run(workdir)
+    raise BadValue('give the run after the colon: configs/from_run.py:runs/a')
+  name, layers = _read_run_layers(workdir)
   return _make(f'like-{name}', layers)
 
 
@@ -95,7 +95,7 @@ def fine_tune(argument: str) -> ConfigDict:
       f"'{checkpoint}' is not a checkpoint: give one after the colon, such as "
       'configs/fine_tune.py:runs/a/checkpoints/9'
     )
-  name, layers = _layers_of_run(str(path.parent.parent))
+  name, layers = _read_run_layers(str(path.parent.parent))
   values = paper.FINE_TUNING | {'init_from': checkpoint}
   if dataset:
     name = f'{name}-on-{dataset}'
@@ -103,13 +103,14 @@ def fine_tune(argument: str) -> ConfigDict:
   return _make(f'fine_tuned-{name}', [*layers, ('fine_tune', values)])
 
 
-def _layers_of_run(workdir: str) -> tuple[str, list[Layer]]:
-  """The name of a run, and the layers of its config for data of any size."""
+def _read_run_layers(workdir: str) -> tuple[str, list[Layer]]:
+  """The name of a run, and its config as layers, adapted to data of any size."""
   path = pathlib.Path(workdir, 'config.json')
   try:
     saved = json.loads(path.expanduser().read_text())
     architecture = saved['architecture']
-  except (OSError, ValueError, RuntimeError) as error:  # of ~ without a home
+  # RuntimeError: ~ for a user without a home folder.
+  except (OSError, ValueError, RuntimeError) as error:
     raise BadValue(
       f'{path} cannot be read ({error}): give the folder of a run, such as '
       'runs/digits'
@@ -121,7 +122,7 @@ def _layers_of_run(workdir: str) -> tuple[str, list[Layer]]:
     ) from error
   is_perceptron = architecture == 'perceptron'
   new_data = {
-    # These follow the size of the data.
+    # These depend on the size of the data.
     'data.shuffle': 'global',
     'training.log_every_steps': 0,  # once an epoch
     'training.eval_every_steps': 0,
@@ -129,20 +130,19 @@ def _layers_of_run(workdir: str) -> tuple[str, list[Layer]]:
     'init_from': '',
   }
   layers = [
-    # A run that is older than some keys lacks them.
-    ('base', _base_of_perceptrons() if is_perceptron else paper.BASE),
+    # The base fills in the keys that are newer than the run.
+    ('base', _perceptron_base() if is_perceptron else paper.BASE),
     (f'run {workdir}', _flatten(saved)),
-    ('of_run', new_data),
+    ('from_run', new_data),
   ]
   return saved.get('name', 'run'), layers
 
 
 def origins(config: ConfigDict) -> dict[str, str]:
-  """{'section.key': the layers that its value is from}.
+  """{'section.key': the layers that its value comes from}.
 
-  Args:
-    config: made here, and perhaps changed since, which is an origin too:
-      'config file'. Of other configs every value is from there.
+  A value that was changed after the config was made here, or that belongs to a config
+  made elsewhere, has the origin 'config file'.
   """
   recorded = getattr(config, '_origins', {})
   found = {}
@@ -169,13 +169,13 @@ def _change_layers(changes: dict[str, dict]) -> list[Layer]:
   return [(f'change {name}', values) for name, values in changes.items()]
 
 
-def _base_of_perceptrons() -> dict[str, Any]:
+def _perceptron_base() -> dict[str, Any]:
   base = {k: v for k, v in paper.BASE.items() if not k.startswith('model.')}
   return base | paper.PERCEPTRON
 
 
 def _make(name: str, layers: list[Layer]) -> ConfigDict:
-  """The locked config of some layers, of which the first has all keys."""
+  """Merges layers into a locked config; the first layer has all keys."""
   (base, base_values), *updates = layers
   values = {'name': name, **base_values}
   origins = dict.fromkeys(values, base)
@@ -183,7 +183,7 @@ def _make(name: str, layers: list[Layer]) -> ConfigDict:
     for key, value in update.items():
       if key not in values:
         raise BadValue(
-          f'{layer} has the key {key}, which no base of paper.py has'
+          f'{layer} sets {key}, which is not in BASE or PERCEPTRON of paper.py'
         )
       if isinstance(value, paper.Times):
         origins[key] = f'{origins[key]} x {value.factor:g} by {layer}'
@@ -193,12 +193,13 @@ def _make(name: str, layers: list[Layer]) -> ConfigDict:
   values['name'], origins['name'] = name, 'preset'
   config = _nest(values)
   recorded = {key: (origins[key], value) for key, value in values.items()}
-  object.__setattr__(config, '_origins', recorded)  # no key of the config
+  # ConfigDict's own __setattr__ would make it a key of the config.
+  object.__setattr__(config, '_origins', recorded)
   return config.lock()
 
 
 def _nest(values: dict[str, Any]) -> ConfigDict:
-  """{'a.b': 1} as a config with the section a."""
+  """Turns {'a.b': 1} into a config with the section a."""
   config = ConfigDict()
   for key, value in values.items():
     section, _, leaf = key.rpartition('.')
@@ -209,7 +210,7 @@ def _nest(values: dict[str, Any]) -> ConfigDict:
 
 
 def _flatten(config: dict, prefix: str = '') -> dict[str, Any]:
-  """The inverse of `_nest`, with JSON's lists as tuples, which can be overridden."""
+  """The inverse of `_nest`; makes tuples of JSON's lists, so that flags can set them."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, dict):

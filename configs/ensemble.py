@@ -2,7 +2,7 @@
 
   python train.py --config=configs/ensemble.py:1
 
-Paper: 4.9 % top-5 error of six, with 144 crops (Section 4.2.3, Figure 4).
+Paper: 4.9 % top-5 error for all six, with 144 crops (Section 4.2.3, Figure 4).
 """
 
 from configs import compose

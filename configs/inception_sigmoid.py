@@ -1,4 +1,4 @@
-"""Negative control: Inception with sigmoids for the ReLUs.
+"""Negative control: Inception with sigmoids instead of ReLUs.
 
   python train.py --config=configs/inception_sigmoid.py:imagenet
 

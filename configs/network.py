@@ -1,4 +1,4 @@
-"""Any network of NETWORKS in paper.py, also one without a file of its own.
+"""Any network of NETWORKS in paper.py, including those without their own file.
 
 python train.py --config=configs/network.py:bn_x5,digits
 """

@@ -1,16 +1,16 @@
 """The paper's experiments as tables: BASE, TASKS, CHANGES and NETWORKS.
 
-Data only; `compose.py` puts them together: the base and the task give plain
-Inception's recipe, the network and its changes act on it. `Times(f)` multiplies
-the task's value; anything else replaces it. Where the paper states no value,
-a comment says whose it is. What a key may be is in bn_inception/config_keys.py.
+Data only; `compose.py` combines the tables. The base and the task make up the recipe
+of plain Inception; the network and its changes modify it. `Times(f)` multiplies the
+task's value; any other value replaces it. If the paper does not state a value, a
+comment names its source. bn_inception/config_keys.py has the allowed values.
 """
 
 from typing import Any, NamedTuple
 
 
 class Times(NamedTuple):
-  """A value relative to the task's."""
+  """Multiplies the task's value."""
 
   factor: float
 
@@ -19,9 +19,9 @@ class Network(NamedTuple):
   """A network of Figure 3, or one to compare with those.
 
   Attributes:
-    title: in tables and figures.
-    values: that it sets itself.
-    changes: the acceleration changes that it includes.
+    title: its name in tables and figures.
+    values: the config values that define it.
+    changes: the training changes (Section 4.2.1) that it includes.
   """
 
   title: str
@@ -29,11 +29,11 @@ class Network(NamedTuple):
   changes: dict[str, dict[str, Any]]
 
 
-# The Inception baseline of Section 4.2, as far as it is the same for all tasks.
+# The Inception baseline of Section 4.2: the values shared by all tasks.
 BASE = {
   'seed': 0,
   'architecture': 'inception',
-  'init_from': '',  # checkpoint to take the first weights from; '' = random ones
+  'init_from': '',  # checkpoint with the initial weights; '' = random weights
   'batch_size': 32,
   'eval_batch_size': 200,
   'norm_batch_size': 32,  # Section 4.2: mini-batch 32; 0 = the global batch
@@ -86,7 +86,7 @@ BASE = {
   'optimizer.decay_epochs': 8.0,
   'optimizer.average_decay': 0.0,  # GoogLeNet averaged; the paper is silent
   'optimizer.accumulate_steps': 1,
-  # Options that others expect; the paper has none of them.
+  # Common options that the paper does not use.
   'optimizer.schedule': 'staircase',  # or 'cosine'
   'optimizer.warmup_epochs': 0.0,
   'optimizer.max_gradient_norm': 0.0,
@@ -98,7 +98,9 @@ BASE = {
   'training.keep_last_checkpoints': 2,
   'training.keep_best_checkpoints': 1,
   'training.target_accuracy': 72.2,  # Figure 3: what Inception reached
-  'training.population_batches': 0,  # moving averages track a run, Section 3.1
+  # Mini-batches for population statistics at every evaluation. 0 = only moving
+  # averages, which are enough to follow a run (Section 3.1).
+  'training.population_batches': 0,
 }
 
 _FASHION_MNIST = {
@@ -112,9 +114,9 @@ _FASHION_MNIST = {
   'model.width': 0.125,  # our choice, for two CPU cores
 }
 
-# The scale at which two CPU cores carry the whole study. As many epochs as the
-# changes need to matter, of few images; the accuracy is followed on images
-# of the training split that no run trains on, so that the test set is for the end.
+# Small enough to run the whole study on two CPU cores: few images, but enough epochs
+# for the changes to matter. Accuracy is tracked on other images of the training split;
+# the test set is used once, at the end.
 _FASHION_MNIST_5K = _FASHION_MNIST | {
   'source.train_split': 'train[:5000]',
   'source.eval_split': 'train[50000:52000]',
@@ -130,7 +132,7 @@ _FASHION_MNIST_5K = _FASHION_MNIST | {
   'training.population_batches': 16,
 }
 
-# The small tasks squeeze the 150 epochs of the schedule into their own.
+# The small tasks compress the schedule of 150 epochs into fewer.
 TASKS = {
   'imagenet': {
     'source.dataset': 'imagenet2012',
@@ -143,8 +145,8 @@ TASKS = {
   },
   'fashion_mnist': _FASHION_MNIST
   | {
-    # Our choice: the best of 0.0015, 0.006 and 0.02 for BN-x5 in one epoch
-    # was between the latter two (78.0, 85.3 and 85.4 % test accuracy).
+    # Our choice: after one epoch of BN-x5, 0.006 and 0.02 were equally good, 0.0015
+    # was worse (85.3, 85.4 and 78.0 % test accuracy).
     'optimizer.learning_rate': 0.01,
     'optimizer.decay_epochs': 8.0 * 6 / 150,
     'training.num_epochs': 6.0,
@@ -155,17 +157,17 @@ TASKS = {
   },
   'fashion_mnist_5k': _FASHION_MNIST_5K
   | {
-    # The best for plain Inception of five in the study base_rate: 79.0, 82.0,
-    # 83.9, 85.2 % at the end with 0.001, 0.003, 0.01, 0.03; 0.1 fell to chance.
+    # The best of five for plain Inception in the study base_rate: 79.0, 82.0, 83.9
+    # and 85.2 % at the end with 0.001, 0.003, 0.01 and 0.03; chance with 0.1.
     'optimizer.learning_rate': 0.03,
   },
-  # With the initial weights of the paper's time, of variance 1 / fan-in: 'xavier'
-  # of the public GoogLeNet (BVLC Caffe). He's were published in the same week.
+  # With the initial weights common when the paper appeared, of variance 1 / fan-in:
+  # 'xavier' of the public GoogLeNet (BVLC Caffe). He's appeared in the same week.
   'fashion_mnist_5k_xavier': _FASHION_MNIST_5K
   | {
     'model.initial_scale': 0.5**0.5,  # He's variance is 2 / fan-in
-    # The same search with these weights: 17.1, 58.3, 77.3, 77.3 %, and chance.
-    # 0.01 was ahead of 0.03 by one image of the 2,000.
+    # The same search gave 17.1, 58.3, 77.3 and 77.3 %, and chance. 0.01 beat 0.03
+    # by one image of the 2,000.
     'optimizer.learning_rate': 0.01,
   },
   'digits': {
@@ -176,8 +178,8 @@ TASKS = {
     'model.stem': 'small',
     'model.stem_stride': 1,
     'model.width': 0.125,  # our choice, for two CPU cores
-    # Our choice: 30 epochs of BN-x5 end at 98.0 and 98.3 % (two seeds) with it,
-    # and at 96.9 to 97.8 % (three seeds) with ImageNet's rate.
+    # Our choice: 30 epochs of BN-x5 end at 98.0 and 98.3 % with this rate (two
+    # seeds), and at 96.9 to 97.8 % with ImageNet's (three seeds).
     'optimizer.learning_rate': 0.003,
     'optimizer.decay_epochs': 8.0 * 40 / 150,
     'training.num_epochs': 40.0,
@@ -196,13 +198,13 @@ CHANGES = {
   'accelerate_learning_rate_decay': {'optimizer.decay_epochs': Times(1 / 6)},
   'remove_local_response_norm': {'model.use_lrn': False},
   'shuffle_more_thoroughly': {'data.shuffle': 'within_shards'},
-  # The paper says fewer distortions, not how much fewer: half is ours.
+  # The paper reduces distortions but not by how much: half is our choice.
   'reduce_photometric_distortions': {'augment.photometric_strength': 0.5},
 }
 
-# Changes to try, which are part of no network: `configs/bn_x5_with.py:NAME` and
-# `configs/bn_baseline_with.py:NAME` add them, and the study trial_changes, which
-# is there when this table is not empty, compares them with BN-x5. An example:
+# Changes to try, which no network includes. `configs/bn_x5_with.py:NAME` and
+# `configs/bn_baseline_with.py:NAME` add one. If this table has entries, the study
+# trial_changes compares them with BN-x5. An example:
 #   'nesterov_momentum': {'optimizer.nesterov': True},
 TRIAL_CHANGES = {}
 
@@ -211,8 +213,8 @@ _SIGMOID = {'model.nonlinearity': 'sigmoid'}
 _FASTER = {'optimizer.learning_rate': Times(5)}
 _X30 = {'increase_learning_rate': {'optimizer.learning_rate': Times(30)}}
 
-# Section 4.2.2 and Figure 3, then the two that it reports as failures. The study
-# figure2 compares all of them; `configs/network.py:NAME,TASK` takes any.
+# The networks of Section 4.2.2 and Figure 3, then the two that failed in the paper.
+# The study figure2 compares all of them; `configs/network.py:NAME,TASK` trains any.
 NETWORKS = {
   'inception': Network('Inception', {}, {}),
   'bn_baseline': Network('BN-Baseline', _BATCH_NORM, {}),
@@ -225,8 +227,8 @@ NETWORKS = {
 
 # Section 4.2.3: six networks, each "based on BN-x30, modified via some of" larger
 # initial weights in the convolutions, dropout of 5 % or 10 %, and per-activation
-# batch normalization in the last hidden layers. Which has which, how much larger,
-# and which layers is not stated: this table is ours.
+# batch normalization in the last hidden layers. The paper does not say which network
+# has which, how much larger, or which layers: this table is our choice.
 _LAST_MODULES = {'model.per_activation_modules': ('5a', '5b')}
 _LARGER_WEIGHTS = {'model.initial_scale': 1.5}
 _DROPOUT_5, _DROPOUT_10 = (
@@ -241,7 +243,7 @@ ENSEMBLE = {
   '6': _LAST_MODULES | _DROPOUT_10,
 }
 
-# For networks that are trained already, on another data set; see fine_tune.py.
+# To train a trained network on another data set; see fine_tune.py.
 FINE_TUNING = {
   'optimizer.learning_rate': 0.001,  # PyTorch's tutorial of transfer learning
   'optimizer.learning_rate_per_32': False,
@@ -251,8 +253,8 @@ FINE_TUNING = {
   'training.num_epochs': 10.0,
 }
 
-# Section 4.1 and Figure 1: the values that are not those of BASE. Of the recipe the
-# paper states the network, the mini-batch and the number of steps.
+# Section 4.1 and Figure 1: the values that differ from BASE. The paper states the
+# network, the size of the mini-batch and the number of steps, but no more.
 PERCEPTRON = {
   'architecture': 'perceptron',
   'batch_size': 60,
@@ -262,14 +264,14 @@ PERCEPTRON = {
   'data.image_size': 28,
   'data.shuffle': 'global',
   'augment.photometric_strength': 0.0,
-  # "28x28 binary image": the threshold and the values are ours.
+  # "28x28 binary image": the threshold and the value range are our choice.
   'input_scaling.binary_threshold': 128.0,
   'input_scaling.value_range': (0.0, 1.0),
   'model.hidden_sizes': (100, 100, 100),
   'model.use_batch_norm': False,
   'model.nonlinearity': 'sigmoid',
   'model.initial_std': 0.1,  # "small random Gaussian values"
-  'model.measured_unit': 0,  # "one typical sigmoid": any is as typical
+  'model.measured_unit': 0,  # "one typical sigmoid": our choice
   'model.epsilon': 1e-3,
   'model.statistics_decay': 0.9997,
   'model.use_scale': True,
@@ -284,15 +286,15 @@ PERCEPTRON = {
   'training.keep_last_checkpoints': 1,
   'training.target_accuracy': 95.0,
 }
-# Each at its best rate of six by the study figure1_rates, on 10,000 training images
-# held out; with 0.03, 0.1, 0.3, 1, 3, 10, in percent:
+# The best rate of six in the study figure1_rates, on 10,000 held-out training images.
+# Accuracy in percent with 0.03, 0.1, 0.3, 1, 3 and 10:
 #   without BN  84.9  93.1  96.0  96.8  96.7  chance
 #   with BN     91.8  94.9  96.4  96.6  96.7  95.9
 PERCEPTRONS = {
   'plain': {'optimizer.learning_rate': 1.0},
   'batch_norm': {'model.use_batch_norm': True, 'optimizer.learning_rate': 3.0},
 }
-# All are 28 x 28 but the digits, which come with scikit-learn, for a first look.
+# The digits are 8 x 8 and come with scikit-learn; the others are 28 x 28.
 PERCEPTRON_DATASETS = {
   'mnist': {},
   'fashion_mnist': {},

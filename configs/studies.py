@@ -1,7 +1,7 @@
-"""The studies: which configs are trained with which seeds, as tables.
+"""The studies as tables: which configs to train with which seeds.
 
-Data only; `python -m bn_inception.study` trains what is here, and
-`python -m bn_inception.study.report` makes figures and tables of it.
+Data only; `python -m bn_inception.study` trains them, and
+`python -m bn_inception.study.report` draws the figures and tables.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ class Paper(NamedTuple):
   """What the paper reports for a network.
 
   Attributes:
-    steps: to an accuracy of 72.2 %; None: it never reaches it.
+    steps: number of steps to 72.2 % accuracy; None if it never gets there.
     best: the highest validation accuracy, as text.
   """
 
@@ -22,14 +22,14 @@ class Paper(NamedTuple):
 
 
 class Arm(NamedTuple):
-  """What is trained, with every seed and for every task.
+  """One config of a study, trained with every seed on every task.
 
   Attributes:
-    name: in tables and figures.
+    name: its name in tables and figures.
     config: a file of configs/, without .py.
-    argument: of the file, before the task.
-    values: replaced in the config, or multiplied (`Times`).
-    paper: what it is compared with; None: the paper does not have it.
+    argument: what follows the colon, without the task.
+    values: replace values of the config, or multiply them (`Times`).
+    paper: the paper's result for it, if any.
   """
 
   name: str
@@ -40,13 +40,13 @@ class Arm(NamedTuple):
 
 
 class Study(NamedTuple):
-  """Arms that are compared.
+  """A comparison of several arms.
 
   Attributes:
-    title: in one line.
-    arms: the first one is what the others are compared with.
-    tasks: of paper.py; each is a comparison of its own.
-    seeds: of initial weights, order, distortions and dropout.
+    title: one line.
+    arms: the first one is the reference for the others.
+    tasks: names in `paper.TASKS`; each is compared separately.
+    seeds: for initial weights, order, distortions and dropout.
     section: what the report shows, a key of `bn_inception.study.sections.SECTIONS`.
   """
 
@@ -62,7 +62,7 @@ _PLAIN = Arm('without BN', 'mnist', 'plain')
 _BATCH_NORM = Arm('with BN', 'mnist', 'batch_norm')
 
 _FIGURE_1_RATES = 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
-# On training images held out, so that nothing is chosen on the test set.
+# On held-out training images: no choice is made on the test set.
 _FIGURE_1_SEARCH = {
   'training.num_epochs': 10.0,
   'source.num_holdout': 10_000,
@@ -79,7 +79,7 @@ def _with_rates(arm: Arm, rates: tuple[float, ...], **values) -> list[Arm]:
   ]
 
 
-def _of_large_batches(norm_batch_size: int) -> dict[str, Any]:
+def _batches_of_128(norm_batch_size: int) -> dict[str, Any]:
   return {
     'batch_size': 128,
     'norm_batch_size': norm_batch_size,
@@ -87,7 +87,7 @@ def _of_large_batches(norm_batch_size: int) -> dict[str, Any]:
   }
 
 
-# Figure 3, and Section 4.2.2 of the networks that failed.
+# From Figure 3 and, for the networks that failed, Section 4.2.2.
 _PAPER = {
   'inception': Paper(31.0e6, '72.2 %'),
   'bn_baseline': Paper(13.3e6, '72.7 %'),
@@ -146,9 +146,9 @@ STUDIES = {
   'batch_statistics': Study(
     'How many examples of a batch of 128 share statistics, in BN-x5',
     (
-      Arm('32 share statistics', 'bn_x5', values=_of_large_batches(32)),
-      Arm('8 share statistics', 'bn_x5', values=_of_large_batches(8)),
-      Arm('all 128 share statistics', 'bn_x5', values=_of_large_batches(0)),
+      Arm('32 share statistics', 'bn_x5', values=_batches_of_128(32)),
+      Arm('8 share statistics', 'bn_x5', values=_batches_of_128(8)),
+      Arm('all 128 share statistics', 'bn_x5', values=_batches_of_128(0)),
     ),
     section='batch_statistics',
   ),
@@ -167,7 +167,7 @@ STUDIES = {
     ),
     section='learning_rates',
   ),
-  # The searches that the rates of paper.py come from.
+  # The searches that gave the learning rates of paper.py.
   'figure1_rates': Study(
     'The learning rate of Figure 1: the best of each network, in a fifth of the steps',
     tuple(_with_rates(_PLAIN, _FIGURE_1_RATES, **_FIGURE_1_SEARCH))
@@ -195,14 +195,14 @@ if TRIAL_CHANGES:
     section='differences',
   )
 
-# Where the last checkpoint of a run is evaluated once more, if not where its
-# accuracy was followed.
+# The split for the final evaluation of the last checkpoint, for tasks that track
+# accuracy on another split.
 FINAL_SPLITS = {
   'fashion_mnist_5k': 'test',
   'fashion_mnist_5k_xavier': 'test',
 }
 
-# --quick: minutes on two cores, to see everything work once.
+# --quick: a trial of everything, minutes on two cores.
 QUICK_TASK = 'digits'
 QUICK_SEEDS = (0,)
 QUICK_VALUES = {
@@ -215,8 +215,8 @@ QUICK_VALUES = {
   'training.population_batches': 4,
   'source.num_holdout': 100,  # of the digits' 1,442
 }
-# Of the processes that train. On CPUs a quick run is compiling for most of its
-# time; without these it takes half as long again.
+# Environment of the training processes. On CPUs a quick run spends most of its time
+# compiling; without these settings it takes half as long again.
 QUICK_ENVIRONMENT = {
   'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
   'XLA_FLAGS': '--xla_cpu_use_fusion_emitters=false',

@@ -73,24 +73,24 @@ def test_what_follows_from_a_key():
   identity = {k: v for k, v in values.items() if k != 'name'}
   assert config_keys.identity(values) == identity
   function = {'model.width': 2.0, 'model.unknown': 3}
-  assert config_keys.function(values) == function
+  assert config_keys.network_identity(values) == function
 
 
 def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
   newer = config_keys.Key(
     config_keys.Numbers(config_keys.Number(0, 9)),
     changes_function=True,
-    before=[1],
+    legacy_value=[1],
   )
   width = config_keys.KEYS['model.width']
   keys = {'model.width': width, 'model.new': newer}
   monkeypatch.setattr(config_keys, 'KEYS', keys)
   old = {'model.width': 2.0}
-  for values in config_keys.identity, config_keys.function:
+  for values in config_keys.identity, config_keys.network_identity:
     assert values(old | {'model.new': [1]}) == old
     assert values(old | {'model.new': [2]}) == old | {'model.new': [2]}
-  assert config_keys.complete(old) == old | {'model.new': [1]}
-  assert config_keys.complete({'model.new': [2]}) == {'model.new': [2]}
+  assert config_keys.add_missing(old) == old | {'model.new': [1]}
+  assert config_keys.add_missing({'model.new': [2]}) == {'model.new': [2]}
 
 
 @pytest.mark.parametrize('key', sorted(set(BASES) - {'name'}))
@@ -162,9 +162,9 @@ def test_keys_that_are_unknown_or_missing_are_named():
     (lambda c: c.pop('model'), 'lacks model$'),
     (lambda c: c.pop('optimizer'), 'lacks optimizer$'),
     (lambda c: c.pop('seed'), 'lacks seed'),
-    (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum is'),
-    (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm is unk'),
-    (lambda c: c.update(training=3), 'training is unknown'),
+    (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum:'),
+    (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm:'),
+    (lambda c: c.update(training=3), 'key training:'),
   ):
     config = copy.deepcopy(whole)
     change(config)

@@ -202,10 +202,10 @@ def test_the_config_of_a_run_in_the_home_folder(tmp_path, monkeypatch):
   values = compose.preset('bn_x5', 'digits').to_dict()
   (tmp_path / 'config.json').write_text(json.dumps(values))
   monkeypatch.setenv('HOME', str(tmp_path.parent))
-  config = compose.of_run(f'~/{tmp_path.name}')
+  config = compose.from_run(f'~/{tmp_path.name}')
   assert config.name == 'like-bn_x5-digits'
   with pytest.raises(compose.BadValue, match='give the folder of a run'):
-    compose.of_run('~nobody-here/a')
+    compose.from_run('~nobody-here/a')
 
 
 def test_the_config_of_an_older_run_is_completed(tmp_path):
@@ -217,21 +217,21 @@ def test_the_config_of_an_older_run_is_completed(tmp_path):
     values['optimizer'].pop('nesterov')
     values['data']['mirror'] = True
     (tmp_path / 'config.json').write_text(json.dumps(values))
-    found = compose.of_run(str(tmp_path))
+    found = compose.from_run(str(tmp_path))
     assert found.model.epsilon == 1e-3 and found.optimizer.nesterov is False
     assert found.data.mirror is True and found.training.log_every_steps == 0
     assert flatten(found.to_dict()).keys() == flatten(config.to_dict()).keys()
     origins = compose.origins(found)
     assert origins['model.epsilon'] == 'base'
     assert origins['data.mirror'] == f'run {tmp_path}'
-    assert origins['data.shuffle'] == 'of_run'
+    assert origins['data.shuffle'] == 'from_run'
   values['model']['unheard_of'] = 1
   (tmp_path / 'config.json').write_text(json.dumps(values))
-  with pytest.raises(compose.BadValue, match='has the key model.unheard_of'):
-    compose.of_run(str(tmp_path))
+  with pytest.raises(compose.BadValue, match='sets model.unheard_of'):
+    compose.from_run(str(tmp_path))
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(compose.BadValue, match='does not hold the config of a r'):
-    compose.of_run(str(tmp_path))
+    compose.from_run(str(tmp_path))
 
 
 def test_origins_are_the_layers_of_a_config(monkeypatch):

@@ -74,6 +74,43 @@ def test_presets_of_the_documents_are_in_configs():
       assert (ROOT / 'configs' / name).exists(), (path, name)
 
 
+def test_documents_that_the_code_names_are_there():
+  for path in sorted((ROOT / 'bn_inception').rglob('*.py')):
+    for name in re.findall(r'\b(?:docs|results)/[\w/]+\.md', path.read_text()):
+      assert (ROOT / name).exists(), (path, name)
+
+
+def test_names_of_the_index_are_in_the_files_next_to_them():
+  text = (ROOT / 'docs' / 'README.md').read_text()
+  ((_, *rows),) = read_tables(text, 'Where to find what')
+  pairs = [
+    (name, file)
+    for _, answer in rows
+    for name, file in re.findall(r'`(\w+)`[^;|`]* in \[.*?\]\((.*?)\)', answer)
+  ]
+  assert len(pairs) >= 5
+  for name, file in pairs:
+    code = (ROOT / 'docs' / file).read_text()
+    assert re.search(
+      rf'^(?:  )?(?:def {name}\(|{name} = )', code, re.MULTILINE
+    ), name
+
+
+def test_flags_of_the_commands_are_defined():
+  code = '\n'.join(
+    path.read_text()
+    for folder in ('bn_inception', 'benchmarks')
+    for path in (ROOT / folder).rglob('*.py')
+  )
+  defined = set(re.findall(r"(?:DEFINE|define)_\w+\(\s*'(\w+)'", code))
+  for path in DOCUMENTS:
+    text = path.read_text().replace('\\\n', ' ')
+    for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL):
+      for command in re.findall(r'python (?:-m |\w+\.py).*', block):
+        flags = set(re.findall(r' --(\w+)', command.partition('#')[0]))
+        assert flags - {'config'} <= defined, (path, command)
+
+
 def test_fenced_code_names_its_language():
   for path in DOCUMENTS:
     fences = re.findall(r'^ *```(.*)$', path.read_text(), re.MULTILINE)

@@ -10,9 +10,9 @@ import pytest
 
 from bn_inception.errors import (
   UserError,
-  check_room,
+  check_free_space,
   check_writable,
-  make_folder_of,
+  make_parent_folder,
   replacing,
 )
 
@@ -52,17 +52,17 @@ def test_a_folder_that_takes_no_files_is_refused():
 
 def test_a_file_larger_than_the_room_is_refused(tmp_path):
   path = str(tmp_path / 'p.npz')
-  check_room(path, 1, 'give another file')
+  check_free_space(path, 1, 'give another file')
   with pytest.raises(
     UserError, match=f'{path} may take 1,000,000,000,000.0 MB'
   ):
-    check_room(path, 10**18, 'give another file')
+    check_free_space(path, 10**18, 'give another file')
 
 
 def test_a_disk_that_does_not_tell_its_size_has_room(tmp_path, monkeypatch):
   nothing = mock.Mock(return_value=(0, 0, 0))
   monkeypatch.setattr(shutil, 'disk_usage', nothing)
-  check_room(str(tmp_path / 'p.npz'), 10**18, 'give another file')
+  check_free_space(str(tmp_path / 'p.npz'), 10**18, 'give another file')
 
 
 def test_nothing_is_changed(tmp_path):
@@ -75,13 +75,15 @@ def test_nothing_is_changed(tmp_path):
 
 def test_the_folder_of_a_file_is_made(tmp_path, monkeypatch):
   path = str(tmp_path / 'a' / 'b' / 'x.json')
-  make_folder_of(path, 'give another --output')
+  make_parent_folder(path, 'give another --output')
   assert os.listdir(tmp_path / 'a' / 'b') == []
   monkeypatch.chdir(tmp_path)
-  make_folder_of('x.json', 'give another --output')
+  make_parent_folder('x.json', 'give another --output')
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='file/x.json .*: give another --output'):
-    make_folder_of(str(tmp_path / 'file' / 'x.json'), 'give another --output')
+    make_parent_folder(
+      str(tmp_path / 'file' / 'x.json'), 'give another --output'
+    )
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -43,7 +43,7 @@ def shapes_of(model, size, num_channels=3):
 )
 def test_the_fewest_values_are_those_of_the_last_maps(fields, size, num_values):
   model = Inception(10, width=0.125, **fields)
-  assert model.fewest_values(size) == num_values
+  assert model.min_values_per_example(size) == num_values
   height, width, _ = shapes_of(model, size)[0]['inception_5b']
   if not model.per_activation_modules:
     assert height * width == num_values

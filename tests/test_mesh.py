@@ -45,10 +45,10 @@ def test_sizes_without_a_variance_are_neither_taken_nor_offered():
     (3, r'norm_batch_size 3 does not fit .* one of \[2, 4\]'),
   ):
     with pytest.raises(UserError, match=message):
-      mesh.make_training_mesh(one, 4, size, fewest=2)
+      mesh.make_training_mesh(one, 4, size, min_norm_batch_size=2)
   for size in 0, 1:
     with pytest.raises(UserError, match='batch_size 1: .* at least 2 examples'):
-      mesh.make_training_mesh(one, 1, size, fewest=2)
+      mesh.make_training_mesh(one, 1, size, min_norm_batch_size=2)
     mesh.make_training_mesh(one, 1, size)
 
 

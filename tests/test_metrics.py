@@ -75,7 +75,7 @@ def test_averages_weigh_examples_and_not_batches():
     {'loss_sum': 30.0, 'top1_count': 9, 'top5_count': 10, 'count': 10},
     {'loss_sum': 1.0, 'top1_count': 0, 'top5_count': 1, 'count': 2},
   ]
-  averages = metrics.averages(metrics.add_sums(batches))
+  averages = metrics.divide_by_count(metrics.add_sums(batches))
   assert averages == {
     'loss': 31 / 12,
     'top1': 100 * 9 / 12,

@@ -101,7 +101,7 @@ def one_step(batch, num_devices, use_batch_norm, accumulate_steps=1):
     }
   initial = jax.device_get(state)
   placed = jax.device_put(
-    batch, mesh.split_batch(devices, accumulate_steps > 1)
+    batch, mesh.batch_sharding(devices, accumulate_steps > 1)
   )
   replicated = mesh.replicated(devices)
   new = step(

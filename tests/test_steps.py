@@ -104,7 +104,7 @@ def run_steps(
       for name, value in batch.items()
     }
   placed = jax.device_put(
-    batch, mesh.split_batch(devices, accumulate_steps > 1)
+    batch, mesh.batch_sharding(devices, accumulate_steps > 1)
   )
   for _ in range(num_steps):
     state, metrics = step(state, placed, rng)
@@ -205,7 +205,7 @@ def test_evaluation_counts_are_the_same_on_eight_devices(batch):
   for num_devices in (1, 8):
     devices = mesh.make_evaluation_mesh(jax.devices()[:num_devices])
     step = steps.make_eval_step(devices, model=make_model(), prepare=scale)
-    placed = jax.device_put(masked, mesh.split_batch(devices))
+    placed = jax.device_put(masked, mesh.batch_sharding(devices))
     here = jax.device_put(variables, mesh.replicated(devices))
     sums.append(jax.device_get(step(here, placed)))
   assert sums[0]['count'] == 11
@@ -298,7 +298,7 @@ def test_statistics_step_returns_those_of_the_mini_batch(batch):
       jax.device_get(
         step(
           jax.device_put(variables, replicated),
-          jax.device_put(batch, mesh.split_batch(devices)),
+          jax.device_put(batch, mesh.batch_sharding(devices)),
           jax.device_put(jax.random.key(5), replicated),
         )
       )

@@ -23,7 +23,7 @@ from bn_inception.claims import networks, transform
 from bn_inception.claims.transform import Claim
 from bn_inception.errors import (
   UserError,
-  make_folder_of,
+  make_parent_folder,
   replacing,
   writing,
 )
@@ -119,7 +119,7 @@ def write_results(results: list[Result], output: str) -> None:
     ],
   }
   remedy = 'give another --output'
-  make_folder_of(output, remedy)
+  make_parent_folder(output, remedy)
   write_json(output, value, remedy)
   for result in results:
     if result.claim.draw is not None:
@@ -255,7 +255,7 @@ def check_and_report(
   console.print(f'wrote {output} and the figures next to it')
   if markdown is not None:
     remedy = 'give another --markdown'
-    make_folder_of(markdown, remedy)
+    make_parent_folder(markdown, remedy)
     with replacing(markdown, remedy=remedy) as file:
       file.write(to_markdown(results, output, os.path.dirname(markdown)))
   return results

@@ -72,7 +72,7 @@ class Batches:
       self.options,
       self.batch_size,
       self.num_channels,
-      mesh.split_batch(self.device_mesh, self._is_accumulating),
+      mesh.batch_sharding(self.device_mesh, self._is_accumulating),
       self.accumulate_steps,
     )
 

@@ -185,7 +185,7 @@ def abstract_training_batch(
   Args:
     options, batch_size, accumulate_steps: see `training_batches`.
     num_channels: the images' channels.
-    sharding: see `mesh.split_batch`.
+    sharding: see `mesh.batch_sharding`.
   """
   stack = (accumulate_steps,) if accumulate_steps > 1 else ()
   shapes = _batch_shapes(options, batch_size // accumulate_steps, num_channels)
@@ -414,7 +414,7 @@ class DeviceBatches(Iterator[dict]):
 
   Args:
     batches: this process's part of each.
-    device_mesh: the devices to divide them over: see `mesh.split_batch`.
+    device_mesh: the devices to divide them over: see `mesh.batch_sharding`.
     is_accumulating: whether a batch is a stack of micro-batches.
   """
 
@@ -426,7 +426,7 @@ class DeviceBatches(Iterator[dict]):
   ):
     self._wait_seconds, self._replaced = 0.0, []
     self._batches = iter(batches)
-    self._sharding = mesh.split_batch(device_mesh, is_accumulating)
+    self._sharding = mesh.batch_sharding(device_mesh, is_accumulating)
     with interruption.shielding_children():  # Grain's workers start here
       self._ahead = self._receive()
 

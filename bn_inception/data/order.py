@@ -42,7 +42,7 @@ def epoch_order(
   return order
 
 
-def met_again_fraction(
+def repeated_pair_fraction(
   num_examples: int, num_shards: int, shuffle: str, seed: int, batch_size: int
 ) -> float:
   """How badly the order mixes; 1 means the same mini-batches in every epoch.

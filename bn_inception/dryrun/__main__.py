@@ -25,7 +25,7 @@ from bn_inception import config_keys
 from bn_inception.data.sources import describe_data
 from bn_inception.dryrun import prediction
 from bn_inception.dryrun.prediction import GIB, Prediction
-from bn_inception.errors import make_folder_of
+from bn_inception.errors import make_parent_folder
 from bn_inception.experiment import make_setup
 from bn_inception.machine import streams
 from bn_inception.programs import command_line, config_flag, markdown
@@ -106,7 +106,7 @@ def write_results(
     'config': config,
     'predictions': [dataclasses.asdict(p) for p in predictions],
   }
-  make_folder_of(path, _REMEDY)
+  make_parent_folder(path, _REMEDY)
   write_json(path, value, _REMEDY)
 
 

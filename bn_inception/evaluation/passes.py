@@ -47,7 +47,7 @@ def evaluate(
     raise RuntimeError(
       f'evaluated {counted} examples of a split of {num_examples}'
     )
-  return {**metrics.averages(total), 'examples': counted}
+  return {**metrics.divide_by_count(total), 'examples': counted}
 
 
 def predict(

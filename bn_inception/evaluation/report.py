@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from bn_inception.data import imagenet
-from bn_inception.errors import UserError, make_folder_of, replacing
+from bn_inception.errors import UserError, make_parent_folder, replacing
 from bn_inception.evaluation import scores
 from bn_inception.evaluation.checkpoints import (
   EvaluationOptions,
@@ -149,7 +149,7 @@ def check_files(
     if real_paths.count(os.path.realpath(path)) > 1:
       raise UserError(f'{path} would be two files in one: {remedy}')
   for path in outputs:
-    make_folder_of(path, remedy)
+    make_parent_folder(path, remedy)
 
 
 def print_table(result: dict) -> None:

@@ -6,7 +6,7 @@ Accelerators run XLA's convolution. CPUs run oneDNN's in float32 if
 `jax.lax.conv_general_dilated`, up to rounding.
 
 Measured on two CPU cores, batch 16, all 3x3 convolutions of BN-Inception: oneDNN
-takes 267 instead of 361 ms forward, 620 instead of 1,625 backward (docs/speed.md).
+takes 267 instead of 361 ms forward, 620 instead of 1,625 backward (results/speed.md).
 """
 
 from collections.abc import Sequence

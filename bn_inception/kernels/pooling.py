@@ -1,7 +1,7 @@
 """3x3 pooling of NHWC images, lowered to what is fast on each platform.
 
 Measured on CPUs: average pooling by additions is 3 to 6 times as fast as XLA's
-windows, whose gradient of max pooling runs in a single thread (docs/speed.md).
+windows, whose gradient of max pooling runs in a single thread (results/speed.md).
 """
 
 from functools import partial

@@ -107,7 +107,7 @@ class Recorder:
       wait_seconds: how long the interval waited for input.
     """
     speed = self._speed(step, wait_seconds)
-    averages = metrics.averages(metrics.add_sums(fetched))
+    averages = metrics.divide_by_count(metrics.add_sums(fetched))
     measured = metrics.percentiles([f['measurements'] for f in fetched])
     latest = fetched[-1]
     bad_step = int(latest['first_nonfinite_step'])

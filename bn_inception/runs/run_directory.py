@@ -53,7 +53,8 @@ _PACKAGES = (
 def differences(old: dict, new: dict) -> list[str]:
   """'key: old -> new' for each key that must not differ but does."""
   old, new = (
-    config_keys.complete(flatten_dict(config, sep='.')) for config in (old, new)
+    config_keys.add_missing(flatten_dict(config, sep='.'))
+    for config in (old, new)
   )
   return [
     f'{key}: {_text_of(old, key)} -> {_text_of(new, key)}'

@@ -60,7 +60,7 @@ def _describe_order(experiment: Experiment) -> str:
     shards = f', {count(options.num_shards, "shard", form="")}'
   return (
     f'{options.shuffle}{shards}: '
-    f'{100 * experiment.met_again_fraction:.3g} % of the pairs in a mini-batch '
+    f'{100 * experiment.repeated_pair_fraction:.3g} % of the pairs in a mini-batch '
     'meet again in the next epoch'
   )
 

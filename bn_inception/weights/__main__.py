@@ -23,7 +23,7 @@ from absl import flags
 from bn_inception.errors import (
   UserError,
   check_writable,
-  make_folder_of,
+  make_parent_folder,
   writing,
 )
 from bn_inception.experiment import setup_of_checkpoint
@@ -36,7 +36,7 @@ from bn_inception.runs import (
   json_files,
   run_directory,
 )
-from bn_inception.train_state import count_parameters, start_from
+from bn_inception.train_state import count_parameters, initial_state
 from bn_inception.weights import description, files, layouts
 
 
@@ -77,7 +77,7 @@ def import_file(
   config['init_from'] = ''  # the weights are these
   config['source']['dataset'] = dataset or config['source']['dataset']
   variables = jax.tree.map(jnp.asarray, variables)
-  state = start_from(variables, setup_of_checkpoint(described).optimizer)
+  state = initial_state(variables, setup_of_checkpoint(described).optimizer)
   with writing(f'workdir {workdir}', 'give another --workdir'):
     os.makedirs(directory, exist_ok=True)
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
@@ -123,7 +123,7 @@ def export_checkpoint(
     state.evaluation_variables, setup.model, layout
   )
   step = int(state.step)
-  make_folder_of(output, 'give another --to')
+  make_parent_folder(output, 'give another --to')
   files.write_safetensors(
     output, weights, description.to_notes(described, layout, step)
   )

@@ -67,7 +67,7 @@ def start_from_checkpoint(
   return started, f'{path} ({what})'
 
 
-def check_first_weights(path: str, config: dict, num_channels: int) -> None:
+def check_initial_weights(path: str, config: dict, num_channels: int) -> None:
   """Raises what `start_from_checkpoint` would, before anything is written."""
   _check_same_network(path, config, num_channels)
   _read(path, mesh.replicated(mesh.make_evaluation_mesh(jax.devices())))
@@ -87,7 +87,7 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Raises a UserError if the checkpoint's network is a different function."""
   saved = checkpoint.read_description(path)
   theirs, ours = (
-    config_keys.function(flatten_dict(c, sep='.'))
+    config_keys.network_identity(flatten_dict(c, sep='.'))
     for c in (saved['config'], config)
   )
   theirs['colour channels'] = saved['num_channels']
@@ -100,7 +100,7 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   if different:
     raise UserError(
       f'{path} is not the network of the config ({"; ".join(different)}): give '
-      'another --init_from, or --config=configs/of_run.py:WORKDIR, the config of '
+      'another --init_from, or --config=configs/from_run.py:WORKDIR, the config of '
       'its run'
     )
 

@@ -5,7 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from bn_inception.data.order import SHUFFLES, epoch_order, met_again_fraction
+from bn_inception.data.order import (
+  SHUFFLES,
+  epoch_order,
+  repeated_pair_fraction,
+)
 from bn_inception.errors import UserError
 
 
@@ -33,19 +37,19 @@ def test_the_mixing_figure_counts_pairs(shuffle, num_examples, batch_size):
       if i // num_examples == j // num_examples:
         met[i // num_examples].add(frozenset((int(a), int(b))))
   expected = len(met[0] & met[1]) / len(met[1])
-  found = met_again_fraction(num_examples, 5, shuffle, 3, batch_size)
+  found = repeated_pair_fraction(num_examples, 5, shuffle, 3, batch_size)
   assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_shuffles_differ_in_how_often_pairs_meet_again():
   # 15 others in a batch: out of 127 in the shard, or of 2047 in all.
   def fraction(shuffle):
-    return met_again_fraction(2048, 16, shuffle, seed=0, batch_size=16)
+    return repeated_pair_fraction(2048, 16, shuffle, seed=0, batch_size=16)
 
   assert fraction('shards') == 1.0
   np.testing.assert_allclose(fraction('within_shards'), 15 / 127, rtol=0.15)
   np.testing.assert_allclose(fraction('global'), 15 / 2047, rtol=0.35)
-  assert met_again_fraction(100, 4, 'shards', 0, batch_size=1) == 0.0
+  assert repeated_pair_fraction(100, 4, 'shards', 0, batch_size=1) == 0.0
 
 
 def test_more_shards_than_examples_are_refused():

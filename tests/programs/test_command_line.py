@@ -256,11 +256,11 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       'checkpoint /no/9 does not exist',
     ),
     (
-      [*TRAIN, '--config=configs/of_run.py:'],
-      'give the run after the colon: configs/of_run.py:runs/a',
+      [*TRAIN, '--config=configs/from_run.py:'],
+      'give the run after the colon: configs/from_run.py:runs/a',
     ),
     (
-      [*TRAIN, '--config=configs/of_run.py:/no'],
+      [*TRAIN, '--config=configs/from_run.py:/no'],
       '/no/config.json cannot be read',
     ),
   ],

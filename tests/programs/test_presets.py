@@ -39,7 +39,7 @@ def test_files_are_found_here_first_and_then_in_the_project(folder):
 
 def test_names_are_those_of_config_files():
   names = presets.names()
-  assert 'configs/bn_x5.py' in names and 'configs/of_run.py' in names
+  assert 'configs/bn_x5.py' in names and 'configs/from_run.py' in names
   assert not {'configs/compose.py', 'configs/paper.py'} & set(names)
   assert not {'configs/studies.py', 'configs/__init__.py'} & set(names)
 

@@ -222,7 +222,7 @@ def test_fine_tuning_follows_the_size_of_its_data(tmp_path, network):
   training.train_and_evaluate(config, workdir, first)
 
   data = digit_folder(tmp_path / 'own', (8, 9), 24, 20)
-  tuned = compose.of_run(workdir)
+  tuned = compose.from_run(workdir)
   assert tuned.data.num_shards == 100
   tuned.init_from = checkpoints.find_checkpoint(workdir, None)
   tuned.training.num_epochs = 10.0
@@ -278,7 +278,7 @@ def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
   first, run_of_two_steps, tmp_path, capsys
 ):
   path, config = first
-  again = compose.of_run(run_of_two_steps[0])
+  again = compose.from_run(run_of_two_steps[0])
   assert again.name == 'like-bn_x5-digits'
   assert again.input_scaling.value_range == (-1.0, 1.0)
   again.unlock()
@@ -288,7 +288,7 @@ def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
   workdir = str(tmp_path / 'second')
   capsys.readouterr()
   training.train_and_evaluate(again.to_dict(), workdir)
-  assert f'first weights  {path} (step 2 of' in capsys.readouterr().out
+  assert f'init from      {path} (step 2 of' in capsys.readouterr().out
   ended = read_raw(checkpoint_folder.find(f'{workdir}/checkpoints'))
   # Nothing was learned from the average that the first run ended with.
   jax.tree.map(
@@ -303,4 +303,4 @@ def test_a_run_trains_on_from_a_checkpoint_and_can_be_resumed(
   (tmp_path / 'config.json').write_text('{')
   for folder in '/no/9', str(tmp_path):
     with pytest.raises(flags.IllegalFlagValueError, match='cannot be read'):
-      compose.of_run(folder)
+      compose.from_run(folder)

@@ -16,7 +16,7 @@ from bn_inception.evaluation.checkpoints import (
 )
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint, checkpoint_folder
-from bn_inception.train_state import start_from
+from bn_inception.train_state import initial_state
 from bn_inception.weights import __main__ as program
 from bn_inception.weights import files
 from bn_inception.weights.pytorch import from_pytorch
@@ -85,7 +85,7 @@ def test_imported_checkpoint_is_evaluated_and_exported(
   assert checkpoint.read_description(f'{again}/checkpoints/0') == expected
   assert expected['config']['data']['eval_crop'] == 'torchvision'
   assert expected['config']['input_scaling']['mean'][0] == 104.0
-  config = compose.of_run(again)
+  config = compose.from_run(again)
   assert config.data.eval_crop == 'torchvision'
   assert config.source.dataset == 'synthetic' and config.model.stem == 'dense'
   with pytest.raises(UserError, match='run holds checkpoints: give another'):
@@ -118,7 +118,7 @@ def write_checkpoint(directory, config, num_classes=10, num_channels=1):
     lambda x: jnp.asarray(rng.uniform(1, 5, x.shape), x.dtype),
     setup.abstract_state().evaluation_variables,
   )
-  state = start_from(variables, setup.optimizer).replace(step=jnp.int32(3))
+  state = initial_state(variables, setup.optimizer).replace(step=jnp.int32(3))
   if state.average_params:  # which are evaluated
     state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
   with checkpoint.open_checkpoints(str(directory), 1, 1) as checkpoints:
