@@ -221,7 +221,7 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
       [*EVAL, '--checkpoint=tests', '--statistics_batches=3'],
       '--statistics_batches has no effect with --statistics=moving: give ',
     ),
-    ([*EVAL, 'a.jpg', '--fold'], "'a.jpg' is not a flag"),
+    ([*EVAL, 'a.jpg', '--fold'], "unexpected argument 'a.jpg'"),
     (EVALUATION, 'give a command: average or classify'),
     ([*EVALUATION, 'average'], 'give one file or more'),
     ([*EVALUATION, 'average', 'a.npz', ''], 'an argument is empty'),
