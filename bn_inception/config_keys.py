@@ -216,6 +216,9 @@ KEYS: dict[str, Key] = {
   'training.population_batches': _resumable(_COUNT_OR_0),
 }
 
+# Keys of the model that every architecture has.
+_OF_ALL_MODELS = 'model.use_batch_norm', 'model.dtype'
+
 
 def may_change(key: str) -> bool:
   """Whether a run can resume with another value of a key; False for unknown keys."""
@@ -301,8 +304,16 @@ def check_config(config: dict) -> None:
     config: the plain nested dict of configs/.
 
   Raises:
-    UserError: for the first impossible value, an unknown key, or missing keys.
+    UserError: for the first impossible value, an unknown key, or missing keys;
+      for anything but plain dicts.
   """
+  if not isinstance(config, dict):
+    raise UserError(f'the config must be a plain dict, {_got(config)}')
+  for section, values in config.items():
+    if hasattr(values, 'to_dict'):
+      raise UserError(
+        f"the config's section {section} must be a plain dict, {_got(values)}"
+      )
   given = _flat(config)
   for key, value in given.items():
     if key not in KEYS:
@@ -316,10 +327,15 @@ def check_config(config: dict) -> None:
   missing = {'model'} - config.keys()
   for key in KEYS.keys() - given.keys():
     section = key.partition('.')[0]
-    if section != 'model':
+    if section != 'model' or key in _OF_ALL_MODELS:
       missing.add(key if section in config else section)
   if missing:
     raise UserError(f'the config lacks {", ".join(sorted(missing))}')
+
+
+def _got(config) -> str:
+  remedy = ': give config.to_dict()' if hasattr(config, 'to_dict') else ''
+  return f'got a {type(config).__name__}{remedy}'
 
 
 def _flat(config: dict) -> dict[str, object]:

@@ -26,9 +26,8 @@ def one_line(error: Exception) -> str:
 def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
   """Raises a UserError, with the valid values, if `value` is not one of them."""
   if value not in valid:
-    raise UserError(
-      f"{name} '{value}' is unknown: use one of {', '.join(valid)}"
-    )
+    choices = ', '.join(choice or "''" for choice in valid)
+    raise UserError(f"{name} '{value}' is unknown: use one of {choices}")
 
 
 RERUN = 'free up space or fix the folder, then rerun the same command to resume'

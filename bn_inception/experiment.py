@@ -17,6 +17,7 @@ training loop:
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
@@ -318,14 +319,23 @@ def make_model(config: dict, num_classes: int) -> nn.Module:
   """The network of a config, in evaluation mode.
 
   Raises:
-    UserError: for an unknown architecture.
+    UserError: if there is no such architecture, or if it lacks a key.
   """
   architectures = {
     'inception': inception.Inception,
     'perceptron': perceptron.Perceptron,
   }
   check_choice('architecture', config['architecture'], tuple(architectures))
-  return architectures[config['architecture']](
+  architecture = architectures[config['architecture']]
+  names = inspect.signature(architecture).parameters
+  for name in config['model']:
+    if name not in names:
+      known = [k for k in names if f'model.{k}' in config_keys.KEYS]
+      raise UserError(
+        f'{config["architecture"]} has no key model.{name}: it has '
+        f'{", ".join(sorted(known))}'
+      )
+  return architecture(
     num_classes=num_classes,
     norm_batch_size=config['norm_batch_size'],
     **config['model'],

@@ -97,9 +97,10 @@ def _read_points(workdir: str, metric: str) -> tuple[Point, ...]:
       f'{record["kind"]}/{key}'
       for record in records
       for key in record.keys() - {'kind', 'step'}
+      if _is_number(record[key])
     }
     raise UserError(
-      f"{workdir} has no numbers of '{metric}': give one of "
+      f"{workdir} has no numbers of '{metric}': leave it out, or give one of "
       f'{", ".join(sorted(found))} as --metric'
     )
   return points

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from bn_inception import mesh
+from bn_inception import config_keys, mesh
 from bn_inception.data import data_facts
 from bn_inception.data.input_pipeline import DeviceBatches
 from bn_inception.errors import UserError
@@ -73,8 +73,9 @@ def train_and_evaluate(
   entry_time = time.monotonic()
   if profile is not None:
     check_folder(profile)
-  # Lists for tuples, as in the config.json that it is compared with.
-  config = json.loads(json.dumps(config))
+  config_keys.check_config(config)
+  # As if read from a file: lists for tuples, Python's numbers for NumPy's.
+  config = json.loads(json.dumps(config, default=lambda value: value.item()))
   experiment = make_experiment(config, data_dir)
   source, data = experiment.source, _data_facts(experiment)
   if config['init_from'] and not resume.checkpoint_steps(workdir):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from bn_inception import config_keys
 from bn_inception.errors import UserError
@@ -162,12 +163,23 @@ def test_keys_that_are_unknown_or_missing_are_named():
     (lambda c: c.pop('model'), 'lacks model$'),
     (lambda c: c.pop('optimizer'), 'lacks optimizer$'),
     (lambda c: c.pop('seed'), 'lacks seed'),
-    (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum:'),
-    (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm:'),
-    (lambda c: c.update(training=3), 'key training:'),
+    (lambda c: c.update(optimiser={'momentum': 0.9}), 'optimiser.momentum is'),
+    (lambda c: c['optimizer'].update(momentm=0.9), 'optimizer.momentm is unk'),
+    (lambda c: c.update(training=3), 'training is unknown'),
+    (
+      lambda c: c['model'].clear(),
+      r'lacks model\.dtype, model\.use_batch_norm$',
+    ),
+    (lambda c: c.update(model=ConfigDict()), r'section model .*to_dict\(\)'),
   ):
     config = copy.deepcopy(whole)
     change(config)
+    with pytest.raises(UserError, match=message):
+      config_keys.check_config(config)
+  for config, message in (
+    (compose.preset('bn_x5', 'digits'), r'a ConfigDict: .*to_dict\(\)'),
+    ('configs/bn_x5.py', 'plain dict, got a str$'),
+  ):
     with pytest.raises(UserError, match=message):
       config_keys.check_config(config)
   # A network has defaults, and keys of its own.

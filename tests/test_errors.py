@@ -10,6 +10,7 @@ import pytest
 
 from bn_inception.errors import (
   UserError,
+  check_choice,
   check_free_space,
   check_writable,
   make_parent_folder,
@@ -24,6 +25,12 @@ def refusal(path):
   assert message.startswith(f'{path} cannot be written (')
   assert message.endswith('): give another --output') and '\n' not in message
   return message
+
+
+def test_choices_are_listed_and_an_empty_one_is_seen():
+  with pytest.raises(UserError, match="norm 'x' .*: use one of '', group$"):
+    check_choice('norm', 'x', ('', 'group'))
+  check_choice('norm', '', ('', 'group'))
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):

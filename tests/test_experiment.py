@@ -32,6 +32,14 @@ def test_a_misspelt_key_fails_at_start_up(digits_config, section):
     make_experiment(digits_config, None)
 
 
+def test_keys_of_another_architecture_are_refused(digits_config):
+  digits_config['architecture'] = 'perceptron'
+  with pytest.raises(
+    UserError, match=r'perceptron has no key model\.\w+: .* hidden_sizes, '
+  ):
+    make_experiment(digits_config, None)
+
+
 def test_steps_follow_from_epochs(digits_config):
   digits_config['training']['num_epochs'] = 2.5
   experiment = make_experiment(digits_config, None)

@@ -22,7 +22,8 @@ def workdirs(tmp_path):
       {'kind': 'train', 'step': 1, 'loss': 2.5, 'top1': 0.0},
       {'kind': 'eval', 'step': 1, 'top1': factor * 1.0},
       {'kind': 'eval', 'step': 2, 'top1': factor * 2.0},
-      {'kind': 'eval', 'step': 3, 'top1': None},  # it was not finite
+      # They were not finite.
+      {'kind': 'eval', 'step': 3, 'top1': None, 'loss': None},
     ]
     lines = ''.join(json.dumps(record) + '\n' for record in records)
     (folder / 'metrics.jsonl').write_text(lines)
@@ -54,6 +55,7 @@ def test_suffix_is_the_format(workdirs, tmp_path, name, start):
   [
     ('eval/top1', 'a.gif', r'a\.gif.*\.html, \.svg'),
     ('eval/top2', 'a.svg', r"'eval/top2'.*eval/top1, train/loss, train/top1"),
+    ('eval/loss', 'a.svg', r'leave it out, or .* eval/top1, train/loss, tr'),
     ('eval/top1', 'absent/a.html', r'absent/a\.html cannot be written.*--out'),
   ],
 )

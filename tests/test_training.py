@@ -436,6 +436,13 @@ def test_target_is_reached_at_the_first_evaluation_above_it(
 
 
 @pytest.mark.slow
+def test_a_config_may_have_numbers_of_numpy(tmp_path, digits_config):
+  digits_config['seed'] = np.int64(3)
+  digits_config['init_from'] = str(tmp_path / 'absent')
+  with pytest.raises(UserError, match=f'{tmp_path}/absent does not exist'):
+    training.train_and_evaluate(digits_config, str(tmp_path / 'run'))
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path, digits_config):
   training.train_and_evaluate(with_epochs(digits_config, 1), str(tmp_path))
   before = (tmp_path / 'metrics.jsonl').read_bytes()

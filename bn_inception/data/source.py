@@ -1,10 +1,13 @@
 """`Source`: what the input pipeline needs from a data set."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from bn_inception.errors import UserError
 
 TRAIN_SPLIT, TEST_SPLIT = 'train', 'test'
 # Data set names that are not in the TFDS catalogue.
@@ -70,18 +73,40 @@ class ListedImages(Source):
     images: paths, encoded bytes, or uint8 [H, W, C].
     class_names: of the network that classifies them.
     num_channels: the network's input channels.
+
+  Raises:
+    UserError: for anything else, such as floats or one image that is no list.
   """
 
   name = 'images'
 
   def __init__(
     self,
-    images: Sequence[str | bytes | np.ndarray],
+    images: Sequence[str | os.PathLike | bytes | np.ndarray],
     class_names: Sequence[str],
     num_channels: int,
   ):
     self.class_names, self.num_channels = tuple(class_names), num_channels
-    self._images = images
+    if isinstance(images, str | os.PathLike | bytes):
+      raise UserError('one image was given for a list of them: put it into [ ]')
+    self._images = [self._check(i, image) for i, image in enumerate(images)]
+
+  def _check(self, index: int, image) -> str | bytes | np.ndarray:
+    """The image, a path as a string."""
+    if isinstance(image, str | os.PathLike):
+      return os.fspath(image)
+    if isinstance(image, bytes):
+      return image
+    what = f'a {type(image).__name__}'
+    if isinstance(image, np.ndarray):
+      is_image = image.dtype == np.uint8 and image.ndim == 3 and image.size > 0
+      if is_image and image.shape[-1] == self.num_channels:
+        return image
+      what = f'{image.dtype}{list(image.shape)}'
+    raise UserError(
+      f'image {index} is {what}: give a path, encoded bytes or uint8 '
+      f'[H, W, {self.num_channels}] of 0 to 255'
+    )
 
   def __len__(self) -> int:
     return len(self._images)

@@ -441,7 +441,7 @@ def _apply(options: EvaluationOptions, config: dict) -> str:
 def _statistics_kinds(config: dict, statistics: str) -> tuple[str, ...]:
   if config['model']['use_batch_norm']:
     return STATISTICS[statistics]
-  if statistics == 'population':
+  if POPULATION in STATISTICS[statistics]:
     raise UserError(
       'this network has no batch normalization, so it has no statistics: leave '
       'out --statistics'

@@ -1,5 +1,6 @@
 """Applies a trained network to images, from a program or a notebook."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.runs import checkpoint
 
 # Each a path, encoded bytes or uint8 [H, W, C] of any size.
-Images = Sequence[str | bytes | np.ndarray]
+Images = Sequence[str | os.PathLike | bytes | np.ndarray]
 
 
 class Network(NamedTuple):
@@ -53,7 +54,7 @@ def load(path: str, crops: str | None = None) -> Network:
 
   Raises:
     UserError: as `checkpoint.restore_weights`; from `apply` and `inputs`: if an
-      image cannot be read.
+      image cannot be read or is none, or if `inputs` gets none.
   """
   description = checkpoint.read_description(path)
   config = description['config']
@@ -83,6 +84,8 @@ def load(path: str, crops: str | None = None) -> Network:
     return np.exp(log_probabilities)
 
   def inputs(images: Images) -> np.ndarray:
+    if not len(images):
+      raise UserError('there are no images: give one or more')
     [batch] = evaluation_batches(
       open_images(images), setup.batches.options, len(images)
     )

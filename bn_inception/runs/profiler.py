@@ -1,12 +1,14 @@
 """A profile of some steps of a run, by JAX's own profiler."""
 
+import contextlib
 import glob
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 
 import jax
 
-from bn_inception.errors import check_writable, writing
+from bn_inception.errors import UserError, check_writable, one_line
 
 # Steps before the profile, in which programs compile and buffers fill, and in it.
 SKIPPED_STEPS, PROFILED_STEPS = 10, 10
@@ -16,6 +18,18 @@ _REMEDY = 'give another --profile'
 def check_folder(folder: str) -> None:
   """Raises a UserError if a profile could not be written there."""
   check_writable(os.path.join(folder, 'plugins', 'profile', 'trace'), _REMEDY)
+
+
+@contextlib.contextmanager
+def _explained(folder: str) -> Iterator[None]:
+  """Turns an error of JAX's profiler into one line."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:
+    raise UserError(
+      f'there is no profile in {folder} ({one_line(error)}): {_REMEDY}, or leave '
+      'it out'
+    ) from error
 
 
 class Profiler:
@@ -35,7 +49,7 @@ class Profiler:
     self._folder, self._tell = folder, tell
     self._begin = first_step + SKIPPED_STEPS
     self._end = self._begin + PROFILED_STEPS
-    self._last = None  # step in the profile; None: it has not begun
+    self._last = None  # newest step; None: the profile has not begun
 
   def __enter__(self) -> 'Profiler':
     return self
@@ -52,7 +66,8 @@ class Profiler:
     self._last = step
     if step == self._begin:
       jax.block_until_ready(result)
-      jax.profiler.start_trace(self._folder)
+      with _explained(self._folder):
+        jax.profiler.start_trace(self._folder)
     elif step == self._end:
       jax.block_until_ready(result)
       self._write()
@@ -61,17 +76,22 @@ class Profiler:
     if self._folder is None or self._last == self._end:
       return
     if self._last is None:
-      self._tell(
-        f'nothing was profiled: the run ended before step {self._begin + 1}'
-      )
+      self._tell(self._nothing())
     else:
       self._write()
 
+  def _nothing(self) -> str:
+    return f'nothing was profiled: the run ended before step {self._begin + 1}'
+
   def _write(self) -> None:
-    with writing(self._folder, _REMEDY):
+    with _explained(self._folder):
       jax.profiler.stop_trace()
     pattern = os.path.join(self._folder, 'plugins/profile/*/*.trace.json.gz')
     newest = max(glob.glob(pattern), key=os.path.getmtime)
+    if self._last == self._begin:  # no step followed
+      shutil.rmtree(os.path.dirname(newest))
+      self._tell(self._nothing())
+      return
     self._tell(
       f'profile of steps {self._begin + 1} to {self._last}: open {newest} at '
       'https://ui.perfetto.dev, or the folder with XProf'

@@ -27,7 +27,9 @@ def print_summary(experiment: Experiment, num_parameters: int) -> None:
     ),
     'convolutions': native.describe(),
     'batch': f'{count(batch_size, "example")}{micro_batches}',
-    'normalisation': _describe_normalisation(setup.norm_batch_size),
+    'normalisation': _describe_normalisation(
+      setup.norm_batch_size, config['model'].get('norm', '')
+    ),
     'order': _describe_order(experiment),
     'learning rate': _describe_learning_rate(experiment),
     'L2': f'{config["optimizer"]["weight_decay"]:g} on kernels',
@@ -45,9 +47,9 @@ def print_summary(experiment: Experiment, num_parameters: int) -> None:
     print(f'{name:14} {value}')
 
 
-def _describe_normalisation(size: int | None) -> str:
+def _describe_normalisation(size: int | None, norm: str = '') -> str:
   if not size:
-    return 'none'
+    return norm or 'none'
   if size == 1:
     return 'statistics of each example by itself'
   return f'{count(size, "example")} share statistics'

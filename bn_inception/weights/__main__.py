@@ -39,6 +39,10 @@ from bn_inception.runs import (
 from bn_inception.train_state import count_parameters, initial_state
 from bn_inception.weights import description, files, layouts
 
+# Flags of one direction only, besides those that choose it.
+_IMPORT_FLAGS = 'from', 'workdir', 'dataset', 'class_names', 'keep_background'
+_EXPORT_FLAGS = 'checkpoint', 'to', 'layout'
+
 
 def import_file(
   path: str,
@@ -51,7 +55,7 @@ def import_file(
 
   Args:
     path: see `files.read`.
-    workdir: for the checkpoint; must not hold any.
+    workdir: for the checkpoint; must not hold any, nor a run.
     dataset: that the network was trained on; None: that of the exported
       checkpoint, or ImageNet.
     names_file: see `name_classes`; None: the names of the exported checkpoint,
@@ -64,9 +68,10 @@ def import_file(
   directory = os.path.join(workdir, run_directory.CHECKPOINTS_FOLDER)
   if checkpoint_folder.list_steps(directory):
     raise UserError(f'{workdir} holds checkpoints: give another --workdir')
-  check_writable(
-    os.path.join(workdir, run_directory.CONFIG_FILE), 'give another --workdir'
-  )
+  config_path = os.path.join(workdir, run_directory.CONFIG_FILE)
+  if os.path.exists(config_path):  # of a run without checkpoints, as diverged
+    raise UserError(f'{workdir} holds a run: give another --workdir')
+  check_writable(config_path, 'give another --workdir')
   contents = files.read(path)
   variables, described, remarks = layouts.read_network(
     contents, path, names_file, keep_background
@@ -82,9 +87,7 @@ def import_file(
     os.makedirs(directory, exist_ok=True)
   with checkpoint.open_checkpoints(directory, 1, 1) as checkpoints:
     checkpoint.save(checkpoints, state, described, top1=None)
-  json_files.write_json(
-    os.path.join(workdir, run_directory.CONFIG_FILE), config
-  )
+  json_files.write_json(config_path, config)
   for remark in (*contents.remarks, *remarks):
     print(f'{path}: {remark}')
   num_classes, size = (
@@ -195,6 +198,13 @@ def main() -> None:
     raise UserError(
       'give --from and --workdir to import, or --checkpoint and --to to export'
     )
+  for name in _EXPORT_FLAGS if is_import else _IMPORT_FLAGS:
+    if values[name].present:
+      raise UserError(
+        f'--{name} has no effect when a '
+        f'{"file is imported" if is_import else "checkpoint is exported"}: '
+        'leave it out'
+      )
   streams.continue_without_stdout()
   if is_import:
     import_file(

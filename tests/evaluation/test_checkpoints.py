@@ -213,6 +213,10 @@ def described(monkeypatch, digits_config):
 
 def test_what_needs_no_result_is_refused_before_anything_runs(described):
   first = described('runs/1')
+  plain = described('runs/6', model__use_batch_norm=False)
+  for statistics in 'population', 'both':
+    with pytest.raises(UserError, match='leave out --statistics'):
+      checkpoints.prepare([plain], EvaluationOptions(statistics=statistics))
   for others, options, message in (
     ([], {'real': True}, "'0' has no ReaL label"),
     (

@@ -1,12 +1,14 @@
 """A trained network applied to images in memory and in files."""
 
+import pathlib
+
 import cv2
 import jax
 import numpy as np
 import pytest
 
 from bn_inception import training
-from bn_inception.data.sources import make_source
+from bn_inception.data.sources import ListedImages, make_source
 from bn_inception.errors import UserError
 from bn_inception.evaluation import checkpoints, inference
 from bn_inception.experiment import make_experiment
@@ -69,9 +71,41 @@ def test_inputs_are_cropped_and_scaled(tmp_path, digits_config):
   assert inputs.shape == (3, 8, 8, 1) and inputs.dtype == np.float32
   np.testing.assert_allclose(inputs - expected, 0, atol=1e-6)
   assert network.class_names == tuple('0123456789')
+  with pytest.raises(UserError, match='no images'):
+    network.inputs([])
   crops = inference.load(f'{path}/0', crops='ten').inputs(images)
   assert crops.shape == (3, 5, 8, 8, 1)  # the other five are mirrored
   np.testing.assert_allclose(crops - expected[..., None], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'images, named',
+  [
+    ('a.png', 'put it into '),
+    (pathlib.Path('a.png'), 'put it into '),
+    (b'\x89PNG', 'put it into '),
+    ([None], 'image 0 is a NoneType'),
+    (
+      [np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8, 1))],
+      'image 1 is float64',
+    ),
+    ([np.zeros((8, 8), np.uint8)], r'uint8\[8, 8\]: .*\[H, W, 1\]'),
+    ([np.zeros((8, 8, 4), np.uint8)], r'uint8\[8, 8, 4\]: .*\[H, W, 1\]'),
+    ([np.zeros((0, 8, 1), np.uint8)], r'uint8\[0, 8, 1\]'),
+    (np.zeros((8, 8, 1), np.uint8), r'image 0 is uint8\[8, 1\]'),
+  ],
+)
+def test_what_is_no_image_is_refused(images, named):
+  with pytest.raises(UserError, match=named):
+    ListedImages(images, ['a', 'b'], 1)
+
+
+def test_paths_may_be_objects(tmp_path):
+  path = tmp_path / 'a.png'
+  path.write_bytes(b'png')
+  source = ListedImages([path, str(path)], ['a', 'b'], 1)
+  assert source[0] == source[1] == (b'png', 0)
+  assert source.describe(0) == str(path)
 
 
 def test_files_are_read_before_the_network(tmp_path, monkeypatch):

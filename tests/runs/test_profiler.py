@@ -48,9 +48,24 @@ def test_steps_11_to_20_of_a_process(tmp_path, first_step, last_step, expected):
   assert steps_in(path) == list(range(first, last + 1))
 
 
-def test_a_run_may_be_too_short(tmp_path):
-  [line] = take_steps(str(tmp_path), 9)
-  assert 'step 11' in line and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize('last_step', [9, 10])
+def test_a_run_may_be_too_short(tmp_path, last_step):
+  [line] = take_steps(str(tmp_path), last_step)
+  assert line.startswith('nothing') and 'step 11' in line
+  assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_a_folder_that_is_lost_meanwhile_is_named(tmp_path):
+  folder = tmp_path / 'a'
+  with (
+    pytest.raises(UserError, match=f'{folder} .*give another --profile'),
+    Profiler(str(folder), 0, print) as profiler,
+  ):
+    profiler.after(10, ())
+    folder.write_text('')
+    profiler.after(20, ())
+  folder.unlink()
+  jax.profiler.stop_trace()  # JAX goes on until it can be written
 
 
 def test_nothing_is_profiled_unless_asked():

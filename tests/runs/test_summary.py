@@ -45,12 +45,13 @@ def test_the_summary_tells_the_schedule(digits_config):
 
 
 @pytest.mark.parametrize(
-  'size, text',
+  'size, norm, text',
   [
-    (None, 'none'),
-    (1, 'statistics of each example by itself'),
-    (32, '32 examples share statistics'),
+    (0, '', 'none'),
+    (0, 'group', 'group'),
+    (1, '', 'statistics of each example by itself'),
+    (32, '', '32 examples share statistics'),
   ],
 )
-def test_the_summary_tells_the_normalisation(size, text):
-  assert summary._describe_normalisation(size) == text
+def test_the_summary_tells_the_normalisation(size, norm, text):
+  assert summary._describe_normalisation(size, norm) == text

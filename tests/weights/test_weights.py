@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from bn_inception.data import sources
 from bn_inception.errors import UserError
@@ -49,6 +50,38 @@ def test_places_are_checked_before_files_are_read(tmp_path):
     UserError, match='cannot be written .*: give another --to'
   ):
     program.export_checkpoint('/no/0', f'{tmp_path}/file/a.safetensors')
+
+
+def test_a_run_without_checkpoints_is_not_overwritten(tmp_path):
+  config = tmp_path / 'config.json'
+  config.write_text('{"name": "diverged"}')
+  with pytest.raises(UserError, match=f'{tmp_path} holds a run: .*--workdir'):
+    program.import_file('/no/weights.pth', str(tmp_path))
+  assert config.read_text() == '{"name": "diverged"}'
+
+
+@pytest.mark.parametrize(
+  'arguments, ignored',
+  [
+    ('--from=a --workdir=b --layout=pytorchcv', '--layout'),
+    ('--from=a --workdir=b --to=c', '--to'),
+    ('--checkpoint=a --to=b --dataset=digits', '--dataset'),
+    ('--checkpoint=a --to=b --keep_background', '--keep_background'),
+  ],
+)
+def test_flags_without_effect_are_refused(arguments, ignored, monkeypatch):
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  for define in 'DEFINE', 'DEFINE_string', 'DEFINE_bool', 'DEFINE_enum':
+    monkeypatch.setattr(
+      flags,
+      define,
+      functools.partial(getattr(flags, define), flag_values=values),
+    )
+  program.define_flags()
+  values(['', *arguments.split()])
+  with pytest.raises(UserError, match=f'{ignored} has no effect'):
+    program.main()
 
 
 @pytest.mark.slow
