@@ -40,7 +40,7 @@ def define_flags() -> None:
   define_paths(
     'checkpoint',
     'Folder of one checkpoint, instead of --workdir; several are an ensemble. '
-    'Example: --checkpoint runs/a/checkpoints/450 runs/b/checkpoints/450',
+    'Example: --checkpoint runs/a/checkpoints/1802 runs/b/checkpoints/1802',
   )
   flags.DEFINE_string(
     'dataset',

@@ -117,7 +117,7 @@ def define_classify() -> Callable[[list[str]], None]:
     'checkpoint',
     None,
     'Folder of a checkpoint, instead of --workdir. '
-    'Example: --checkpoint=runs/digits/checkpoints/450',
+    'Example: --checkpoint=runs/digits/checkpoints/1802',
   )
 
   def main(arguments: list[str]) -> None:

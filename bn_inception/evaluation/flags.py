@@ -18,7 +18,7 @@ def define_network_flags() -> None:
   flags.DEFINE_integer(
     'step',
     None,
-    'Step of the checkpoint in --workdir; default: the newest. Example: --step=450',
+    'Step of the checkpoint in --workdir; default: the newest. Example: --step=1802',
   )
   flags.DEFINE_enum(
     'crops',

@@ -430,7 +430,7 @@ def _verify(path: str) -> None:
   else:
     raise UserError(
       f'{path} is not a checkpoint: give a folder such as '
-      'runs/digits/checkpoints/450'
+      'runs/digits/checkpoints/1802'
     )
 
 
