@@ -99,9 +99,10 @@ def _read_points(workdir: str, metric: str) -> tuple[Point, ...]:
       for key in record.keys() - {'kind', 'step'}
       if _is_number(record[key])
     }
+    others = f', or give one of {", ".join(sorted(found))} as --metric'
     raise UserError(
-      f"{workdir} has no numbers of '{metric}': leave it out, or give one of "
-      f'{", ".join(sorted(found))} as --metric'
+      f"{workdir} has no numbers of '{metric}': leave it out"
+      f'{others if found else ""}'
     )
   return points
 

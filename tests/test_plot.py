@@ -64,6 +64,15 @@ def test_bad_input(workdirs, tmp_path, metric, out, named):
     plot.draw(workdirs, metric, str(tmp_path / out))
 
 
+def test_run_without_numbers(tmp_path):
+  record = {'kind': 'eval', 'step': 3, 'top1': None}
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
+  with pytest.raises(
+    UserError, match="no numbers of 'eval/top1': leave it out$"
+  ):
+    plot.make_plot([str(tmp_path)], 'eval/top1')
+
+
 def test_files_of_runs_are_not_replaced(workdirs):
   with open(f'{workdirs[0]}/config.json', 'w') as file:
     file.write('{}')

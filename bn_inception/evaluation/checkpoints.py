@@ -281,6 +281,10 @@ def _prepare_member(
   kinds = _statistics_kinds(config, options.statistics)
   if options.fold and config['architecture'] == 'perceptron':
     raise UserError('--fold is for convolutional networks: leave it out')
+  if options.fold and kinds == (NONE,):
+    raise UserError(
+      f'{path} has no batch normalization to fold: leave out --fold'
+    )
   key = names['dataset'], split, names['num_holdout'], names['keep_in_memory']
   if key not in opened:
     source = open_split(config, names['dataset'], split, options.data_dir)

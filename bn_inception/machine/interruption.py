@@ -290,8 +290,8 @@ class StopRequests(contextlib.AbstractContextManager):
 
 
 def _say(text: str) -> None:
-  """Prints a line to stderr."""
-  print(text, file=sys.stderr, flush=True)
+  """Prints a line to stderr, also while the main thread redirects it."""
+  print(text, file=sys.__stderr__ or sys.stderr, flush=True)
 
 
 def _end(number: int) -> None:

@@ -404,7 +404,11 @@ def _restore(path: str, items: dict[str, Any]):
       restored = handler.restore(
         _LiteralPath(path), args=ocp.args.Composite(**items)
       )
-  except _UNREADABLE as error:
+  except Exception as error:
+    if isinstance(error.__cause__, KeyboardInterrupt):  # Orbax wraps it
+      raise KeyboardInterrupt from error
+    if not isinstance(error, _UNREADABLE):
+      raise
     raise UserError(
       f'checkpoint {path} cannot be read ({type(error).__name__}: '
       f'{one_line(error)}): evaluate another one with --step or --checkpoint; to '

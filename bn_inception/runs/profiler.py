@@ -87,9 +87,10 @@ class Profiler:
     with _explained(self._folder):
       jax.profiler.stop_trace()
     pattern = os.path.join(self._folder, 'plugins/profile/*/*.trace.json.gz')
-    newest = max(glob.glob(pattern), key=os.path.getmtime)
+    newest = max(glob.glob(pattern), key=os.path.getmtime, default=self._folder)
     if self._last == self._begin:  # no step followed
-      shutil.rmtree(os.path.dirname(newest))
+      if newest != self._folder:  # another process may have removed it
+        shutil.rmtree(os.path.dirname(newest), ignore_errors=True)
       self._tell(self._nothing())
       return
     self._tell(

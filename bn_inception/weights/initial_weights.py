@@ -86,14 +86,16 @@ def _read(
 def _check_same_network(path: str, config: dict, num_channels: int) -> None:
   """Raises a UserError if the checkpoint's network is a different function."""
   saved = checkpoint.read_description(path)
-  theirs, ours = (
-    config_keys.network_identity(flatten_dict(c, sep='.'))
-    for c in (saved['config'], config)
+  (theirs, their_texts), (ours, our_texts) = (
+    _function_and_texts(c, channels)
+    for c, channels in (
+      (saved['config'], saved['num_channels']),
+      (config, num_channels),
+    )
   )
-  theirs['colour channels'] = saved['num_channels']
-  ours['colour channels'] = num_channels
   different = [
-    f'{key} is {theirs.get(key, "absent")}, not {ours.get(key, "absent")}'
+    f'{key} is {their_texts.get(key, "absent")}, not '
+    f'{our_texts.get(key, "absent")}'
     for key in sorted(theirs.keys() | ours.keys())
     if theirs.get(key) != ours.get(key)
   ]
@@ -103,6 +105,19 @@ def _check_same_network(path: str, config: dict, num_channels: int) -> None:
       'another --init_from, or --config=configs/from_run.py:WORKDIR, the config of '
       'its run'
     )
+
+
+def _function_and_texts(
+  config: dict, num_channels: int
+) -> tuple[dict, dict[str, str]]:
+  """What the network computes, see `config_keys.network_identity`, and all as text."""
+  flat = flatten_dict(config, sep='.')
+  channels = {'colour channels': num_channels}
+  texts = config_keys.add_missing(flat) | channels
+  return (
+    config_keys.network_identity(flat) | channels,
+    {key: str(value) or "''" for key, value in texts.items()},
+  )
 
 
 def _take(path: str, own: dict, saved: dict, with_last_layer: bool) -> dict:

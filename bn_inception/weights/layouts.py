@@ -7,6 +7,7 @@ checkpoint.
 import flax.linen as nn
 import jax
 
+from bn_inception.errors import UserError
 from bn_inception.experiment import setup_of_checkpoint
 from bn_inception.weights import description
 from bn_inception.weights.files import Contents
@@ -52,9 +53,15 @@ def read_network(
     (variables, description for `checkpoint.save`, remarks of `Imported`).
 
   Raises:
-    UserError: as `import_weights`, `from_notes` and `name_classes`.
+    UserError: as `import_weights`, `from_notes` and `name_classes`; to keep the
+      background of weights that have none.
   """
   weights, remarks = contents.arrays, ()
+  if keep_background and not _is_slim(weights):
+    raise UserError(
+      f"{path} is not TF-Slim's, so it has no background class: leave out "
+      '--keep_background'
+    )
   described = description.from_notes(contents.notes, path)
   if described and described.pop('layout') == OWN:
     variables = _import_own(weights, described, path)
@@ -90,9 +97,13 @@ def import_weights(
     UserError: if the names are of no known layout; as `from_pytorch` and
       `from_slim`.
   """
-  if any(name.startswith(SCOPE) for name in weights):
+  if _is_slim(weights):
     return from_slim(weights, keep_background, path)
   return from_pytorch(weights, path)
+
+
+def _is_slim(weights: Weights) -> bool:
+  return any(name.startswith(SCOPE) for name in weights)
 
 
 def _import_own(weights: Weights, described: dict, path: str) -> dict:

@@ -217,6 +217,8 @@ def test_what_needs_no_result_is_refused_before_anything_runs(described):
   for statistics in 'population', 'both':
     with pytest.raises(UserError, match='leave out --statistics'):
       checkpoints.prepare([plain], EvaluationOptions(statistics=statistics))
+  with pytest.raises(UserError, match='runs/6 has no .*leave out --fold'):
+    checkpoints.prepare([plain], EvaluationOptions(fold=True))
   for others, options, message in (
     ([], {'real': True}, "'0' has no ReaL label"),
     (

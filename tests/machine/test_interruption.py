@@ -1,5 +1,7 @@
 """Signals: answered at once; runs are saved first and lose no step."""
 
+import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -303,3 +305,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
   jax.tree.map(
     np.testing.assert_array_equal, read_raw(whole), read_raw(stopped)
   )
+
+
+def test_the_answer_is_seen_while_stderr_is_redirected(capfd):
+  with contextlib.redirect_stderr(io.StringIO()) as redirected:
+    interruption._say('interrupted')
+  assert redirected.getvalue() == ''
+  assert capfd.readouterr().err == 'interrupted\n'

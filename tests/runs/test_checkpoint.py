@@ -410,3 +410,17 @@ def test_a_disk_that_became_read_only_or_a_folder_that_is_gone(
       checkpoint.save(checkpoints, small_state(2), DESCRIPTION, None)
   assert not directory.exists()
   assert capfd.readouterr().err == ''
+
+
+def test_ctrl_c_while_restoring_is_no_damage(tmp_path, monkeypatch):
+  (tmp_path / 'state').mkdir()
+
+  def interrupted(*args, **kwargs):
+    try:
+      raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+      raise ValueError('an array') from error
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'restore', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoint.read_description(str(tmp_path))

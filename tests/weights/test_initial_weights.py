@@ -18,7 +18,10 @@ from bn_inception.experiment import make_experiment
 from bn_inception.programs import presets
 from bn_inception.runs import checkpoint, checkpoint_folder
 from bn_inception.runs.logbook import read_metrics
-from bn_inception.weights.initial_weights import start_from_checkpoint
+from bn_inception.weights.initial_weights import (
+  _check_same_network,
+  start_from_checkpoint,
+)
 from configs import compose
 from tests.conftest import short_digits_config, use_few_rows
 
@@ -166,6 +169,24 @@ def test_other_networks_are_refused(first):
     assert message in str(caught.value)
   with pytest.raises(UserError, match='colour channels is 1, not 3'):
     start(path, config, num_channels=3)
+
+
+def test_a_network_without_another_norm_is_told_from_one_with(
+  digits_config, tmp_path, monkeypatch
+):
+  older = copy.deepcopy(digits_config)
+  del older['model']['norm']
+  monkeypatch.setattr(
+    checkpoint,
+    'read_description',
+    lambda path: {'config': copy.deepcopy(older), 'num_channels': 1},
+  )
+  _check_same_network('a/checkpoints/9', digits_config, 1)
+  digits_config['model'].update(use_batch_norm=False, norm='group')
+  with pytest.raises(
+    UserError, match="model.norm is '', not group; model.use_"
+  ):
+    _check_same_network('a/checkpoints/9', digits_config, 1)
 
 
 def test_other_shapes_are_named(first):

@@ -242,4 +242,4 @@ def test_slim_weights_that_are_no_numbers_are_named():
     from_slim(weights)
   message = str(error.value)
   assert 'Conv2d_2c_3x3/BatchNorm/moving_variance[5] is -0.5' in message
-  assert 'and 1 more array' in message
+  assert 'and 1 more array:' in message

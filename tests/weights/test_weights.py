@@ -52,6 +52,13 @@ def test_places_are_checked_before_files_are_read(tmp_path):
     program.export_checkpoint('/no/0', f'{tmp_path}/file/a.safetensors')
 
 
+def test_only_weights_of_tf_slim_have_a_background(tmp_path):
+  source = str(tmp_path / 'a.safetensors')
+  files.write_safetensors(source, {'last_linear.bias': np.zeros(9)}, {})
+  with pytest.raises(UserError, match=f'{source} .* leave out --keep_back'):
+    program.import_file(source, str(tmp_path / 'run'), keep_background=True)
+
+
 def test_a_run_without_checkpoints_is_not_overwritten(tmp_path):
   config = tmp_path / 'config.json'
   config.write_text('{"name": "diverged"}')
