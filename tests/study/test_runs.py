@@ -142,7 +142,9 @@ def test_committed_runs_are_those_of_the_studies():
 
 def test_a_newer_key_counts_only_when_it_changes_something(monkeypatch):
   run = runs_of('figure2')[0]
-  newer = config_keys.KEYS['model.per_activation_modules']._replace(legacy_value=[])
+  newer = config_keys.KEYS['model.per_activation_modules']._replace(
+    legacy_value=[]
+  )
   monkeypatch.setitem(config_keys.KEYS, 'model.new', newer)
   config = json.loads(json.dumps(run.config))
   config['model']['new'] = []

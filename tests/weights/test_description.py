@@ -18,7 +18,7 @@ def test_classes_get_the_names_of_a_file_or_of_imagenet(tmp_path):
   for number, path, message in (
     (102, None, 'for 102 classes.* 1000: .*--class_names'),
     (3, str(file), 'for 3 classes.*names.txt has 2 names'),
-    (1, str(file), 'for 1 class,.*names.txt has 2 names'),
+    (1, str(file), 'for 1 class, .*names.txt has 2 names'),
     (3, '/no', '/no cannot be read'),
   ):
     with pytest.raises(UserError, match=message):
