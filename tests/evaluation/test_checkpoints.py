@@ -113,9 +113,7 @@ def test_both_statistics_stand_beside_each_other(run, capsys):
   )['results']['population']
   assert adapted['loss'] != population['loss']
 
-  with pytest.raises(
-    UserError, match="statistics 'all' are unknown: use one of"
-  ):
+  with pytest.raises(UserError, match="statistics 'all'"):
     evaluate_checkpoint(path, statistics='all')
 
 
@@ -180,7 +178,7 @@ def test_probabilities_are_means_over_views_and_members(run, tmp_path):
     (saved[0].probabilities + saved[1].probabilities) / 2,
     rtol=1e-5,
   )
-  with pytest.raises(UserError, match="crops 'all' are unknown: use one of"):
+  with pytest.raises(UserError, match="crops 'all'"):
     EvaluationOptions(crops='all')
   with pytest.raises(UserError, match='batch_size must be .*got 0'):
     EvaluationOptions(batch_size=0)
