@@ -289,7 +289,7 @@ def test_bad_input_gets_one_line(tmp_path, environment, command, message):
     *(
       pytest.param(program, count, marks=pytest.mark.slow)
       for program, count in (
-        ('study.report', 8), ('claims', 3), ('dryrun', 4), ('weights', 7),
+        ('study.report', 8), ('claims', 3), ('dryrun', 4), ('weights', 8),
         ('data', 0), ('evaluation', 0), ('kernels.native', 0),
       )
     ),
