@@ -57,8 +57,8 @@ _DIFF = flags.DEFINE_string(
 _SUMMARY = flags.DEFINE_bool(
   'summary',
   False,
-  "Print the network's modules with their shapes, FLOPs and parameters, and do "
-  'nothing. Example: --summary',
+  "Only print the network's modules with their shapes, FLOPs and parameters. "
+  'Example: --summary',
 )
 _PROFILE = define_path(
   'profile',

@@ -72,13 +72,18 @@ class Profiler:
       jax.block_until_ready(result)
       self._write()
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, kind, error, traceback) -> None:
     if self._folder is None or self._last == self._end:
       return
     if self._last is None:
       self._tell(self._nothing())
-    else:
+      return
+    try:
       self._write()
+    except UserError as failure:
+      if error is None:
+        raise
+      self._tell(str(failure))  # the run ends for its own reason
 
   def _nothing(self) -> str:
     return f'nothing was profiled: the run ended before step {self._begin + 1}'

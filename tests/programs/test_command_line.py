@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,17 +53,37 @@ def final_state(workdir):
   return checkpoint.restore(path, setup.abstract_state(), setup.replicated)
 
 
-@pytest.mark.slow
-def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+@pytest.fixture(scope='module')
+def run(environment):
+  """Runs a command in the repository, with other variables if given."""
 
-  def run(command):
+  def run(command, **variables):
     return subprocess.run(
-      command, cwd=ROOT, env=environment, capture_output=True, text=True
+      command,
+      cwd=ROOT,
+      env=environment | variables,
+      capture_output=True,
+      text=True,
     )
 
-  done = run([*TRAIN, *SHORT, f'--workdir={whole}'])
+  return run
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, run):
+  """The folder of a run of 180 steps, and its result."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  done = run([*TRAIN, *SHORT, f'--workdir={workdir}'])
   assert done.returncode == 0, done.stderr
+  return workdir, json.loads((workdir / 'result.json').read_text())
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_if_it_had_not_been(
+  tmp_path, environment, run, whole
+):
+  workdir, result = whole
+  killed = tmp_path / 'killed'
   process = subprocess.Popen(
     [*TRAIN, *SHORT, f'--workdir={killed}'],
     cwd=ROOT,
@@ -83,21 +104,21 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert again.returncode == 0, again.stderr
   assert 'resuming from' in again.stdout
   jax.tree.map(
-    np.testing.assert_array_equal, final_state(whole), final_state(killed)
+    np.testing.assert_array_equal, final_state(workdir), final_state(killed)
   )
-  results = [
-    json.loads((workdir / 'result.json').read_text())
-    for workdir in (whole, killed)
-  ]
-  assert results[0]['top1'] == results[1]['top1'] > 80.0
-  assert results[0]['loss'] == results[1]['loss']
+  other = json.loads((killed / 'result.json').read_text())
+  assert result['top1'] == other['top1'] > 80.0
+  assert result['loss'] == other['loss']
 
-  # The second program, on the same run: refused before it runs, and run.
-  refused = run([*EVAL, f'--workdir={whole}', '--output=eval.py/x.json'])
+
+@pytest.mark.slow
+def test_an_evaluation_writes_what_it_is_asked_for(tmp_path, run, whole):
+  workdir, result = whole
+  refused = run([*EVAL, f'--workdir={workdir}', '--output=eval.py/x.json'])
   assert refused.returncode == 2 and 'top-1' not in refused.stdout
   assert refused.stderr.startswith('error: eval.py/x.json cannot be written')
   saved = tmp_path / 'new' / 'a.npz'
-  paths = [str(whole / 'checkpoints' / step) for step in ('135', '180')]
+  paths = [str(workdir / 'checkpoints' / step) for step in ('135', '180')]
   ensemble = run(
     [
       *EVAL, '--checkpoint', *paths, f'--output={tmp_path}/new/a.json',
@@ -109,53 +130,69 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert written == ['a.csv', 'a.json', 'a.npz']
   values = json.loads((tmp_path / 'new' / 'a.json').read_text())
   assert [member['checkpoint'] for member in values['members']] == paths
-  evaluated = run([*EVAL, f'--workdir={whole}'])
+  evaluated = run([*EVAL, f'--workdir={workdir}'])
   assert evaluated.returncode == 0, evaluated.stderr
-  values = json.loads((whole / 'evaluation_test_180.json').read_text())
+  values = json.loads((workdir / 'evaluation_test_180.json').read_text())
   moving = values['results']['moving averages']
-  assert moving['top1'] == results[0]['top1'] and values['examples'] == 355
+  assert moving['top1'] == result['top1'] and values['examples'] == 355
   assert f'top-1       {moving["top1"]:.2f} %' in evaluated.stdout
 
-  # On eight devices, the same examples are right.
-  spread = subprocess.run(
-    [*EVAL, f'--workdir={whole}', f'--output={whole}/eight.json'],
-    cwd=ROOT,
-    env={**environment, 'JAX_NUM_CPU_DEVICES': '8'},
-    capture_output=True,
-    text=True,
-  )
-  assert spread.returncode == 0, spread.stderr
-  eight = json.loads((whole / 'eight.json').read_text())['results']
-  for name in 'examples', 'top1', 'top5':
-    assert eight['moving averages'][name] == moving[name]
-  assert eight['moving averages']['loss'] == pytest.approx(moving['loss'], 1e-5)
-  by_class = [
-    (whole / name).read_text()
-    for name in ('eight.csv', 'evaluation_test_180.csv')
-  ]
-  assert by_class[0] == by_class[1]
-  saved = str(whole / 'a.npz')
-  by_path = run(
-    [
-      *EVAL,
-      f'--checkpoint={whole}/checkpoints/180',
-      '--save_predictions',
-      saved,
+
+@pytest.mark.slow
+def test_on_eight_devices_the_same_examples_are_right(tmp_path, run, whole):
+  workdir, result = whole
+  for num_devices in ('1', '8'):
+    done = run(
+      [
+        *EVAL,
+        f'--workdir={workdir}',
+        f'--output={tmp_path}/{num_devices}.json',
+      ],
+      JAX_NUM_CPU_DEVICES=num_devices,
+    )
+    assert done.returncode == 0, done.stderr
+  one, eight = (
+    json.loads((tmp_path / f'{n}.json').read_text())['results'][
+      'moving averages'
     ]
+    for n in (1, 8)
   )
-  assert by_path.returncode == 0, by_path.stderr
+  for name in 'examples', 'top1', 'top5':
+    assert eight[name] == one[name]
+  assert one['top1'] == result['top1']
+  assert eight['loss'] == pytest.approx(one['loss'], 1e-5)
+  by_class = [(tmp_path / f'{n}.csv').read_text() for n in (1, 8)]
+  assert by_class[0] == by_class[1]
+
+
+@pytest.mark.slow
+def test_average_and_classify(tmp_path, run, whole):
+  workdir, result = whole
+  saved = f'{tmp_path}/a.npz'
+  checkpoint_flag = f'--checkpoint={workdir}/checkpoints/180'
+  done = run([*EVAL, checkpoint_flag, '--save_predictions', saved])
+  assert done.returncode == 0, done.stderr
   # The mean of a network and itself, without running it.
-  mean = run([*EVALUATION, 'average', saved, saved, f'--output={whole}/m.json'])
+  output = f'{tmp_path}/mean.json'
+  mean = run([*EVALUATION, 'average', saved, saved, f'--output={output}'])
   assert mean.returncode == 0, mean.stderr
-  summary = json.loads((whole / 'm.json').read_text())['results']
-  assert summary['top1'] == moving['top1']
-  assert summary['loss'] == pytest.approx(moving['loss'], rel=1e-5)
-  shown = run([*EVALUATION, 'classify', f'--workdir={whole}', 'docs/seven.png'])
+  summary = json.loads(pathlib.Path(output).read_text())['results']
+  assert summary['top1'] == result['top1']
+  assert summary['loss'] == pytest.approx(result['loss'], rel=1e-5)
+  shown = run([*EVALUATION, 'classify', checkpoint_flag, 'docs/seven.png'])
   assert shown.returncode == 0, shown.stderr
   name, *classes = shown.stdout.splitlines()
   assert name == 'docs/seven.png' and len(classes) == 5
   assert classes[0].endswith(' %  7')
-  step = whole / 'checkpoints' / '180'
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
+  tmp_path, run, whole
+):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(whole[0], workdir)
+  step = workdir / 'checkpoints' / '180'
   for path in (step / 'state').glob('**/d/*'):
     damaged = bytearray(path.read_bytes())
     damaged[30] ^= 1
@@ -164,11 +201,15 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path, environment):
   assert unreadable.returncode == 2
   assert unreadable.stderr.count('\n') == 1
   assert 'checkpoints/180 is damaged: state/' in unreadable.stderr
-  before = run([*EVAL, f'--workdir={whole}'])
+  before = run([*EVAL, f'--workdir={workdir}'])
   assert before.returncode == 0, before.stderr
-  assert f'using {whole}/checkpoints/135' in before.stdout
-  assert (whole / 'evaluation_test_135.json').exists() and step.exists()
-  refused = run([*TRAIN, f'--workdir={whole}', '--config.seed=1'])
+  assert f'using {workdir}/checkpoints/135' in before.stdout
+  assert (workdir / 'evaluation_test_135.json').exists() and step.exists()
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_in_the_folder_of_a_run(run, whole):
+  refused = run([*TRAIN, f'--workdir={whole[0]}', '--config.seed=1'])
   assert refused.returncode == 2
   assert '(seed: 0 -> 1)' in refused.stderr
 

@@ -13,7 +13,7 @@ from bn_inception.runs.profiler import Profiler, check_folder
 
 
 def take_steps(folder, last_step, first_step=0):
-  """What is told of so many steps."""
+  """The lines told while taking steps up to `last_step`."""
   told = []
 
   @jax.jit
@@ -65,7 +65,21 @@ def test_a_folder_that_is_lost_meanwhile_is_named(tmp_path):
     folder.write_text('')
     profiler.after(20, ())
   folder.unlink()
-  jax.profiler.stop_trace()  # JAX goes on until it can be written
+  jax.profiler.stop_trace()  # JAX keeps its trace until it can write it
+
+
+def test_a_lost_folder_does_not_hide_why_a_run_ended(tmp_path):
+  folder, told = tmp_path / 'a', []
+  with (
+    pytest.raises(KeyboardInterrupt),
+    Profiler(str(folder), 0, told.append) as profiler,
+  ):
+    profiler.after(10, ())
+    folder.write_text('')
+    raise KeyboardInterrupt
+  assert len(told) == 1 and f'no profile in {folder}' in told[0]
+  folder.unlink()
+  jax.profiler.stop_trace()  # JAX keeps its trace until it can write it
 
 
 def test_nothing_is_profiled_unless_asked():
